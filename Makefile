@@ -1,0 +1,24 @@
+VENV ?= .venv
+PYTHON ?= python3
+RUN = $(VENV)/bin/python
+# One stamp a set of requirements: a changed list makes the environment stale, a shared one (VENV=...) is not rebuilt.
+STAMP = $(VENV)/.made-from-$(shell cat requirements*.txt | sha256sum | cut -c1-16)
+
+.PHONY: demo test lint
+
+demo: $(STAMP)
+	$(RUN) main.py --flagfile config/DIGITS.txt --train
+	$(RUN) main.py --flagfile config/DIGITS.txt --sample
+	@echo "Look at logs/DIGITS/samples/grid.png"
+
+test: $(STAMP)
+	$(RUN) -m pytest
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+$(STAMP): requirements.txt requirements-test.txt requirements-data.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet -r requirements-test.txt
+	touch $@

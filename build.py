@@ -1,0 +1,121 @@
+"""From a config, which holds the value of every flag, to the objects: the one place where they are made."""
+
+import contextlib
+import hashlib
+from types import SimpleNamespace
+
+import torch
+
+import dataset as datasets
+from diffusion import GaussianDiffusionSampler, GaussianDiffusionTrainer
+from model import UNet
+
+# What decides the meaning of the weights: a checkpoint is used with these as it was trained.
+NETWORK_KEYS = (
+    'arch', 'ch', 'ch_mult', 'attn', 'num_res_blocks', 'img_size', 'channels',
+    'T', 'beta_1', 'beta_T', 'schedule', 'mean_type',
+)  # fmt: skip
+# What a checkpoint suggests and a flag given by the user overrides.
+SAMPLER_KEYS = ('var_type', 'sample_steps', 'spacing', 'eta', 'clip_denoised')
+
+
+def network(config):
+    """The U-Net of a config. Raises ValueError as `UNet` does."""
+    return UNet(
+        config.T,
+        config.ch,
+        config.ch_mult,
+        config.attn,
+        config.num_res_blocks,
+        config.dropout,
+        arch=config.arch,
+        img_channels=config.channels,
+        img_size=config.img_size,
+    )
+
+
+def trainer(config, net):
+    """Algorithm 1 around `net`. Raises ValueError as `GaussianDiffusionTrainer` does."""
+    return GaussianDiffusionTrainer(
+        net, config.beta_1, config.beta_T, config.T, schedule=config.schedule, mean_type=config.mean_type
+    )
+
+
+def sampler(config, net):
+    """Algorithm 2 around `net`. Raises ValueError as `GaussianDiffusionSampler` does."""
+    return GaussianDiffusionSampler(
+        net,
+        config.beta_1,
+        config.beta_T,
+        config.T,
+        config.img_size,
+        config.mean_type,
+        config.var_type,
+        schedule=config.schedule,
+        steps=config.sample_steps or None,
+        spacing=config.spacing,
+        eta=config.eta,
+        clip_denoised=config.clip_denoised,
+    )
+
+
+def dataset(config):
+    """The images to train on. Raises DataError as `dataset.load` does."""
+    return datasets.load(config.dataset, config.data_dir, config.img_size)
+
+
+def device(config):
+    """The torch device of --device; auto is CUDA where there is one. Raises ValueError where cuda is absent."""
+    if config.device == 'cuda' and not torch.cuda.is_available():
+        raise ValueError('--device=cuda: this machine has no CUDA device; use --device=cpu')
+    return torch.device('cuda' if config.device != 'cpu' and torch.cuda.is_available() else 'cpu')
+
+
+def autocast(config):
+    """The context of network calls for --precision: bf16 where asked for or, with auto, where the hardware has it."""
+    kind = device(config).type
+    native = torch.cuda.is_bf16_supported(False) if kind == 'cuda' else torch.cpu._is_avx512_bf16_supported()
+    if config.precision == 'bf16' or (config.precision == 'auto' and native):
+        return torch.autocast(kind, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def check(config):
+    """Raise ValueError, naming what is wrong, where a config describes no network, sampler or device."""
+    if config.batch_size % config.grad_accum:
+        raise ValueError(f'grad_accum {config.grad_accum} must divide batch_size {config.batch_size}')
+    with torch.device('meta'):
+        network(config)
+    trainer(config, None)
+    sampler(config, None)
+    device(config)
+
+
+def disagreements(config, stored):
+    """One phrase for each of NETWORK_KEYS in which a config differs from a checkpoint's."""
+    return [
+        f'--{key}={getattr(config, key)} (trained with {stored[key]})'
+        for key in NETWORK_KEYS
+        if key in stored and stored[key] != getattr(config, key)
+    ]
+
+
+def adopt(config, stored, given):
+    """The config to use a checkpoint with: its network, and its sampler but for the flags in `given`.
+
+    config: of the flags. stored: dict of the checkpoint's. given: names of the flags that the user gave.
+
+    Raises ValueError where a given flag contradicts the checkpoint's network.
+    """
+    asked = SimpleNamespace(**{key: value for key, value in vars(config).items() if key in given})
+    wrong = disagreements(SimpleNamespace(**{**stored, **vars(asked)}), stored)
+    if wrong:
+        raise ValueError(f'the checkpoint is of another network than {", ".join(wrong)}: leave the flag out')
+    adopted = {key: stored[key] for key in NETWORK_KEYS if key in stored}
+    adopted |= {key: stored[key] for key in SAMPLER_KEYS if key in stored and key not in given}
+    return SimpleNamespace(**{**vars(config), **adopted})
+
+
+def derive_seed(*key):
+    """A 63-bit seed that is a function of `key` alone, such as ('step', seed, rank, step)."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), 'big') >> 1

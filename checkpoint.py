@@ -1,0 +1,138 @@
+"""Checkpoints that survive: written atomically, verified when read, with the one before kept as `ckpt.prev.pt`."""
+
+import contextlib
+import fcntl
+import logging
+import os
+import zipfile
+
+import torch
+
+
+class CheckpointError(Exception):
+    """A checkpoint or its folder that cannot be read or written; the message is one line with the remedy."""
+
+
+def previous(path):
+    """Where `save` keeps the checkpoint before the one at `path`: ckpt.pt -> ckpt.prev.pt."""
+    return '.prev'.join(os.path.splitext(path))
+
+
+def save(path, state):
+    """Write `state` to `path` so that a crash at any moment leaves a whole checkpoint at `path` or at `previous(path)`.
+
+    Raises CheckpointError, with what was there untouched, where the disk is full or the folder cannot be written.
+    """
+    temporary = f'{path}.tmp'
+    try:
+        with open(temporary, 'wb') as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if os.path.exists(path):
+            os.replace(path, previous(path))
+        os.replace(temporary, path)
+        _sync_folder(path)
+    except (OSError, RuntimeError) as error:  # torch's writer turns some I/O errors into RuntimeError
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        reason = _root_cause(error)
+        raise CheckpointError(f'cannot write {path}: {reason}; the checkpoint before it is kept') from error
+
+
+def _sync_folder(path):
+    folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _root_cause(error):
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__
+    return getattr(error, 'strerror', None) or _first_line(error)
+
+
+def _first_line(error):
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def load(path, map_location='cpu', repair=False):
+    """The state at `path` or, where that is missing or damaged, with a warning the one at `previous(path)`.
+
+    Every byte is checked against the zip's CRCs and nothing but tensors and plain values is unpickled. With `repair`
+    a damaged file is renamed to ckpt.bad.pt, so that the next `save` does not rotate it over the good one.
+
+    Raises CheckpointError where neither can be read; FileNotFoundError where neither is there.
+    """
+    fallback = previous(path)
+    if not os.path.exists(path) and not os.path.exists(fallback):
+        raise FileNotFoundError(f'no checkpoint at {path}')
+    try:
+        return _load_verified(path, map_location)
+    except CheckpointError as error:
+        if not os.path.exists(fallback):
+            raise
+        try:
+            state = _load_verified(fallback, map_location)
+        except CheckpointError as second:
+            raise CheckpointError(f'{error}; {second}') from second
+        logging.warning('%s: using %s instead', error, fallback)
+        if repair and os.path.exists(path):
+            os.replace(path, '.bad'.join(os.path.splitext(path)))
+        return state
+
+
+def _load_verified(path, map_location):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise CheckpointError(f'{path} is damaged: the CRC of {damaged} does not match')
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f'{path} is missing') from error
+    except Exception as error:
+        # A damaged header can make zipfile, torch or the unpickler raise nearly anything.
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f'{path} is damaged or no checkpoint ({_first_line(error)})') from error
+
+
+def load_weights(module, weights, path):
+    """Load a state dict into `module`, strictly; `path` names its file in the error.
+
+    Raises CheckpointError, naming keys and shapes, unless every key and shape is the module's.
+    """
+    wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in weights.items()}
+    complaints = [f'{key} {wanted[key]} is missing' for key in wanted.keys() - found.keys()]
+    complaints += [f'{key} {found[key]} is not of this network' for key in found.keys() - wanted.keys()]
+    complaints += [
+        f'{key} is {found[key]}, not {wanted[key]}' for key in wanted.keys() & found.keys() if wanted[key] != found[key]
+    ]
+    if complaints:
+        more = f' and {len(complaints) - 3} more' if len(complaints) > 3 else ''
+        raise CheckpointError(f'{path} is of another architecture: {"; ".join(sorted(complaints)[:3])}{more}')
+    module.load_state_dict(weights)
+
+
+@contextlib.contextmanager
+def exclusive(logdir):
+    """Hold `logdir` for one training process; the hold ends with the process, however it dies.
+
+    Raises CheckpointError where another live process holds it, OSError where the folder cannot be written.
+    """
+    with open(os.path.join(logdir, '.lock'), 'a+') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise CheckpointError(
+                f'process {file.read().strip()} is training in {logdir}: wait for it or choose another --logdir'
+            ) from error
+        file.truncate(0)
+        file.write(f'{os.getpid()}\n')
+        file.flush()
+        yield

@@ -1,0 +1,260 @@
+"""Data sets of images: named ones, and any folder or zip of images, as batches in [-1, 1] on the device.
+
+Small sets live on the device as uint8; large ones are decoded by worker processes. Either way the order of an epoch is
+a function of (seed, epoch), and a batch is flipped and normalised on the device.
+"""
+
+import os
+import signal
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image, ImageOps
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+RESIDENT_BYTES = 2**30  # a decoded data set up to this size is kept on the device
+EXTENSIONS = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
+GREY_MODES = ('1', 'L', 'LA', 'I', 'I;16', 'I;16B')
+
+
+class DataError(Exception):
+    """A data set or an image that cannot be read; the message is one line that names it."""
+
+
+class Source(NamedTuple):
+    open: Callable  # data_dir -> indexable items (PIL image, label)
+    channels: int
+    num_classes: int  # 0 where there are no labels
+    crop: int | None = None  # side of the centre crop taken before resizing; None for the largest square
+
+
+def _lsun(category):
+    return Source(lambda root: torchvision.datasets.LSUN(os.path.join(root, 'lsun'), [f'{category}_train']), 3, 0)
+
+
+def _digits(root):
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    images = (images.reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)
+    return [(Image.fromarray(image), int(label)) for image, label in zip(images, labels, strict=True)]
+
+
+DATASETS = {
+    'cifar10': Source(lambda root: torchvision.datasets.CIFAR10(root, download=True), 3, 10),
+    'mnist': Source(lambda root: torchvision.datasets.MNIST(root, download=True), 1, 10),
+    'fashion_mnist': Source(lambda root: torchvision.datasets.FashionMNIST(root, download=True), 1, 10),
+    'celeba': Source(lambda root: torchvision.datasets.CelebA(root, download=True), 3, 0, crop=140),
+    'lsun_bedroom': _lsun('bedroom'),
+    'lsun_church_outdoor': _lsun('church_outdoor'),
+    'lsun_cat': _lsun('cat'),
+    'digits': Source(_digits, 1, 10),
+}
+
+
+class ImageFiles:
+    """Items (PIL image, label) of a folder or zip, any nesting; the first folder level is the class.
+
+    `classes` is empty, and every label 0, unless each image lies in a folder. Raises DataError where there is no image.
+    """
+
+    def __init__(self, path):
+        self.path = path
+        self._handle = None, None  # (process, its open archive): a handle shared by forked workers would mix up reads
+        if os.path.isdir(path):
+            self._is_zip = False
+            names = [
+                os.path.relpath(os.path.join(folder, name), path)
+                for folder, _, files in os.walk(path, followlinks=True)
+                for name in files
+            ]
+        else:
+            self._is_zip = True
+            try:
+                names = self._archive().namelist()
+            except (OSError, zipfile.BadZipFile) as error:
+                raise DataError(f'cannot read {path} as a zip of images: {error}') from error
+        self.names = sorted(name for name in names if _is_image(name))
+        if not self.names:
+            raise DataError(f'no images in {path}: expected files ending in {" ".join(EXTENSIONS)}')
+        tops = [name.replace(os.sep, '/').partition('/') for name in self.names]
+        self.classes = sorted({top for top, _, _ in tops}) if all(slash for _, slash, _ in tops) else []
+        number = {top: i for i, top in enumerate(self.classes)}
+        self.labels = [number.get(top, 0) for top, _, _ in tops]
+
+    def __getstate__(self):
+        return self.__dict__ | {'_handle': (None, None)}
+
+    def _archive(self):
+        if self._handle[0] != os.getpid():
+            self._handle = os.getpid(), zipfile.ZipFile(self.path)
+        return self._handle[1]
+
+    def __len__(self):
+        return len(self.names)
+
+    def __getitem__(self, i):
+        if not self._is_zip:
+            return Image.open(os.path.join(self.path, self.names[i])), self.labels[i]
+        return Image.open(self._archive().open(self.names[i])), self.labels[i]
+
+    def looks_grey(self):
+        """Whether 64 images spread over the set are all stored without colour."""
+        picked = {len(self) * k // 64 for k in range(64)}
+        return all(read_item(self, i, lambda image, _: image.mode in GREY_MODES) for i in picked)
+
+
+def _is_image(name):
+    parts = name.replace(os.sep, '/').split('/')
+    return name.lower().endswith(EXTENSIONS) and not any(part.startswith(('.', '__MACOSX')) for part in parts)
+
+
+def read_item(items, i, use):
+    """use(image, label) of item i. Raises DataError, naming the image, where it cannot be decoded."""
+    try:
+        image, label = items[i]
+        with image:
+            return use(image, label)
+    except Exception as error:  # decoders raise whatever a broken file leads them to
+        name = f'{items.path}: {items.names[i]}' if isinstance(items, ImageFiles) else f'image {i} of the data set'
+        raise DataError(f'{name} cannot be decoded ({error})') from error
+
+
+class Images:
+    """A data set as uint8 images [channels, img_size, img_size] and labels; `num_classes` is 0 where it has none."""
+
+    def __init__(self, items, channels, num_classes, img_size, crop=None):
+        self.items, self.channels, self.num_classes = items, channels, num_classes
+        self.img_size, self.crop = img_size, crop
+
+    def __len__(self):
+        return len(self.items)
+
+    def _decode(self, image, label):
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith('I'):  # 16 bits a pixel
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image = image.convert('L' if self.channels == 1 else 'RGB')
+        if self.crop:
+            left, top = (image.width - self.crop) // 2, (image.height - self.crop) // 2
+            image = image.crop((left, top, left + self.crop, top + self.crop))
+        if image.size != (self.img_size, self.img_size):
+            image = ImageOps.fit(image, (self.img_size, self.img_size), Image.Resampling.BICUBIC)
+        pixels = np.asarray(image).reshape(self.img_size, self.img_size, self.channels)
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), label
+
+    def __getitem__(self, i):
+        return read_item(self.items, int(i), self._decode)
+
+    def __getitems__(self, indices):
+        """A batch for DataLoader: (uint8 [B, C, H, W], labels), or the DataError for the loop to raise in one line."""
+        try:
+            images, labels = zip(*(self[i] for i in indices), strict=True)
+        except DataError as error:
+            return error
+        return torch.stack(images), torch.tensor(labels) if self.num_classes else None
+
+    def resident(self):
+        """The whole set decoded: uint8 [N, C, H, W] and int64 [N] (None without labels)."""
+        images = torch.empty(len(self), self.channels, self.img_size, self.img_size, dtype=torch.uint8)
+        labels = torch.zeros(len(self), dtype=torch.int64)
+
+        def fill(i):
+            images[i], label = self[i]
+            labels[i] = label if self.num_classes else 0
+
+        with ThreadPoolExecutor() as pool:
+            done = pool.map(fill, range(len(self)))
+            for _ in tqdm(done, 'decoding', len(self), unit='image', leave=False, disable=len(self) < 5000):
+                pass
+        return images, labels if self.num_classes else None
+
+
+def load(name, data_dir, img_size):
+    """The `Images` of a name in `DATASETS`, downloaded to `data_dir` where torchvision can, or of a folder or zip.
+
+    Raises DataError where there is none, or it cannot be downloaded or read.
+    """
+    if name in DATASETS:
+        source = DATASETS[name]
+        try:
+            items = source.open(data_dir)
+        except ImportError as error:
+            raise DataError(f'{name} needs a package: pip install -r requirements-data.txt ({error})') from error
+        except Exception as error:  # torchvision, its downloaders and lmdb raise many kinds
+            reason = (str(error).strip().splitlines() or [repr(error)])[0]
+            raise DataError(f'cannot download or open {name} in {data_dir}: {reason}') from error
+        return Images(items, source.channels, source.num_classes, img_size, source.crop)
+    if not os.path.exists(name):
+        raise DataError(f'dataset {name} is neither a folder or zip that exists nor one of {", ".join(DATASETS)}')
+    files = ImageFiles(name)
+    return Images(files, 1 if files.looks_grey() else 3, len(files.classes), img_size)
+
+
+def index_batches(n, batch_size, seed, step):
+    """Endless int64 [batch_size] indices from training step `step` on; an epoch's remainder is dropped."""
+    per_epoch = n // batch_size
+    while True:
+        epoch, position = divmod(step, per_epoch)
+        order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(n))
+        yield from order[: per_epoch * batch_size].view(per_epoch, batch_size)[position:]
+        step += per_epoch - position
+
+
+def batches(images, batch_size, seed, step, device, random_flip, num_workers):
+    """Endless (x, y) from training step `step` on: x float [B, C, H, W] in [-1, 1] on `device`, y int64 [B] or None.
+
+    The indices are a function of (seed, step). Flips are drawn from torch's generator when the batch is asked for.
+
+    Raises DataError where the set has fewer than batch_size images, or an image cannot be decoded.
+    """
+    if len(images) < batch_size:
+        raise DataError(f'batch_size {batch_size} is more than the {len(images)} images of the data set')
+    indices = index_batches(len(images), batch_size, seed, step)
+    size = len(images) * images.channels * images.img_size**2
+    stream = _resident if size <= RESIDENT_BYTES else _streamed
+    for x, y in stream(images, indices, device, num_workers):
+        x = x.float() / 127.5 - 1
+        if random_flip:
+            flip = torch.rand(batch_size, 1, 1, 1, device=device) < 0.5
+            x = torch.where(flip, x.flip(3), x)
+        yield x, y
+
+
+def _resident(images, indices, device, num_workers):
+    x, y = (None if part is None else part.to(device) for part in images.resident())
+    for chosen in indices:
+        chosen = chosen.to(device, non_blocking=True)
+        yield x[chosen], None if y is None else y[chosen]
+
+
+def _streamed(images, indices, device, num_workers):
+    loader = DataLoader(
+        images,
+        batch_sampler=indices,
+        num_workers=num_workers,
+        collate_fn=_unchanged,
+        worker_init_fn=_leave_signals_to_parent,
+        pin_memory=device.type == 'cuda',
+        generator=torch.Generator(),  # else it would draw from the global generator
+    )
+    for batch in loader:
+        if isinstance(batch, DataError):
+            raise batch
+        x, y = batch
+        yield x.to(device, non_blocking=True), None if y is None else y.to(device, non_blocking=True)
+
+
+def _unchanged(batch):
+    return batch
+
+
+def _leave_signals_to_parent(worker):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

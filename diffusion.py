@@ -1,0 +1,347 @@
+"""Gaussian diffusion in three tables: a schedule, a parameterisation and a sampler's steps.
+
+Notation (Ho et al. 2020, https://arxiv.org/abs/2006.11239). `x_0` is an image in [-1, 1], `x_T` is noise. Arrays, the
+network and every `t` argument count from 0, as in w86763777/pytorch-ddpm: `alphas_bar[t]` is what t + 1 noisings leave
+of the image's variance. `trajectory` and `diffuse` label their states as the paper does, by the number of noisings:
+`x_0` has none, `x_T` has T.
+
+A schedule is an array of betas. A parameterisation is what the network is trained to output, two numbers a timestep.
+A sampler is three numbers a step: `x_s = c0 * x0_hat + cx * x_t + std * z`. Each is a registry, and its keys are the
+choices of the flag of the same name.
+"""
+
+from collections import deque
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+def _warmup(beta_1, beta_T, T, fraction):
+    betas = torch.full((T,), beta_T, dtype=torch.float64)
+    n = int(T * fraction)
+    betas[:n] = torch.linspace(beta_1, beta_T, n, dtype=torch.float64)
+    return betas
+
+
+def _cosine(T, s=8e-3, largest=0.999):
+    f = torch.cos((torch.arange(T + 1, dtype=torch.float64) / T + s) / (1 + s) * torch.pi / 2) ** 2
+    return (1 - f[1:] / f[:-1]).clamp(max=largest)
+
+
+def _line(first, last, T):
+    return torch.linspace(first, last, T, dtype=torch.float64)
+
+
+# name -> function of (beta_1, beta_T, T) giving float64 betas [T].
+# linear, quad, warmup10, warmup50, const, jsd: hojonathanho/diffusion. sqrt: latent diffusion, which calls our quad
+# "linear" and our linear "sqrt_linear". cosine: Nichol and Dhariwal 2021, eq. 17. sigmoid: the 2-D s_curve tutorial.
+SCHEDULES = {
+    'linear': _line,
+    'quad': lambda beta_1, beta_T, T: _line(beta_1**0.5, beta_T**0.5, T) ** 2,
+    'warmup10': lambda beta_1, beta_T, T: _warmup(beta_1, beta_T, T, 0.1),
+    'warmup50': lambda beta_1, beta_T, T: _warmup(beta_1, beta_T, T, 0.5),
+    'const': lambda beta_1, beta_T, T: _warmup(beta_1, beta_T, T, 0.0),
+    'jsd': lambda beta_1, beta_T, T: 1 / _line(T, 1, T),
+    'cosine': lambda beta_1, beta_T, T: _cosine(T),
+    'sqrt': lambda beta_1, beta_T, T: _line(beta_1, beta_T, T).sqrt(),
+    'sigmoid': lambda beta_1, beta_T, T: beta_1 + (beta_T - beta_1) * torch.sigmoid(_line(-6, 6, T)),
+}
+
+
+def make_betas(schedule, beta_1, beta_T, T):
+    """Forward-process variances beta_1..beta_T (paper section 2), float64 [T].
+
+    Latent diffusion's "linear" is `quad` here and its "sqrt_linear" is `linear`. cosine and jsd depend on T alone.
+
+    Raises ValueError where T < 1, a beta is outside (0, 1], or the image is lost (beta = 1) before the last step.
+    """
+    if T < 1:
+        raise ValueError(f'T must be at least 1, not {T}')
+    for name, beta in (('beta_1', beta_1), ('beta_T', beta_T)):
+        if not 0 < beta <= 1:
+            raise ValueError(f'{name} must be in (0, 1], not {beta}')
+    betas = SCHEDULES[_known('schedule', schedule, SCHEDULES)](beta_1, beta_T, T)
+    if betas[0] < 1e-15 or (1 - betas[:-1]).prod() == 0:
+        raise ValueError(f'schedule {schedule} from {beta_1} to {beta_T} must start above 1e-15 and reach 1 only at T')
+    return betas
+
+
+def _xprev_target(alphas_bar):
+    c0, cx, _ = step_table(alphas_bar, range(len(alphas_bar))).unbind(1)
+    return c0 + cx * alphas_bar.sqrt(), cx * (1 - alphas_bar).sqrt()
+
+
+# name -> function of alphas_bar [T] giving (a, b): the network's target is a * x_0 + b * eps.
+# epsilon: paper eq. 14. xprev: the posterior mean, eq. 7, of the full chain. v: Salimans and Ho 2022, section 4.
+PARAMETERISATIONS = {
+    'epsilon': lambda alphas_bar: (torch.zeros_like(alphas_bar), torch.ones_like(alphas_bar)),
+    'xstart': lambda alphas_bar: (torch.ones_like(alphas_bar), torch.zeros_like(alphas_bar)),
+    'xprev': _xprev_target,
+    'v': lambda alphas_bar: (-(1 - alphas_bar).sqrt(), alphas_bar.sqrt()),
+}
+
+
+class Parameterisation(nn.Module):
+    """out = a_t x_0 + b_t eps, and back: x_0 = (sigma_t out - b_t x_t) / (a_t sigma_t - b_t alpha_t).
+
+    Here alpha_t = sqrt(alphas_bar_t), sigma_t = sqrt(1 - alphas_bar_t) and x_t = alpha_t x_0 + sigma_t eps.
+
+    Raises ValueError where the way back does not exist at some t in float32, as for epsilon where alphas_bar is 0.
+    """
+
+    def __init__(self, mean_type, alphas_bar):
+        super().__init__()
+        a, b = PARAMETERISATIONS[_known('mean_type', mean_type, PARAMETERISATIONS)](alphas_bar)
+        alpha, sigma = alphas_bar.sqrt(), (1 - alphas_bar).sqrt()
+        scale = a * sigma - b * alpha
+        inverse = torch.stack([sigma / scale, -b / scale])
+        if not inverse.float().isfinite().all():
+            raise ValueError(
+                f'mean_type {mean_type} gives no x_0 where alphas_bar falls to {alphas_bar.min():.3g}: '
+                'choose a schedule whose last beta is below 1, or mean_type v or xstart'
+            )
+        for name, table in zip(('a', 'b', 'from_out', 'from_x_t'), (a, b, *inverse), strict=True):
+            self.register_buffer(name, table, persistent=False)
+
+    def target(self, x_0, eps, t):
+        """What the network should output at x_t = alpha_t x_0 + sigma_t eps; the shape of x_0."""
+        return extract(self.a, t, x_0.shape) * x_0 + extract(self.b, t, x_0.shape) * eps
+
+    def to_x0(self, out, x_t, t):
+        """The x_0 that the network's output stands for at x_t; the shape of x_t."""
+        return extract(self.from_out, t, x_t.shape) * out + extract(self.from_x_t, t, x_t.shape) * x_t
+
+
+# name -> the std of a step at eta = 1, from the variance 1 - ab_t / ab_s of x_t given x_s, and the posterior's sigma.
+# Paper section 3.2: the first is optimal for x_0 ~ N(0, I), the second for a single x_0.
+VAR_TYPES = {
+    'fixedlarge': lambda beta, sigma: beta.sqrt(),
+    'fixedsmall': lambda beta, sigma: sigma,
+}
+
+
+def step_table(alphas_bar, timesteps, eta=1.0, var_type='fixedsmall'):
+    """x_s = c0 x0_hat + cx x_t + std z (paper eq. 7 at eta = 1; DDIM eq. 12), float64 [S, 3] of (c0, cx, std).
+
+    alphas_bar: [T]. timesteps: S ascending timesteps t; row i goes from timesteps[i] to s = timesteps[i - 1], row 0 to
+    the image, whose alphas_bar is 1, and adds no noise. Below eta = 1 the std is DDIM's sigma for every var_type.
+    """
+    ab_t = alphas_bar[torch.as_tensor(list(timesteps), device=alphas_bar.device)]
+    ab_s = F.pad(ab_t[:-1], (1, 0), value=1.0)
+    beta = 1 - ab_t / ab_s
+    sigma = eta * ((1 - ab_s) / (1 - ab_t) * beta).sqrt()
+    cx = ((1 - ab_s - sigma**2).clamp(min=0) / (1 - ab_t)).sqrt()
+    c0 = ab_s.sqrt() - ab_t.sqrt() * cx
+    std = VAR_TYPES[_known('var_type', var_type, VAR_TYPES)](beta, sigma) if eta == 1 else sigma
+    return torch.stack([c0, cx, std * (ab_s < 1)], dim=1)
+
+
+# name -> function of (T, S) giving S timesteps, which may repeat. leading and quad: ermongroup/ddim.
+# leading, linspace, trailing: diffusers' timestep_spacing.
+SPACINGS = {
+    'leading': lambda T, S: np.arange(S) * (T // S),
+    'linspace': lambda T, S: np.linspace(0, T - 1, S).round(),
+    'trailing': lambda T, S: (T - np.arange(S) * T / S).round() - 1,
+    'quad': lambda T, S: np.linspace(0, np.sqrt(0.8 * T), S) ** 2,
+}
+
+
+def make_timesteps(T, steps=None, spacing='leading'):
+    """Ascending, distinct timesteps of a sampler: all T (None), an int S of them, or those given (any order).
+
+    Raises ValueError where S is outside 1..T, the spacing repeats a timestep, or one given repeats or is not in 0..T-1.
+    """
+    _known('spacing', spacing, SPACINGS)
+    if steps is None:
+        steps = range(T)
+    elif isinstance(steps, int):
+        if not 1 <= steps <= T:
+            raise ValueError(f'the number of sampling steps must be between 1 and T = {T}, not {steps}')
+        wanted, steps = steps, SPACINGS[spacing](T, steps).astype(int).tolist()
+        if len(set(steps)) < wanted:
+            raise ValueError(
+                f'spacing {spacing} gives {len(set(steps))} distinct steps of T = {T}, not {wanted}: take fewer'
+            )
+    timesteps = sorted(int(t) for t in steps)
+    if not timesteps or len(set(timesteps)) < len(timesteps) or timesteps[0] < 0 or timesteps[-1] >= T:
+        raise ValueError(f'sampling timesteps must be distinct and between 0 and T - 1 = {T - 1}, not {timesteps}')
+    return timesteps
+
+
+def extract(v, t, x_shape):
+    """v[t] as float32, shaped [B, 1, 1, 1] to broadcast over x. v: [T], t: int64 [B], x_shape: that of x [B, ...]."""
+    return v.gather(0, t).float().view(-1, *[1] * (len(x_shape) - 1))
+
+
+def _known(flag, name, registry):
+    if name not in registry:
+        raise ValueError(f'{flag} must be one of {", ".join(registry)}, not {name}')
+    return name
+
+
+def standard_normal(x):
+    """z ~ N(0, I), the shape of x, from torch's generator; in one order whatever the memory format of x."""
+    return torch.randn_like(x, memory_format=torch.contiguous_format)
+
+
+def _apply(model, x_t, t, y):
+    return model(x_t, t) if y is None else model(x_t, t, y)
+
+
+class GaussianDiffusionTrainer(nn.Module):
+    """Algorithm 1: the squared error of a network against its target at a random timestep.
+
+    model(x_t, t) or, with labels, model(x_t, t, y) -> out, the shape of x_t.
+
+    Raises ValueError as `make_betas` and `Parameterisation` do.
+    """
+
+    def __init__(self, model, beta_1, beta_T, T, *, schedule='linear', mean_type='epsilon'):
+        super().__init__()
+        self.model = model
+        self.T = T
+        alphas_bar = (1 - make_betas(schedule, beta_1, beta_T, T)).cumprod(0)
+        self.parameterisation = Parameterisation(mean_type, alphas_bar)
+        self.register_buffer('sqrt_alphas_bar', alphas_bar.sqrt(), persistent=False)
+        self.register_buffer('sqrt_one_minus_alphas_bar', (1 - alphas_bar).sqrt(), persistent=False)
+
+    def draw(self, x_0):
+        """t ~ U{0..T-1}, int64 [B], then eps ~ N(0, I), the shape of x_0: pytorch-ddpm's order of draws."""
+        t = torch.randint(self.T, size=(x_0.shape[0],), device=x_0.device)
+        return t, standard_normal(x_0)
+
+    def forward(self, x_0, y=None, t=None, eps=None):
+        """|target - out|^2 (paper eq. 14 for epsilon), unreduced, the shape of x_0.
+
+        x_0: [B, ...] in [-1, 1]. y: int64 labels [B] or None. t, eps: drawn by `draw` unless given.
+        """
+        if t is None:
+            t, eps = self.draw(x_0)
+        x_t = extract(self.sqrt_alphas_bar, t, x_0.shape) * x_0
+        x_t = x_t + extract(self.sqrt_one_minus_alphas_bar, t, x_0.shape) * eps
+        target = self.parameterisation.target(x_0, eps, t)
+        return F.mse_loss(_apply(self.model, x_t, t, y).to(target.dtype), target, reduction='none')
+
+
+class GaussianDiffusionSampler(nn.Module):
+    """Algorithm 2 and its relatives: ancestral sampling (eta = 1), DDIM (eta = 0) and what lies between.
+
+    model: as in `GaussianDiffusionTrainer`. steps: None for all T, an int for S of them spaced by `spacing`, or the
+    timesteps themselves. eta: in [0, 1]. clip_denoised: clip each x0_hat to [-1, 1], as the official code does.
+
+    Raises ValueError as `make_betas`, `Parameterisation` and `make_timesteps` do, and where eta is outside [0, 1].
+    """
+
+    def __init__(
+        self,
+        model,
+        beta_1,
+        beta_T,
+        T,
+        img_size=32,
+        mean_type='epsilon',
+        var_type='fixedlarge',
+        *,
+        schedule='linear',
+        steps=None,
+        spacing='leading',
+        eta=1.0,
+        clip_denoised=False,
+    ):
+        super().__init__()
+        if not 0 <= eta <= 1:
+            raise ValueError(f'eta must be in [0, 1], not {eta}')
+        self.model = model
+        self.T = T
+        self.img_size = img_size
+        self.eta, self.var_type, self.clip_denoised = eta, var_type, clip_denoised
+        betas = make_betas(schedule, beta_1, beta_T, T)
+        alphas_bar = (1 - betas).cumprod(0)
+        self.parameterisation = Parameterisation(mean_type, alphas_bar)
+        self.timesteps = make_timesteps(T, steps, spacing)
+        table = torch.full((T, 4), torch.nan, dtype=torch.float64)  # row t: c0, cx, log std^2, log sigma^2
+        table[self.timesteps, :3] = step_table(alphas_bar, self.timesteps, eta, var_type)
+        table[self.timesteps, 3] = step_table(alphas_bar, self.timesteps, eta)[:, 2]
+        table[:, 2:] = 2 * table[:, 2:].log()
+        if len(self.timesteps) > 1:  # the step to the image has variance 0: take sigma's of the step before
+            table[self.timesteps[0], 2:] = table[self.timesteps[1], 3]
+        for name, value in (('betas', betas), ('alphas_bar', alphas_bar), ('table', table)):
+            self.register_buffer(name, value, persistent=False)
+
+    def q_mean_variance(self, x_0, x_t, t):
+        """Mean, the shape of x_t, and log variance [B, 1, 1, 1] of q(x_s | x_t, x_0) (paper eq. 6-7; DDIM eq. 7).
+
+        t: int64 [B], timesteps of this sampler; s is the one below. The step to the image has variance 0; its log
+        variance is given as that of the step above it, as in pytorch-ddpm.
+        """
+        mean = extract(self.table[:, 0], t, x_t.shape) * x_0 + extract(self.table[:, 1], t, x_t.shape) * x_t
+        return mean, extract(self.table[:, 3], t, x_t.shape)
+
+    def predict_xstart_from_eps(self, x_t, t, eps):
+        """x_0 = (x_t - sqrt(1 - ab_t) eps) / sqrt(ab_t) (paper eq. 15); the shape of x_t."""
+        return Parameterisation('epsilon', self.alphas_bar).to_x0(eps, x_t, t)
+
+    def predict_xstart_from_xprev(self, x_t, t, xprev):
+        """The x_0 whose posterior mean over the full chain (paper eq. 7) is xprev; the shape of x_t."""
+        return Parameterisation('xprev', self.alphas_bar).to_x0(xprev, x_t, t)
+
+    def predict_xstart(self, x_t, t, y=None):
+        """x0_hat of the network at x_t, clipped to [-1, 1] with clip_denoised; the shape of x_t."""
+        x0_hat = self.parameterisation.to_x0(_apply(self.model, x_t, t, y), x_t, t)
+        return x0_hat.clamp(-1, 1) if self.clip_denoised else x0_hat
+
+    def p_mean_variance(self, x_t, t, y=None):
+        """Mean, the shape of x_t, and log variance [B, 1, 1, 1] of p(x_s | x_t) (paper eq. 1), as `q_mean_variance`."""
+        mean, _ = self.q_mean_variance(self.predict_xstart(x_t, t, y), x_t, t)
+        return mean, extract(self.table[:, 2], t, x_t.shape)
+
+    def _chain(self, start, stop):
+        """Timesteps from state `start` down to state `stop`, ascending, and their step table as nested lists."""
+        start = self.timesteps[-1] + 1 if start is None else start
+        if not 0 <= stop < start <= self.T:
+            raise ValueError(f'a trajectory needs 0 <= stop < start <= T = {self.T}, not start {start}, stop {stop}')
+        chain = sorted({start - 1, *(t for t in self.timesteps if stop <= t < start)})
+        if stop == 0:
+            return chain, step_table(self.alphas_bar, chain, self.eta, self.var_type).tolist()
+        return chain, step_table(self.alphas_bar, [stop - 1, *chain], self.eta, self.var_type)[1:].tolist()
+
+    @torch.no_grad()
+    def trajectory(self, x_T, y=None, start=None, stop=0, noise=standard_normal):
+        """Walk p from x_T to x_0 (Algorithm 2), yielding (t, x_t, x0_hat) after each step.
+
+        t is the number of noisings left in x_t: T - 1 to 0 where every step is taken. x0_hat is the prediction that led
+        to x_t. With `start` and `stop` the walk goes from a state x_start (passed as x_T) to x_stop, so that
+        trajectory(x_t, start=t) continues one that was left at t. x_T: [B, ...]. y: int64 [B] or None. noise: x -> z.
+        The last x_t is not clipped. Raises ValueError unless 0 <= stop < start <= T.
+        """
+        x_t = x_T
+        chain, table = self._chain(start, stop)
+        for i in reversed(range(len(chain))):
+            c0, cx, std = table[i]
+            x0_hat = self.predict_xstart(x_t, torch.full((len(x_t),), chain[i], device=x_t.device), y)
+            x_t = c0 * x0_hat + cx * x_t
+            if std > 0:
+                x_t = x_t + std * noise(x_t)
+            yield (chain[i - 1] + 1 if i else stop), x_t, x0_hat
+
+    @torch.no_grad()
+    def diffuse(self, x_0, start=0, stop=None, noise=standard_normal):
+        """Walk q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I) (paper eq. 2), yielding (t, x_t) a step.
+
+        t is the number of noisings in x_t: from start + 1 to stop, by default 1 to T; x_0 is the state at `start`.
+        Raises ValueError unless 0 <= start < stop <= T.
+        """
+        stop = self.T if stop is None else stop
+        if not 0 <= start < stop <= self.T:
+            raise ValueError(f'diffusing needs 0 <= start < stop <= T = {self.T}, not start {start}, stop {stop}')
+        x_t = x_0
+        for t, beta in enumerate(self.betas[start:stop].tolist(), start + 1):
+            x_t = (1 - beta) ** 0.5 * x_t + beta**0.5 * noise(x_t)
+            yield t, x_t
+
+    def forward(self, x_T, y=None, noise=standard_normal):
+        """x_0, clipped to [-1, 1], from x_T ~ N(0, I) [B, C, H, W] (Algorithm 2). noise: x -> z ~ N(0, I)."""
+        _, x_0, _ = deque(self.trajectory(x_T, y, noise=noise), maxlen=1).pop()
+        return x_0.clamp(-1, 1)

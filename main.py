@@ -1,0 +1,183 @@
+"""Denoising diffusion probabilistic models from the command line.
+
+python main.py --flagfile config/CIFAR10.txt --train     trains, or goes on where it stopped
+python main.py --flagfile config/CIFAR10.txt --sample    draws images from its checkpoint
+"""
+
+import logging
+import os
+import signal
+import sys
+from types import SimpleNamespace
+
+import torch
+from absl import app, flags
+
+import build
+import sample
+import train
+from checkpoint import CheckpointError
+from dataset import DATASETS, DataError
+from diffusion import PARAMETERISATIONS, SCHEDULES, SPACINGS, VAR_TYPES
+from model import ARCHS
+
+FLAGS = flags.FLAGS
+
+
+class IntListFlag(flags.MultiFlag):
+    """--ch_mult=1 --ch_mult=2 (pytorch-ddpm's form), --ch_mult=1,2, and --attn= for the empty list."""
+
+    def parse(self, arguments):
+        super().parse([part for part in arguments.split(',') if part])
+        self.present += 1
+
+    def _serialize(self, value):
+        return super()._serialize(value) if value else f'--{self.name}='
+
+
+def _int_list(name, default, help):
+    flags.DEFINE_flag(IntListFlag(flags.IntegerParser(lower_bound=0), flags.ArgumentSerializer(), name, default, help))
+
+
+flags.DEFINE_bool('train', False, 'train to --total_steps, going on from the checkpoint in --logdir if there is one')
+flags.DEFINE_bool('sample', False, 'draw --num_images images from a checkpoint')
+flags.DEFINE_bool('eval', False, 'not available yet: FID and IS of a checkpoint')
+# UNet
+flags.DEFINE_enum('arch', 'pytorch_ddpm', list(ARCHS), 'details of the network: those of pytorch-ddpm or the authors')
+flags.DEFINE_integer('ch', 128, 'channels of the first level', lower_bound=1)
+_int_list('ch_mult', [1, 2, 2, 2], "each level's multiple of --ch")
+_int_list('attn', [1], 'levels with attention, counted from 0; the middle always has it')
+flags.DEFINE_integer('num_res_blocks', 2, 'residual blocks of each level', lower_bound=1)
+flags.DEFINE_float('dropout', 0.1, 'dropout rate in residual blocks', lower_bound=0, upper_bound=1)
+# Diffusion
+flags.DEFINE_enum('schedule', 'linear', list(SCHEDULES), 'how beta goes from --beta_1 to --beta_T')
+flags.DEFINE_float('beta_1', 1e-4, 'first beta')
+flags.DEFINE_float('beta_T', 0.02, 'last beta')
+flags.DEFINE_integer('T', 1000, 'diffusion steps', lower_bound=1)
+flags.DEFINE_enum('mean_type', 'epsilon', list(PARAMETERISATIONS), 'what the network predicts')
+flags.DEFINE_enum('var_type', 'fixedlarge', list(VAR_TYPES), 'variance of a sampling step at --eta=1')
+flags.DEFINE_integer('sample_steps', 0, 'sampling steps, 0 for all T', lower_bound=0)
+flags.DEFINE_enum('spacing', 'leading', list(SPACINGS), 'which timesteps --sample_steps takes')
+flags.DEFINE_float('eta', 1.0, '1 for ancestral sampling, 0 for DDIM', lower_bound=0, upper_bound=1)
+flags.DEFINE_bool('clip_denoised', False, 'clip the predicted x_0 to [-1, 1] at every sampling step')
+# Data
+flags.DEFINE_string('dataset', 'cifar10', f'one of {", ".join(DATASETS)}, or a folder or zip of images')
+flags.DEFINE_string('data_dir', './data', 'where named data sets are kept')
+flags.DEFINE_integer('img_size', 32, 'image size', lower_bound=1)
+flags.DEFINE_bool('random_flip', True, 'mirror images with probability 1/2')
+flags.DEFINE_integer('num_workers', 4, 'worker processes for data sets too large to keep on the device', lower_bound=0)
+# Training
+flags.DEFINE_float('lr', 2e-4, 'learning rate', lower_bound=0)
+flags.DEFINE_enum('lr_schedule', 'constant', ['constant', 'cosine'], 'learning rate after the warm-up')
+flags.DEFINE_integer('warmup', 5000, 'steps of linear warm-up', lower_bound=0)
+flags.DEFINE_float('grad_clip', 1.0, 'largest global norm of the gradient, 0 for any', lower_bound=0)
+flags.DEFINE_integer('total_steps', 800000, 'training steps', lower_bound=1)
+flags.DEFINE_integer('batch_size', 128, 'images of a training step', lower_bound=1)
+flags.DEFINE_integer('grad_accum', 1, 'parts a batch is computed in, to save memory', lower_bound=1)
+flags.DEFINE_float('ema_decay', 0.9999, 'decay of the averaged weights', lower_bound=0, upper_bound=1)
+flags.DEFINE_bool('parallel', False, 'not available yet: several GPUs')
+flags.DEFINE_integer('seed', 0, 'of everything random', lower_bound=0)
+flags.DEFINE_enum('precision', 'auto', ['auto', 'bf16', 'fp32'], 'auto: bf16 where the hardware computes in it')
+flags.DEFINE_enum('device', 'auto', ['auto', 'cuda', 'cpu'], 'auto: CUDA where there is one')
+# Logging and previews
+flags.DEFINE_string('logdir', './logs/DDPM_CIFAR10_EPS', 'folder of the run: checkpoints, previews, TensorBoard, flags')
+flags.DEFINE_integer('sample_size', 64, 'images of a preview', lower_bound=1)
+flags.DEFINE_integer('sample_step', 1000, 'training steps between previews, 0 for none', lower_bound=0)
+flags.DEFINE_integer('save_step', 5000, 'steps between checkpoints, 0 for one at the end alone', lower_bound=0)
+# Sampling from a checkpoint
+flags.DEFINE_string('ckpt', '', 'checkpoint to use instead of the one in --logdir')
+flags.DEFINE_enum('weights', 'ema', ['ema', 'net'], 'averaged weights or the last ones')
+flags.DEFINE_integer('num_images', 50000, 'images to draw', lower_bound=1)
+flags.DEFINE_integer('sample_batch_size', 128, 'images drawn at once', lower_bound=1)
+flags.DEFINE_string('out', '', 'folder for the images; by default samples/ beside the checkpoint')
+# Evaluation: defined so that pytorch-ddpm's flagfiles load
+flags.DEFINE_integer('eval_step', 0, 'not available yet: steps between evaluations', lower_bound=0)
+flags.DEFINE_string('fid_cache', './stats/cifar10.train.npz', 'not available yet: statistics of the data set')
+flags.DEFINE_bool('fid_use_torch', False, 'not available yet: FID on the GPU')
+
+MODES = ('train', 'sample')
+MISSING = ('eval', 'eval_step', 'parallel')
+
+
+def parse_flags(argv):
+    """absl's parsing, but what the command line says replaces what flagfiles say; exits with 2 on an error."""
+    files, words = [], []
+    rest = iter(argv[1:])
+    for word in rest:
+        name, equals, _ = word.lstrip('-').partition('=')
+        if word.startswith('-') and name == 'flagfile':
+            files += [word] if equals else [word, *[next(rest, '')]]
+        else:
+            words.append(word)
+    try:
+        said = {_flag_name(word) for word in words if word.startswith('-')}
+        lines = [line for line in FLAGS.read_flags_from_files(files) if _flag_name(line) not in said]
+        parsed = FLAGS([argv[0], *lines, *words])
+        if len(parsed) > 1:
+            raise flags.Error(f'unexpected argument {parsed[1]}')
+    except flags.Error as error:
+        sys.exit(_complain(error, 2))
+    return parsed
+
+
+def _flag_name(word):
+    return word.lstrip('-').partition('=')[0]
+
+
+def _complain(error, status):
+    print(f'main.py: error: {" ".join(str(error).split())}', file=sys.stderr)
+    return status
+
+
+class Interruption:
+    """Whether SIGINT or SIGTERM has come; a second one ends the process at once."""
+
+    def __init__(self):
+        self.signum = None
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, self.handle)
+
+    def handle(self, signum, frame):
+        if self.signum:
+            os._exit(128 + signum)
+        self.signum = signum
+        print('\nstopping after this step; once more stops at once, unsaved', file=sys.stderr)
+
+    def __call__(self):
+        return self.signum is not None
+
+
+def main(argv):
+    """Run the modes asked for, in order. Exit status: 2 for wrong flags, 1 for a failure, 128 + n after signal n."""
+    logging.basicConfig(format='%(levelname)s: %(message)s', level=logging.INFO, force=True)
+    own = FLAGS.get_flags_for_module(sys.modules[__name__])
+    config = SimpleNamespace(**{flag.name: flag.value for flag in own}, channels=3)
+    given = {flag.name for flag in own if flag.present}
+    interrupted = Interruption()
+    try:
+        try:
+            for name in MISSING:
+                if getattr(config, name):
+                    raise ValueError(f'--{name} is not available yet')
+            if not any(getattr(config, mode) for mode in MODES):
+                raise ValueError('nothing to do: add --train or --sample')
+            build.check(config)
+        except ValueError as error:
+            return _complain(error, 2)
+        if config.train:
+            train.train(config, '\n'.join(flag.serialize() for flag in own) + '\n', interrupted)
+        if config.sample and not interrupted():
+            try:
+                restored = sample.restore(config, given)
+            except ValueError as error:
+                return _complain(error, 2)
+            sample.sample(*restored, interrupted)
+    except torch.OutOfMemoryError as error:
+        return _complain(f'{error}: lower --batch_size or --sample_batch_size, or raise --grad_accum', 1)
+    except (OSError, CheckpointError, DataError, FloatingPointError) as error:
+        return _complain(error, 1)
+    return 128 + interrupted.signum if interrupted() else 0
+
+
+if __name__ == '__main__':
+    app.run(main, flags_parser=parse_flags)

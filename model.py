@@ -1,0 +1,230 @@
+"""The U-Net that predicts noise (Ho et al. 2020, appendix B), with w86763777/pytorch-ddpm's state-dict keys and shapes.
+
+`ARCHS` holds what differs between pytorch-ddpm's network and the authors' own (hojonathanho/diffusion, and its PyTorch
+form pesser/pytorch_diffusion, which diffusers' ddpm-cifar10-32 is too): one graph, four choices.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn import init
+
+
+def _interleaved_table(T, ch):
+    frequencies = torch.exp(-torch.arange(0, ch, 2) / ch * math.log(10000))
+    angles = torch.arange(T).float()[:, None] * frequencies  # [T, ch / 2]
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).view(T, ch)
+
+
+def _concatenated_table(T, ch):
+    frequencies = torch.exp(torch.arange(ch // 2) * (-math.log(10000) / (ch // 2 - 1)))
+    angles = torch.arange(T).float()[:, None] * frequencies  # [T, ch / 2]
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class Arch(NamedTuple):
+    time_table: Callable  # (T, ch) -> sinusoidal embeddings [T, ch]
+    norm_eps: float
+    pad_all_sides: bool  # of a stride-2 convolution; else right and bottom only, as TensorFlow's SAME does
+    attn_gain: float  # of the initial weights of attention's output projection
+
+
+ARCHS = {
+    'pytorch_ddpm': Arch(_interleaved_table, 1e-5, True, 1.0),
+    'official': Arch(_concatenated_table, 1e-6, False, 1e-5),
+}
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoidal table, frozen, and two dense layers: t int64 [B] -> [B, dim]."""
+
+    def __init__(self, table, dim):
+        super().__init__()
+        self.timembedding = nn.Sequential(
+            nn.Embedding.from_pretrained(table),
+            nn.Linear(table.shape[1], dim),
+            nn.SiLU(),
+            nn.Linear(dim, dim),
+        )
+
+    def forward(self, t):
+        return self.timembedding(t)
+
+
+class DownSample(nn.Module):
+    """Halves height and width by a 3x3 convolution of stride 2."""
+
+    def __init__(self, ch, pad_all_sides):
+        super().__init__()
+        self.pad_all_sides = pad_all_sides
+        self.main = nn.Conv2d(ch, ch, 3, stride=2, padding=1 if pad_all_sides else 0)
+
+    def forward(self, x, temb):
+        return self.main(x if self.pad_all_sides else F.pad(x, (0, 1, 0, 1)))
+
+
+class UpSample(nn.Module):
+    """Doubles height and width by nearest neighbours and a 3x3 convolution."""
+
+    def __init__(self, ch):
+        super().__init__()
+        self.main = nn.Conv2d(ch, ch, 3, padding=1)
+
+    def forward(self, x, temb):
+        return self.main(F.interpolate(x, scale_factor=2, mode='nearest'))
+
+
+class AttnBlock(nn.Module):
+    """Single-head self-attention over all positions, with a residual connection."""
+
+    def __init__(self, ch, norm_eps):
+        super().__init__()
+        self.group_norm = nn.GroupNorm(32, ch, eps=norm_eps)
+        self.proj_q = nn.Conv2d(ch, ch, 1)
+        self.proj_k = nn.Conv2d(ch, ch, 1)
+        self.proj_v = nn.Conv2d(ch, ch, 1)
+        self.proj = nn.Conv2d(ch, ch, 1)
+
+    def forward(self, x):
+        h = self.group_norm(x)
+        q, k, v = (
+            proj(h).flatten(2).transpose(1, 2).unsqueeze(1)  # [B, 1, H * W, C]
+            for proj in (self.proj_q, self.proj_k, self.proj_v)
+        )
+        h = F.scaled_dot_product_attention(q, k, v)
+        h = h.squeeze(1).transpose(1, 2).reshape(x.shape)
+        return x + self.proj(h)
+
+
+class ResBlock(nn.Module):
+    """Two normalised 3x3 convolutions, the time embedding added between them, a shortcut, and attention at the end."""
+
+    def __init__(self, in_ch, out_ch, tdim, dropout, attn, norm_eps):
+        super().__init__()
+        self.block1 = nn.Sequential(
+            nn.GroupNorm(32, in_ch, eps=norm_eps),
+            nn.SiLU(),
+            nn.Conv2d(in_ch, out_ch, 3, padding=1),
+        )
+        self.temb_proj = nn.Sequential(nn.SiLU(), nn.Linear(tdim, out_ch))
+        self.block2 = nn.Sequential(
+            nn.GroupNorm(32, out_ch, eps=norm_eps),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            nn.Conv2d(out_ch, out_ch, 3, padding=1),
+        )
+        self.shortcut = nn.Conv2d(in_ch, out_ch, 1) if in_ch != out_ch else nn.Identity()
+        self.attn = AttnBlock(out_ch, norm_eps) if attn else nn.Identity()
+
+    def forward(self, x, temb):
+        h = self.block1(x)
+        h = h + self.temb_proj(temb)[:, :, None, None]
+        h = self.block2(h)
+        return self.attn(h + self.shortcut(x))
+
+
+class UNet(nn.Module):
+    """eps_theta(x_t, t) (Ho et al. 2020, appendix B): x [B, C, H, W], t int64 [B] in 0..T-1 -> out [B, C, H, W].
+
+    T: timesteps. ch: channels of the first level, a multiple of 32 as GroupNorm has 32 groups. ch_mult: each level's
+    multiple of ch; every level but the last ends in a halving. attn: the levels, counted from 0, with attention (the
+    middle always has it). num_res_blocks: of each level on the way down; one more on the way up. dropout: its rate in
+    every residual block. arch: a key of `ARCHS`. img_channels: 1 or 3. img_size: H = W, checked here where it is known.
+
+    Raises ValueError where the arguments do not fit together.
+    """
+
+    def __init__(
+        self, T, ch, ch_mult, attn, num_res_blocks, dropout, *, arch='pytorch_ddpm', img_channels=3, img_size=None
+    ):
+        super().__init__()
+        if arch not in ARCHS:
+            raise ValueError(f'arch must be one of {", ".join(ARCHS)}, not {arch}')
+        time_table, norm_eps, pad_all_sides, attn_gain = ARCHS[arch]
+        _check_shape(ch, ch_mult, attn, num_res_blocks, dropout, img_channels, img_size)
+
+        tdim = ch * 4
+        self.time_embedding = TimeEmbedding(time_table(T, ch), tdim)
+        self.head = nn.Conv2d(img_channels, ch, 3, padding=1)
+
+        self.downblocks = nn.ModuleList()
+        skips = [ch]  # channels of the outputs that the way up will concatenate
+        now_ch = ch
+        for level, mult in enumerate(ch_mult):
+            for _ in range(num_res_blocks):
+                self.downblocks.append(ResBlock(now_ch, ch * mult, tdim, dropout, level in attn, norm_eps))
+                now_ch = ch * mult
+                skips.append(now_ch)
+            if level < len(ch_mult) - 1:
+                self.downblocks.append(DownSample(now_ch, pad_all_sides))
+                skips.append(now_ch)
+
+        self.middleblocks = nn.ModuleList(
+            [ResBlock(now_ch, now_ch, tdim, dropout, attn, norm_eps) for attn in (True, False)]
+        )
+
+        self.upblocks = nn.ModuleList()
+        for level, mult in reversed(list(enumerate(ch_mult))):
+            for _ in range(num_res_blocks + 1):
+                self.upblocks.append(ResBlock(skips.pop() + now_ch, ch * mult, tdim, dropout, level in attn, norm_eps))
+                now_ch = ch * mult
+            if level > 0:
+                self.upblocks.append(UpSample(now_ch))
+
+        self.tail = nn.Sequential(
+            nn.GroupNorm(32, now_ch, eps=norm_eps),
+            nn.SiLU(),
+            nn.Conv2d(now_ch, img_channels, 3, padding=1),
+        )
+        self.initialize(attn_gain)
+
+    def initialize(self, attn_gain):
+        """Xavier-uniform weights and zero biases; those that end a residual branch, and the tail, start near zero."""
+        gains = {self.tail[-1]: 1e-5}
+        for module in self.modules():
+            if isinstance(module, ResBlock):
+                gains[module.block2[-1]] = 1e-5
+            elif isinstance(module, AttnBlock):
+                gains[module.proj] = attn_gain
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                init.xavier_uniform_(module.weight, gain=gains.get(module, 1.0))
+                init.zeros_(module.bias)
+
+    def forward(self, x, t):
+        temb = self.time_embedding(t)  # [B, 4 ch]
+        h = self.head(x)  # [B, ch, H, W]
+        hs = [h]
+        for layer in self.downblocks:
+            h = layer(h, temb)
+            hs.append(h)
+        for layer in self.middleblocks:  # [B, ch * ch_mult[-1], H / 2^(levels-1), W / 2^(levels-1)]
+            h = layer(h, temb)
+        for layer in self.upblocks:
+            if isinstance(layer, ResBlock):
+                h = torch.cat([h, hs.pop()], dim=1)
+            h = layer(h, temb)
+        return self.tail(h)  # [B, C, H, W]
+
+
+def _check_shape(ch, ch_mult, attn, num_res_blocks, dropout, img_channels, img_size):
+    factor = 2 ** (len(ch_mult) - 1)
+    for broken, complaint in (
+        (ch < 32 or ch % 32, f'ch must be a multiple of 32, the groups of GroupNorm, not {ch}'),
+        (not ch_mult or min(ch_mult, default=0) < 1, f'ch_mult must be one or more positive integers, not {ch_mult}'),
+        (not set(attn) <= set(range(len(ch_mult))), f'attn must name levels 0 to {len(ch_mult) - 1}, not {attn}'),
+        (num_res_blocks < 1, f'num_res_blocks must be at least 1, not {num_res_blocks}'),
+        (not 0 <= dropout < 1, f'dropout must be in [0, 1), not {dropout}'),
+        (img_channels not in (1, 3), f'images must have 1 or 3 channels, not {img_channels}'),
+        (
+            img_size is not None and (img_size < 1 or img_size % factor),
+            f'img_size must be divisible by {factor}, as {len(ch_mult)} levels halve it {len(ch_mult) - 1} times, '
+            f'not {img_size}',
+        ),
+    ):
+        if broken:
+            raise ValueError(complaint)

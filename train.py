@@ -1,0 +1,236 @@
+"""The training loop: Algorithm 1 with EMA, warm-up and clipping, resumed by running the same command again.
+
+Every random number of a step is a function of (seed, rank, step), and the order of an epoch of (seed, epoch), so that a
+checkpoint needs no generator state and a resumed run equals an unbroken one bit for bit on the CPU.
+"""
+
+import copy
+import logging
+import math
+import os
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from tensorboardX import SummaryWriter
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from tqdm import tqdm
+
+import build
+import checkpoint
+import dataset
+import sample
+
+LOG_SECONDS = 1.0  # between two readings of the losses on a GPU, each of which waits for it
+
+
+def train(config, flagfile='', interrupted=lambda: False):
+    """Train to --total_steps in --logdir, from its checkpoint if there is one; once `interrupted()`, save and return.
+
+    config: the value of every flag. flagfile: text written to logdir/flagfile.txt.
+
+    Raises ValueError, DataError, CheckpointError or OSError where the run cannot start or go on, and FloatingPointError
+    where a loss or gradient is not finite; no update with it was made and none is saved.
+    """
+    data = build.dataset(config)
+    config = SimpleNamespace(**{**vars(config), 'channels': data.channels})
+    build.check(config)
+    os.makedirs(os.path.join(config.logdir, 'sample'), exist_ok=True)
+    with checkpoint.exclusive(config.logdir):
+        run = Run(config)
+        logging.info('%.2f M parameters on %s', sum(p.numel() for p in run.trained) / 1e6, run.device)
+        run.resume()
+        with open(os.path.join(config.logdir, 'flagfile.txt'), 'w') as file:
+            file.write(flagfile)
+        loop(run, data, interrupted)
+
+
+def loop(run, data, interrupted):
+    """Steps from `run.step` to --total_steps, in pytorch-ddpm's order but for saving before sampling."""
+    config = run.config
+    if run.step >= config.total_steps:
+        logging.info('%s is at step %d of %d: raise --total_steps to go on', run.path, run.step, config.total_steps)
+        return
+    stream = dataset.batches(
+        data, config.batch_size, config.seed, run.step, run.device, config.random_flip, config.num_workers
+    )
+    bar = tqdm(total=config.total_steps, initial=run.step, unit='step', dynamic_ncols=True)
+    with Log(run, bar) as log:
+        while run.step < config.total_steps and not interrupted():
+            torch.manual_seed(build.derive_seed('step', config.seed, 0, run.step))
+            x_0, _ = next(stream)
+            if run.step == 0:
+                log.image('real_sample', sample.to_uint8(x_0[: config.sample_size]))
+            lr = run.optim.param_groups[0]['lr']
+            log.add(*run.update(x_0), lr)
+            if config.save_step and run.step % config.save_step == 0:
+                log.flush()
+                run.save()
+                log.restart_clock()
+            if config.sample_step and run.step % config.sample_step == 0:
+                log.flush()
+                if (images := run.preview(interrupted)) is not None:
+                    log.image('sample', images, os.path.join(config.logdir, 'sample', f'{run.step}.png'))
+                log.restart_clock()
+        log.flush()
+    if run.saved != run.step:
+        run.save()
+
+
+def lr_factor(config, step):
+    """Of --lr: from 0 up to 1 over --warmup steps, then 1 or, with --lr_schedule=cosine, down to 0 at --total_steps."""
+    if step < config.warmup:
+        return step / config.warmup
+    if config.lr_schedule == 'constant':
+        return 1.0
+    progress = (step - config.warmup) / max(1, config.total_steps - config.warmup)
+    return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+class Run:
+    """What a checkpoint holds (network, EMA, optimiser, schedule, step, x_T), and the two things done to it."""
+
+    def __init__(self, config):
+        self.config = config
+        self.path = os.path.join(config.logdir, 'ckpt.pt')
+        self.device = build.device(config)
+        torch.manual_seed(build.derive_seed('init', config.seed))
+        self.net = build.network(config).to(self.device)
+        self.ema = copy.deepcopy(self.net).eval()
+        self.trainer = build.trainer(config, self.net).to(self.device)
+        # Every parameter, the frozen time table too: so Adam numbers them as pytorch-ddpm does.
+        self.optim = torch.optim.Adam(self.net.parameters(), lr=config.lr, fused=True)
+        self.sched = torch.optim.lr_scheduler.LambdaLR(self.optim, lambda step: lr_factor(config, step))
+        self.step = 0
+        self.saved = -1
+        self.x_T = torch.randn(config.sample_size, config.channels, config.img_size, config.img_size).to(self.device)
+        self.trained = [p for p in self.net.parameters() if p.requires_grad]
+        self.averaged = [p for p in self.ema.parameters() if p.requires_grad]
+        self.average = get_ema_multi_avg_fn(config.ema_decay)
+        self.broken = torch.zeros((), device=self.device)  # 1 from the first loss or gradient that is not finite on
+
+    def update(self, x_0):
+        """One step of Algorithm 1 on a batch: its loss and the gradient's global norm, both still on the device."""
+        config = self.config
+        self.optim.zero_grad()
+        t, eps = self.trainer.draw(x_0)
+        loss = torch.zeros((), device=self.device)
+        parts = (whole.chunk(config.grad_accum) for whole in (x_0, t, eps))
+        for x_0_part, t_part, eps_part in zip(*parts, strict=True):
+            with build.autocast(config):
+                share = self.trainer(x_0_part, t=t_part, eps=eps_part).mean() / config.grad_accum
+            share.backward()
+            loss += share.detach()
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, config.grad_clip or math.inf)
+        # The fused kernel makes no update where found_inf is 1: the check without waiting for the device.
+        self.broken = torch.maximum(self.broken, (~torch.isfinite(loss + norm)).float())
+        self.optim.found_inf = self.broken
+        self.optim.step()
+        self.sched.step()
+        self.average(self.averaged, self.trained, None)
+        self.step += 1
+        return loss, norm
+
+    def preview(self, interrupted):
+        """Images of the EMA network from the fixed x_T, uint8 [sample_size, C, H, W]; None once interrupted."""
+        seed = build.derive_seed('preview', self.config.seed)
+        noise = sample.Noise(seed, range(len(self.x_T)), self.x_T.shape[1:], self.device)
+        with build.autocast(self.config):
+            for _, x_t, _ in build.sampler(self.config, self.ema).to(self.device).trajectory(self.x_T, noise=noise):
+                if interrupted():
+                    return None
+        return sample.to_uint8(x_t)
+
+    def save(self):
+        """Write the checkpoint. Raises CheckpointError where it cannot be written."""
+        state = {
+            'net_model': self.net.state_dict(),
+            'ema_model': self.ema.state_dict(),
+            'optim': self.optim.state_dict(),
+            'sched': self.sched.state_dict(),
+            'step': self.step,
+            'x_T': self.x_T,
+            'config': vars(self.config),
+        }
+        checkpoint.save(self.path, state)
+        self.saved = self.step
+
+    def resume(self):
+        """Go on from the checkpoint, ours or pytorch-ddpm's, if there is one; --lr and its schedule are the flags'.
+
+        Raises CheckpointError where it is damaged, of another network, or trained with other flags.
+        """
+        try:
+            state = checkpoint.load(self.path, self.device, repair=True)
+        except FileNotFoundError:
+            return
+        stored = state.get('config', {})
+        if wrong := build.disagreements(self.config, stored):
+            raise checkpoint.CheckpointError(
+                f'{self.path} cannot go on with {", ".join(wrong)}: choose another --logdir'
+            )
+        checkpoint.load_weights(self.net, state['net_model'], self.path)
+        checkpoint.load_weights(self.ema, state['ema_model'], self.path)
+        self.step = self.saved = state['sched']['last_epoch']  # pytorch-ddpm's `step` is one less: the last one's index
+        lr = self.config.lr * lr_factor(self.config, self.step)
+        for group in state['optim']['param_groups']:
+            group.update(fused=True, foreach=None, initial_lr=self.config.lr, lr=lr)
+        self.optim.load_state_dict(state['optim'])
+        self.sched.load_state_dict({**state['sched'], 'base_lrs': [self.config.lr], '_last_lr': [lr]})
+        self.x_T = state['x_T']
+        logging.info('resuming %s at step %d', self.path, self.step)
+
+
+class Log:
+    """TensorBoard and the progress bar. Losses are read off the device, and checked, when shown and before a save."""
+
+    def __init__(self, run, bar):
+        self.run, self.bar = run, bar
+        self.writer = SummaryWriter(run.config.logdir, purge_step=run.step + 1 if run.step else None)
+        self.pending = []  # (step, loss, norm, lr), not yet read
+        self.restart_clock()
+
+    def restart_clock(self):
+        """Leave what was just done out of the images a second."""
+        self.last = time.monotonic()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.writer.close()
+        self.bar.close()
+
+    def add(self, loss, norm, lr):
+        """Note one step."""
+        self.pending.append((self.run.step, torch.stack([loss, norm]), lr))
+        if self.run.device.type == 'cpu' or time.monotonic() - self.last > LOG_SECONDS:
+            self.flush()
+
+    def flush(self):
+        """Read, check and write what was noted. Raises FloatingPointError, naming the step, where not finite."""
+        if not self.pending:
+            return
+        values = torch.stack([pair for _, pair, _ in self.pending]).tolist()
+        now = time.monotonic()
+        rate = len(values) * self.run.config.batch_size / (now - self.last)
+        for (step, _, lr), (loss, norm) in zip(self.pending, values, strict=True):
+            if not math.isfinite(loss + norm):
+                raise FloatingPointError(
+                    f'step {step}: loss {loss}, gradient norm {norm}: stopped before the update; the checkpoint is of '
+                    f'step {max(self.run.saved, 0)}; try a lower --lr, a lower --grad_clip or --precision=fp32'
+                )
+            for name, value in (('loss', loss), ('lr', lr), ('grad_norm', norm), ('img_per_sec', rate)):
+                self.writer.add_scalar(name, value, step)
+        self.bar.update(len(values))
+        self.bar.set_postfix(loss=f'{loss:.3f}', lr=f'{lr:.1e}', img_s=f'{rate:.0f}', refresh=False)
+        self.pending, self.last = [], now
+
+    def image(self, name, images, path=None):
+        """A grid of uint8 images to TensorBoard and, given a path, to a file."""
+        picture = sample.grid(images)
+        if path:
+            picture.save(path)
+        self.writer.add_image(name, np.asarray(picture), self.run.step, dataformats='HWC')
+        self.writer.flush()
