@@ -1,0 +1,94 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from absl import flags
+from absl.testing import flagsaver
+from PIL import Image
+
+import main
+from model import UNet
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = Path(__file__).parent / 'golden'
+# A network small enough to train for a few steps in a test, on the digits that come with scikit-learn.
+TINY = (
+    '--dataset=digits --img_size=8 --ch=32 --ch_mult=1 --attn= --num_res_blocks=1 --dropout=0 --T=8 --beta_T=0.5 '
+    '--batch_size=8 --warmup=2 --total_steps=4 --sample_step=0 --save_step=0 --sample_size=4 --num_images=4 '
+    '--device=cpu --precision=fp32'
+).split()
+
+
+@pytest.fixture(autouse=True, scope='session')
+def threads():
+    torch.set_num_threads(2)
+
+
+@pytest.fixture
+def cli(capsys):
+    """main.py in this process: cli('--train', ...) -> (exit status, stdout, stderr)."""
+
+    def run(*argv):
+        with flagsaver.flagsaver():
+            for name in list(flags.FLAGS):
+                flags.FLAGS[name].present = 0
+            try:
+                status = main.main(main.parse_flags(['main.py', *map(str, argv)]))
+            except SystemExit as error:
+                status = error.code
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+def spawn(*argv, **kwargs):
+    """main.py in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / 'main.py'), *map(str, argv)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, 'OMP_NUM_THREADS': '2'},
+        **kwargs,
+    )
+
+
+def golden(name):
+    return np.load(GOLDEN / f'{name}.npz', allow_pickle=False)
+
+
+@pytest.fixture(scope='session')
+def reference():
+    """pytorch-ddpm's outputs under known weights, as tensors."""
+    arrays = golden('pytorch_ddpm_unet_a')
+    return {key: torch.from_numpy(arrays[key]) for key in arrays.files if key != 'config'}
+
+
+@pytest.fixture(scope='session')
+def reference_net(reference):
+    """Our network with pytorch-ddpm's weights, in eval mode."""
+    net = UNet(**json.loads(str(golden('pytorch_ddpm_unet_a')['config'])))
+    net.load_state_dict({key[3:]: value for key, value in reference.items() if key.startswith('sd/')})
+    return net.eval()
+
+
+def largest_error(value, expected):
+    """The largest difference, relative to the largest expected value."""
+    return ((value - expected).abs().max() / expected.abs().max()).item()
+
+
+@pytest.fixture
+def folder_of_images(tmp_path):
+    """12 RGB images of mixed sizes in two class folders, one of them nested."""
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        path = tmp_path / 'images' / ('cat' if i < 5 else 'dog/deeper') / f'{i}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (10 + i, 14, 3), dtype=np.uint8)).save(path)
+    return tmp_path / 'images'
