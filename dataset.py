@@ -34,8 +34,8 @@ class Source(NamedTuple):
     crop: int | None = None  # side of the centre crop taken before resizing; None for the largest square
 
 
-def _lsun(category):
-    return Source(lambda root: torchvision.datasets.LSUN(os.path.join(root, 'lsun'), [f'{category}_train']), 3, 0)
+def _lsun(folder):
+    return Source(lambda root: torchvision.datasets.lsun.LSUNClass(os.path.join(root, 'lsun', folder)), 3, 0)
 
 
 def _digits(root):
@@ -51,9 +51,9 @@ DATASETS = {
     'mnist': Source(lambda root: torchvision.datasets.MNIST(root, download=True), 1, 10),
     'fashion_mnist': Source(lambda root: torchvision.datasets.FashionMNIST(root, download=True), 1, 10),
     'celeba': Source(lambda root: torchvision.datasets.CelebA(root, download=True), 3, 0, crop=140),
-    'lsun_bedroom': _lsun('bedroom'),
-    'lsun_church_outdoor': _lsun('church_outdoor'),
-    'lsun_cat': _lsun('cat'),
+    'lsun_bedroom': _lsun('bedroom_train_lmdb'),
+    'lsun_church_outdoor': _lsun('church_outdoor_train_lmdb'),
+    'lsun_cat': _lsun('cat'),  # an object category: distributed without a split
     'digits': Source(_digits, 1, 10),
 }
 

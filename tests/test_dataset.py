@@ -1,0 +1,258 @@
+"""Data sets: what is decoded, in which order it comes, and what is said of data that cannot be read."""
+
+import pickle
+import struct
+import zipfile
+
+import lmdb
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+import dataset
+from dataset import DataError
+
+CPU = torch.device('cpu')
+
+
+def first_batches(images, n, step=0, batch_size=4, seed=0, flip=False, workers=0):
+    stream = dataset.batches(images, batch_size, seed, step, CPU, flip, workers)
+    return [next(stream) for _ in range(n)]
+
+
+def zip_of(folder, path):
+    with zipfile.ZipFile(path, 'w') as archive:
+        for file in sorted(folder.rglob('*.*')):
+            archive.write(file, file.relative_to(folder))
+    return path
+
+
+# --- order and values
+
+
+def test_an_epoch_is_a_permutation_and_a_function_of_seed_and_epoch():
+    digits = dataset.load('digits', '', 8)
+    order = dataset.index_batches(len(digits), 100, 0, 0)
+    epochs = [torch.cat([next(order) for _ in range(17)]) for _ in range(2)]
+    assert all(len(epoch.unique()) == 1700 for epoch in epochs)
+    assert not torch.equal(*epochs)
+    again = dataset.index_batches(len(digits), 100, 0, 17)
+    assert torch.equal(next(again), epochs[1][:100])
+    assert not torch.equal(next(dataset.index_batches(len(digits), 100, 1, 0)), epochs[0][:100])
+
+
+def test_batches_from_a_later_step_continue_the_same_sequence(folder_of_images):
+    images = dataset.load(str(folder_of_images), '', 8)
+    all_of_them = first_batches(images, 8)
+    for (x, y), (x_late, y_late) in zip(all_of_them[5:], first_batches(images, 3, step=5), strict=True):
+        assert torch.equal(x, x_late) and torch.equal(y, y_late)
+
+
+def test_streamed_batches_equal_resident_ones(folder_of_images, monkeypatch):
+    images = dataset.load(str(zip_of(folder_of_images, folder_of_images.parent / 'images.zip')), '', 8)
+    resident = first_batches(images, 5)
+    monkeypatch.setattr(dataset, 'RESIDENT_BYTES', 0)
+    for workers in (0, 2):
+        for (x, y), (x_streamed, y_streamed) in zip(resident, first_batches(images, 5, workers=workers), strict=True):
+            assert torch.equal(x, x_streamed) and torch.equal(y, y_streamed)
+
+
+def test_pixels_are_scaled_to_minus_one_and_one(tmp_path):
+    for name, value in (('black', 0), ('white', 255), ('grey', 51)):
+        Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(tmp_path / f'{name}.png')
+    ((x, y),) = first_batches(dataset.load(str(tmp_path), '', 8), 1, batch_size=3)
+    assert y is None
+    np.testing.assert_allclose(sorted(x.mean(dim=(1, 2, 3)).tolist()), [-1, 51 / 127.5 - 1, 1], atol=1e-6)
+
+
+def test_half_of_the_images_are_flipped_by_torchs_generator():
+    digits = dataset.load('digits', '', 8)
+    torch.manual_seed(0)
+    ((flipped, _),) = first_batches(digits, 1, batch_size=1000, flip=True)
+    ((plain, _),) = first_batches(digits, 1, batch_size=1000)
+    mirrored = (flipped == plain.flip(3)).all(dim=(1, 2, 3))
+    assert (mirrored | (flipped == plain).all(dim=(1, 2, 3))).all()
+    assert 430 < mirrored.sum() < 570
+    torch.manual_seed(0)
+    assert torch.equal(first_batches(digits, 1, batch_size=1000, flip=True)[0][0], flipped)
+
+
+# --- named data sets, from small files in their own formats
+
+
+def test_digits_are_the_real_ones():
+    digits = dataset.load('digits', '', 8)
+    assert (len(digits), digits.channels, digits.num_classes) == (1797, 1, 10)
+    image, label = digits[0]
+    assert image.shape == (1, 8, 8) and image.dtype == torch.uint8 and label == 0
+    assert image.max() > 230
+
+
+def write_cifar10(root, monkeypatch):
+    folder = root / 'cifar-10-batches-py'
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ['data_batch_1', 'data_batch_2', 'data_batch_3', 'data_batch_4', 'data_batch_5']:
+        batch = {'data': rng.integers(0, 255, (4, 3072), dtype=np.uint8), 'labels': [0, 1, 2, 9]}
+        (folder / name).write_bytes(pickle.dumps(batch))
+    (folder / 'batches.meta').write_bytes(pickle.dumps({'label_names': list('abcdefghij')}))
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, '_check_integrity', lambda self: True)  # md5 of the real files
+    monkeypatch.setattr(torchvision.datasets.cifar, 'check_integrity', lambda *_: True)
+
+
+def write_mnist(root, name):
+    folder = root / name / 'raw'
+    folder.mkdir(parents=True)
+    for part, n in (('train', 20), ('t10k', 5)):
+        pixels = np.random.default_rng(n).integers(0, 255, (n, 28, 28), dtype=np.uint8)
+        (folder / f'{part}-images-idx3-ubyte').write_bytes(struct.pack('>4i', 2051, n, 28, 28) + pixels.tobytes())
+        (folder / f'{part}-labels-idx1-ubyte').write_bytes(
+            struct.pack('>2i', 2049, n) + bytes(i % 10 for i in range(n))
+        )
+
+
+def write_celeba(root, monkeypatch):
+    folder = root / 'celeba'
+    (folder / 'img_align_celeba').mkdir(parents=True)
+    pixels = np.zeros((218, 178, 3), np.uint8)
+    pixels[39:179, 19:159] = 255  # the centre of 140x140 is white, what is around it black
+    names = [f'{i:06d}.png' for i in range(1, 21)]
+    for name in names:
+        Image.fromarray(pixels).save(folder / 'img_align_celeba' / name)
+    (folder / 'list_eval_partition.txt').write_text(''.join(f'{name} 0\n' for name in names))
+    for file, columns in (('identity_CelebA', 1), ('list_bbox_celeba', 4), ('list_landmarks_align_celeba', 10)):
+        header = '' if columns == 1 else f'20\n{" ".join(map(str, range(columns)))}\n'
+        (folder / f'{file}.txt').write_text(header + ''.join(f'{name}{" 1" * columns}\n' for name in names))
+    (folder / 'list_attr_celeba.txt').write_text('20\na b\n' + ''.join(f'{name} 1 -1\n' for name in names))
+    monkeypatch.setattr(torchvision.datasets.CelebA, '_check_integrity', lambda self: True)
+
+
+def write_lsun(root, folder):
+    path = root / 'lsun' / folder
+    path.mkdir(parents=True)
+    with lmdb.open(str(path), map_size=2**22) as env, env.begin(write=True) as transaction:
+        for i in range(20):
+            file = path.parent / 'image.png'
+            Image.fromarray(np.full((30, 40, 3), 10 * i, np.uint8)).save(file)
+            transaction.put(f'{i:03d}'.encode(), file.read_bytes())
+
+
+@pytest.mark.parametrize(
+    'name, channels, classes',
+    [
+        ('cifar10', 3, 10),
+        ('mnist', 1, 10),
+        ('fashion_mnist', 1, 10),
+        ('celeba', 3, 0),
+        ('lsun_bedroom', 3, 0),
+        ('lsun_church_outdoor', 3, 0),
+        ('lsun_cat', 3, 0),
+    ],
+)
+def test_named_data_set(name, channels, classes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where torchvision leaves a cache of LSUN's keys
+    if name == 'cifar10':
+        write_cifar10(tmp_path, monkeypatch)
+    elif name in ('mnist', 'fashion_mnist'):
+        write_mnist(tmp_path, {'mnist': 'MNIST', 'fashion_mnist': 'FashionMNIST'}[name])
+    elif name == 'celeba':
+        write_celeba(tmp_path, monkeypatch)
+    else:
+        category = name.removeprefix('lsun_')
+        write_lsun(tmp_path, category if category == 'cat' else f'{category}_train_lmdb')
+    images = dataset.load(name, str(tmp_path), 16)
+    assert (len(images), images.channels, images.num_classes) == (20, channels, classes)
+    ((x, y),) = first_batches(images, 1)
+    assert x.shape == (4, channels, 16, 16) and (y is None) == (classes == 0)
+    if name == 'celeba':
+        assert x.min() > 0.99  # the centre crop leaves nothing of the black border
+
+
+# --- folders and zips
+
+
+def test_folder_and_zip_give_the_same_images_and_classes(folder_of_images):
+    from_folder = dataset.load(str(folder_of_images), '', 8)
+    from_zip = dataset.load(str(zip_of(folder_of_images, folder_of_images.parent / 'images.zip')), '', 8)
+    assert from_folder.items.classes == from_zip.items.classes == ['cat', 'dog']
+    for a, b in zip(from_folder.resident(), from_zip.resident(), strict=True):
+        assert torch.equal(a, b)
+    assert from_folder.resident()[1].tolist().count(1) == 7
+
+
+def test_mixed_sizes_are_centre_cropped_and_resized_with_antialiasing(tmp_path):
+    stripes = np.zeros((64, 96, 3), np.uint8)
+    stripes[:, ::2] = 255  # finer than the target can show: without antialiasing it would stay black or white
+    stripes[:, :16] = stripes[:, -16:] = 7  # outside the largest centred square
+    Image.fromarray(stripes).save(tmp_path / 'a.png')
+    image, _ = dataset.load(str(tmp_path), '', 8)[0]
+    assert ((image > 110) & (image < 145)).all()
+
+
+@pytest.mark.parametrize(
+    'mode, channels', [('L', 1), ('1', 1), ('I;16', 1), ('RGB', 3), ('RGBA', 3), ('P', 3), ('CMYK', 3)]
+)
+def test_colour_modes(tmp_path, mode, channels):
+    if mode == 'I;16':
+        Image.fromarray(np.full((8, 8), 128 * 256, np.uint16)).save(tmp_path / 'a.tif')
+    else:
+        Image.new('RGB', (8, 8), (128, 128, 128)).convert(mode).save(tmp_path / 'a.tif')
+    images = dataset.load(str(tmp_path), '', 8)
+    assert images.channels == channels
+    assert images[0][0].float().mean().item() == pytest.approx(128, abs=2 if mode != '1' else 128)
+
+
+def test_images_in_the_root_have_no_labels_and_hidden_files_are_no_images(tmp_path):
+    for name in ('a.png', 'b.JPG', '.hidden.png', '__MACOSX/c.png', 'notes.txt', 'cat/d.png'):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        Image.new('RGB', (8, 8)).save(path, format='PNG')
+    images = dataset.load(str(tmp_path), '', 8)
+    assert images.items.names == ['a.png', 'b.JPG', 'cat/d.png'] and images.num_classes == 0
+
+
+# --- what cannot be read
+
+
+@pytest.mark.parametrize('stored', ['folder', 'zip'])
+@pytest.mark.parametrize('resident_bytes, workers', [(2**30, 0), (0, 0), (0, 2)])
+def test_a_corrupt_image_is_named(folder_of_images, monkeypatch, stored, resident_bytes, workers):
+    whole = (folder_of_images / 'cat' / '3.png').read_bytes()
+    (folder_of_images / 'cat' / '3.png').write_bytes(whole[: len(whole) // 2])
+    path = folder_of_images if stored == 'folder' else zip_of(folder_of_images, folder_of_images.parent / 'images.zip')
+    monkeypatch.setattr(dataset, 'RESIDENT_BYTES', resident_bytes)
+    with pytest.raises(DataError, match=r'cat/3\.png cannot be decoded') as caught:
+        first_batches(dataset.load(str(path), '', 8), 20, workers=workers)
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('kind', ['missing', 'empty folder', 'empty zip', 'no zip'])
+def test_a_path_without_images_is_named(tmp_path, kind):
+    path = tmp_path / 'data'
+    if kind == 'empty folder':
+        path.mkdir()
+    elif kind == 'empty zip':
+        zipfile.ZipFile(path, 'w').close()
+    elif kind == 'no zip':
+        path.write_bytes(b'PK nothing')
+    with pytest.raises(DataError, match=str(path)) as caught:
+        dataset.load(str(path), '', 8)
+    assert '\n' not in str(caught.value)
+
+
+def test_a_data_set_smaller_than_a_batch_is_refused(folder_of_images):
+    with pytest.raises(DataError, match='batch_size 13 is more than the 12 images'):
+        first_batches(dataset.load(str(folder_of_images), '', 8), 1, batch_size=13)
+
+
+def test_a_failed_download_is_one_line(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError('no route to host\nand more')
+
+    monkeypatch.setattr(torchvision.datasets.mnist, 'download_and_extract_archive', fail)
+    monkeypatch.setattr(torchvision.datasets.MNIST, 'mirrors', ['http://127.0.0.1:9/'])
+    with pytest.raises(DataError, match='cannot download or open mnist') as caught:
+        dataset.load('mnist', str(tmp_path), 28)
+    assert '\n' not in str(caught.value)

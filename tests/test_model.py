@@ -1,0 +1,104 @@
+"""The U-Net against pytorch-ddpm's and the official network's outputs and state dicts."""
+
+import json
+
+import pytest
+import torch
+from conftest import GOLDEN, golden, largest_error
+
+from model import UNet
+
+
+def from_official(key):
+    """The key in our U-Net of pesser/pytorch_diffusion's `key`, for the golden network: 2 levels, 1 block each."""
+    down, up = {0: 0, 1: 2}, {1: 0, 0: 3}  # level -> its first block in downblocks, upblocks
+    parts = key.split('.')
+    leaf = parts[-1]
+    block = {'norm1': 'block1.0', 'conv1': 'block1.2', 'temb_proj': 'temb_proj.1', 'norm2': 'block2.0'}
+    block |= {'conv2': 'block2.3', 'nin_shortcut': 'shortcut'}
+    attn = {'norm': 'group_norm', 'q': 'proj_q', 'k': 'proj_k', 'v': 'proj_v', 'proj_out': 'proj'}
+    if parts[0] in ('down', 'up'):
+        first = (down if parts[0] == 'down' else up)[int(parts[1])]
+        if parts[2] == 'downsample':
+            return f'downblocks.{first + 1}.main.{leaf}'
+        if parts[2] == 'upsample':
+            return f'upblocks.{first + 2}.main.{leaf}'
+        inner = block[parts[4]] if parts[2] == 'block' else f'attn.{attn[parts[4]]}'
+        return f'{parts[0]}blocks.{first + int(parts[3])}.{inner}.{leaf}'
+    if parts[0] == 'mid':
+        inner = f'attn.{attn[parts[2]]}' if parts[1] == 'attn_1' else block[parts[2]]
+        return f'middleblocks.{int(parts[1] == "block_2")}.{inner}.{leaf}'
+    outer = {'temb.dense.0': 'time_embedding.timembedding.1', 'temb.dense.1': 'time_embedding.timembedding.3'}
+    outer |= {'conv_in': 'head', 'norm_out': 'tail.0', 'conv_out': 'tail.2'}
+    return f'{outer[key.removesuffix("." + leaf)]}.{leaf}'
+
+
+def test_output_equals_pytorch_ddpm(reference, reference_net):
+    with torch.no_grad():
+        assert largest_error(reference_net(reference['x'], reference['t']), reference['y']) < 1e-5
+
+
+def test_output_equals_the_official_network():
+    arrays = golden('official_unet_a')
+    net = UNet(1000, 32, [1, 2], [1], 1, 0.1, arch='official').eval()
+    weights = {from_official(k[3:]): torch.from_numpy(arrays[k]) for k in arrays.files if k.startswith('sd/')}
+    table = 'time_embedding.timembedding.0.weight'  # computed, not stored, by the official code
+    net.load_state_dict({table: net.state_dict()[table], **weights})
+    with torch.no_grad():
+        y = net(torch.from_numpy(arrays['x']), torch.from_numpy(arrays['t']))
+    assert largest_error(y, torch.from_numpy(arrays['y'])) < 1e-5
+
+
+@pytest.mark.parametrize('arch', ['pytorch_ddpm', 'official'])
+def test_cifar10_state_dict(arch):
+    with torch.device('meta'):
+        net = UNet(1000, 128, [1, 2, 2, 2], [1], 2, 0.1, arch=arch)
+    ours = {key: list(value.shape) for key, value in net.state_dict().items()}
+    wanted = json.loads((GOLDEN / 'pytorch_ddpm_cifar10_state_dict.json').read_text())
+    assert list(ours) == list(wanted) and ours == wanted  # the order too: Adam numbers its state by it
+    assert sum(p.numel() for p in net.parameters() if p.requires_grad) == 35_746_307
+    official = json.loads((GOLDEN / 'official_cifar10_state_dict.json').read_text())
+    shapes = [shape for key, shape in ours.items() if key != 'time_embedding.timembedding.0.weight']
+    assert sorted(shapes) == sorted(official.values())
+
+
+@pytest.mark.parametrize('arch, attn_is_zero', [('pytorch_ddpm', False), ('official', True)])
+def test_initial_weights(arch, attn_is_zero):
+    torch.manual_seed(0)
+    net = UNet(10, 32, [1, 2], [1], 1, 0.1, arch=arch)
+    for key, value in net.state_dict().items():
+        if key.endswith('bias'):
+            assert (value == 0).all()
+        elif value.ndim == 4 or 'temb_proj' in key:
+            fan_in, fan_out = value[0].numel(), value.shape[0] * value[0, 0].numel()
+            bound = (6 / (fan_in + fan_out)) ** 0.5  # of a Xavier-uniform distribution, std bound / sqrt(3)
+            ends_near_zero = 'block2.3' in key or key == 'tail.2.weight' or ('attn.proj.' in key and attn_is_zero)
+            std = bound / 3**0.5 * (1e-5 if ends_near_zero else 1)
+            assert value.std().item() == pytest.approx(std, rel=0.1), key
+
+
+@pytest.mark.parametrize('channels, size', [(1, 8), (3, 12)])
+def test_output_has_the_shape_of_the_input(channels, size):
+    net = UNet(10, 32, [1, 1, 2], [2], 1, 0.0, img_channels=channels, img_size=size)
+    x = torch.randn(2, channels, size, size)
+    assert net(x, torch.tensor([0, 9])).shape == x.shape
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        ({'attn': [4]}, 'attn must name levels 0 to 3'),
+        ({'ch': 48}, 'ch must be a multiple of 32'),
+        ({'ch_mult': []}, 'ch_mult must be one or more'),
+        ({'ch_mult': [1, 0, 2, 2]}, 'ch_mult must be one or more'),
+        ({'num_res_blocks': 0}, 'num_res_blocks must be at least 1'),
+        ({'dropout': 1.0}, 'dropout must be in'),
+        ({'img_channels': 2}, '1 or 3 channels'),
+        ({'img_size': 28}, 'img_size must be divisible by 8'),
+        ({'arch': 'dit'}, 'arch must be one of pytorch_ddpm'),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    given = {'T': 10, 'ch': 32, 'ch_mult': [1, 2, 2, 2], 'attn': [1], 'num_res_blocks': 2, 'dropout': 0.1}
+    with pytest.raises(ValueError, match=message):
+        UNet(**{**given, **arguments})
