@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+from itertools import islice
 from types import SimpleNamespace
 
 import torch
@@ -106,7 +107,7 @@ def parse_flags(argv):
     for word in rest:
         name, equals, _ = word.lstrip('-').partition('=')
         if word.startswith('-') and name == 'flagfile':
-            files += [word] if equals else [word, *[next(rest, '')]]
+            files += [word] if equals else [word, *islice(rest, 1)]
         else:
             words.append(word)
     try:

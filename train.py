@@ -13,7 +13,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
@@ -187,7 +189,11 @@ class Log:
 
     def __init__(self, run, bar):
         self.run, self.bar = run, bar
-        self.writer = SummaryWriter(run.config.logdir, purge_step=run.step + 1 if run.step else None)
+        # Not SummaryWriter: its queue is in no flush, so that a kill after a checkpoint would lose what came before it.
+        # The process is in the file's name, since another run started within the same second would overwrite it.
+        self.events = EventsWriter(os.path.join(run.config.logdir, 'events'), f'.{os.getpid()}')
+        if run.step:  # TensorBoard then hides what a killed run wrote of later steps
+            self.events.write_event(Event(step=run.step + 1, session_log=SessionLog(status=SessionLog.START)))
         self.pending = []  # (step, loss, norm, lr), not yet read
         self.restart_clock()
 
@@ -199,16 +205,21 @@ class Log:
         return self
 
     def __exit__(self, *_):
-        self.writer.close()
+        self.events.close()
         self.bar.close()
 
     def add(self, loss, norm, lr):
         """Note one step."""
         self.pending.append((self.run.step, torch.stack([loss, norm]), lr))
         if self.run.device.type == 'cpu' or time.monotonic() - self.last > LOG_SECONDS:
-            self.flush()
+            self.read()
 
     def flush(self):
+        """Read what was noted and have it on disk, as must be before a checkpoint makes those steps the past."""
+        self.read()
+        self.events.flush()
+
+    def read(self):
         """Read, check and write what was noted. Raises FloatingPointError, naming the step, where not finite."""
         if not self.pending:
             return
@@ -222,7 +233,7 @@ class Log:
                     f'step {max(self.run.saved, 0)}; try a lower --lr, a lower --grad_clip or --precision=fp32'
                 )
             for name, value in (('loss', loss), ('lr', lr), ('grad_norm', norm), ('img_per_sec', rate)):
-                self.writer.add_scalar(name, value, step)
+                self.write(summary.scalar(name, value), step)
         self.bar.update(len(values))
         self.bar.set_postfix(loss=f'{loss:.3f}', lr=f'{lr:.1e}', img_s=f'{rate:.0f}', refresh=False)
         self.pending, self.last = [], now
@@ -232,5 +243,9 @@ class Log:
         picture = sample.grid(images)
         if path:
             picture.save(path)
-        self.writer.add_image(name, np.asarray(picture), self.run.step, dataformats='HWC')
-        self.writer.flush()
+        self.write(summary.image(name, np.asarray(picture), dataformats='HWC'), self.run.step)
+        self.events.flush()
+
+    def write(self, content, step):
+        """Append one summary to TensorBoard's file."""
+        self.events.write_event(Event(wall_time=time.time(), step=step, summary=content))

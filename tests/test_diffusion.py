@@ -250,7 +250,7 @@ def test_ddim_chain_equals_diffusers(mean_type, spacing, eta):
         dummy, *BETAS, 100, mean_type=mean_type, steps=20, spacing=spacing, eta=eta, var_type='fixedsmall'
     )
     assert sampler.timesteps == sorted(scheduler.timesteps.tolist())
-    # DDIMScheduler steps from t to t - T // S whatever the spacing: with others its chain skips the step table's states.
+    # DDIMScheduler goes from t to t - T // S whatever the spacing: only with leading is that the next timestep.
     if spacing == 'leading':
         expected = run_diffusers(scheduler, 20, x_T, 2, eta=eta)
         torch.manual_seed(2)
@@ -269,7 +269,7 @@ def test_spacings_give_exactly_s_steps_or_an_error(spacing, steps):
         assert spacing == 'quad' and f'not {steps}' in str(error)
         return
     assert len(set(timesteps)) == steps and timesteps == sorted(timesteps)
-    assert 0 <= timesteps[0] and timesteps[-1] < 1000
+    assert timesteps[0] >= 0 and timesteps[-1] < 1000
 
 
 def test_spacings_are_those_of_the_papers():
