@@ -8,7 +8,6 @@ import os
 import signal
 import zipfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -160,21 +159,6 @@ class Images:
             return error
         return torch.stack(images), torch.tensor(labels) if self.num_classes else None
 
-    def resident(self):
-        """The whole set decoded: uint8 [N, C, H, W] and int64 [N] (None without labels)."""
-        images = torch.empty(len(self), self.channels, self.img_size, self.img_size, dtype=torch.uint8)
-        labels = torch.zeros(len(self), dtype=torch.int64)
-
-        def fill(i):
-            images[i], label = self[i]
-            labels[i] = label if self.num_classes else 0
-
-        with ThreadPoolExecutor() as pool:
-            done = pool.map(fill, range(len(self)))
-            for _ in tqdm(done, 'decoding', len(self), unit='image', leave=False, disable=len(self) < 5000):
-                pass
-        return images, labels if self.num_classes else None
-
 
 def load(name, data_dir, img_size):
     """The `Images` of a name in `DATASETS`, downloaded to `data_dir` where torchvision can, or of a folder or zip.
@@ -228,27 +212,40 @@ def batches(images, batch_size, seed, step, device, random_flip, num_workers):
 
 
 def _resident(images, indices, device, num_workers):
-    x, y = (None if part is None else part.to(device) for part in images.resident())
+    x, y = (None if part is None else part.to(device) for part in decode_all(images, num_workers))
     for chosen in indices:
         chosen = chosen.to(device, non_blocking=True)
         yield x[chosen], None if y is None else y[chosen]
 
 
 def _streamed(images, indices, device, num_workers):
+    for x, y in _decoded(images, indices, num_workers):
+        yield x.to(device, non_blocking=True), None if y is None else y.to(device, non_blocking=True)
+
+
+def decode_all(images, num_workers=0):
+    """The whole set in order: uint8 [N, C, H, W] and int64 [N] (None without labels). Raises DataError."""
+    few = len(images) < 5000  # decoded before worker processes would have started
+    order = torch.arange(len(images)).split(256)
+    parts = tqdm(_decoded(images, order, 0 if few else num_workers), 'decoding', len(order), leave=False, disable=few)
+    x, y = zip(*parts, strict=True)
+    return torch.cat(x), torch.cat(y) if images.num_classes else None
+
+
+def _decoded(images, indices, num_workers):
     loader = DataLoader(
         images,
         batch_sampler=indices,
         num_workers=num_workers,
         collate_fn=_unchanged,
         worker_init_fn=_leave_signals_to_parent,
-        pin_memory=device.type == 'cuda',
+        pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else it would draw from the global generator
     )
     for batch in loader:
         if isinstance(batch, DataError):
             raise batch
-        x, y = batch
-        yield x.to(device, non_blocking=True), None if y is None else y.to(device, non_blocking=True)
+        yield batch
 
 
 def _unchanged(batch):

@@ -177,9 +177,9 @@ def test_folder_and_zip_give_the_same_images_and_classes(folder_of_images):
     from_folder = dataset.load(str(folder_of_images), '', 8)
     from_zip = dataset.load(str(zip_of(folder_of_images, folder_of_images.parent / 'images.zip')), '', 8)
     assert from_folder.items.classes == from_zip.items.classes == ['cat', 'dog']
-    for a, b in zip(from_folder.resident(), from_zip.resident(), strict=True):
+    for a, b in zip(dataset.decode_all(from_folder), dataset.decode_all(from_zip), strict=True):
         assert torch.equal(a, b)
-    assert from_folder.resident()[1].tolist().count(1) == 7
+    assert dataset.decode_all(from_folder)[1].tolist().count(1) == 7
 
 
 def test_mixed_sizes_are_centre_cropped_and_resized_with_antialiasing(tmp_path):
