@@ -9,6 +9,7 @@ STAMP = $(VENV)/.made-from-$(shell cat requirements*.txt | sha256sum | cut -c1-1
 demo: $(STAMP)
 	$(RUN) main.py --flagfile config/DIGITS.txt --train
 	$(RUN) main.py --flagfile config/DIGITS.txt --sample
+	$(RUN) main.py --flagfile config/DIGITS.txt --eval --num_images=500
 	@echo "Look at logs/DIGITS/samples/grid.png"
 
 test: $(STAMP)

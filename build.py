@@ -17,6 +17,7 @@ NETWORK_KEYS = (
 )  # fmt: skip
 # What a checkpoint suggests and a flag given by the user overrides.
 SAMPLER_KEYS = ('var_type', 'sample_steps', 'spacing', 'eta', 'clip_denoised')
+SCORE_KEYS = ('dataset', 'test_dataset', 'data_dir', 'feature_net', 'fid_protocol')
 
 
 def network(config):
@@ -59,9 +60,47 @@ def sampler(config, net):
     )
 
 
-def dataset(config):
-    """The images to train on. Raises DataError as `dataset.load` does."""
-    return datasets.load(config.dataset, config.data_dir, config.img_size)
+def dataset(config, split='train'):
+    """The images of --dataset. Raises DataError as `dataset.load` does, or where there is no such split."""
+    name = config.dataset
+    if split == 'test' and name not in datasets.DATASETS:
+        name = config.test_dataset
+        if not name:
+            raise datasets.DataError(f'{config.dataset} has no test split of its own: name one with --test_dataset')
+    return datasets.load(name, config.data_dir, config.img_size, split)
+
+
+def batches(config, images, step):
+    """Endless training batches from `step` on, as `dataset.batches` gives them."""
+    return datasets.batches(
+        images, config.batch_size, config.seed, step, device(config), config.random_flip, config.num_workers
+    )
+
+
+def in_order(config, images):
+    """Every image of a data set once, as `dataset.in_order` gives them."""
+    return datasets.in_order(images, config.num_workers)
+
+
+def labelled(config):
+    """(images, labels, test images, test labels) of --dataset; every tenth is held out where it has no test split.
+
+    Raises DataError where it has no labels.
+    """
+    train = dataset(config)
+    if not train.num_classes:
+        raise datasets.DataError(f'{config.dataset} has no labels: --feature_net=classifier learns from labels')
+    images, labels = datasets.decode_all(train, config.num_workers)
+    if config.dataset in datasets.DATASETS or config.test_dataset:
+        return images, labels, *datasets.decode_all(dataset(config, 'test'), config.num_workers)
+    held_out = torch.arange(len(images)) % 10 == 9
+    return images[~held_out], labels[~held_out], images[held_out], labels[held_out]
+
+
+def is_native(config):
+    """Whether the images of a named data set are all of --img_size to begin with."""
+    source = datasets.DATASETS.get(config.dataset)
+    return source is not None and source.size == config.img_size
 
 
 def device(config):
@@ -112,7 +151,7 @@ def adopt(config, stored, given):
     if wrong:
         raise ValueError(f'the checkpoint is of another network than {", ".join(wrong)}: leave the flag out')
     adopted = {key: stored[key] for key in NETWORK_KEYS if key in stored}
-    adopted |= {key: stored[key] for key in SAMPLER_KEYS if key in stored and key not in given}
+    adopted |= {key: stored[key] for key in SAMPLER_KEYS + SCORE_KEYS if key in stored and key not in given}
     return SimpleNamespace(**{**vars(config), **adopted})
 
 

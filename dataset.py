@@ -8,6 +8,7 @@ import os
 import signal
 import zipfile
 from collections.abc import Callable
+from itertools import groupby, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -27,33 +28,49 @@ class DataError(Exception):
 
 
 class Source(NamedTuple):
-    open: Callable  # data_dir -> indexable items (PIL image, label)
+    open: Callable  # (data_dir, 'train' or 'test') -> indexable items (PIL image, label)
     channels: int
     num_classes: int  # 0 where there are no labels
+    size: int | None = None  # of every image, where they have one
     crop: int | None = None  # side of the centre crop taken before resizing; None for the largest square
 
 
-def _lsun(folder):
-    return Source(lambda root: torchvision.datasets.lsun.LSUNClass(os.path.join(root, 'lsun', folder)), 3, 0)
+def _torchvision(name, *properties):
+    kind = getattr(torchvision.datasets, name)
+    return Source(lambda root, split: kind(root, train=split == 'train', download=True), *properties)
 
 
-def _digits(root):
+def _celeba(root, split):
+    return torchvision.datasets.CelebA(root, split, download=True)
+
+
+def _lsun(train, test):
+    folders = {'train': train, 'test': test}
+    return Source(
+        lambda root, split: torchvision.datasets.lsun.LSUNClass(os.path.join(root, 'lsun', folders[split])), 3, 0
+    )
+
+
+def _digits(root, split):
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
     images = (images.reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)
-    return [(Image.fromarray(image), int(label)) for image, label in zip(images, labels, strict=True)]
+    kept = (np.arange(len(images)) % 5 == 4) == (
+        split == 'test'
+    )  # the set has no split of its own: every fifth is test
+    return [(Image.fromarray(image), int(label)) for image, label in zip(images[kept], labels[kept], strict=True)]
 
 
 DATASETS = {
-    'cifar10': Source(lambda root: torchvision.datasets.CIFAR10(root, download=True), 3, 10),
-    'mnist': Source(lambda root: torchvision.datasets.MNIST(root, download=True), 1, 10),
-    'fashion_mnist': Source(lambda root: torchvision.datasets.FashionMNIST(root, download=True), 1, 10),
-    'celeba': Source(lambda root: torchvision.datasets.CelebA(root, download=True), 3, 0, crop=140),
-    'lsun_bedroom': _lsun('bedroom_train_lmdb'),
-    'lsun_church_outdoor': _lsun('church_outdoor_train_lmdb'),
-    'lsun_cat': _lsun('cat'),  # an object category: distributed without a split
-    'digits': Source(_digits, 1, 10),
+    'cifar10': _torchvision('CIFAR10', 3, 10, 32),
+    'mnist': _torchvision('MNIST', 1, 10, 28),
+    'fashion_mnist': _torchvision('FashionMNIST', 1, 10, 28),
+    'celeba': Source(_celeba, 3, 0, crop=140),
+    'lsun_bedroom': _lsun('bedroom_train_lmdb', 'bedroom_val_lmdb'),
+    'lsun_church_outdoor': _lsun('church_outdoor_train_lmdb', 'church_outdoor_val_lmdb'),
+    'lsun_cat': _lsun('cat', 'cat'),  # an object category: distributed without a split
+    'digits': Source(_digits, 1, 10, 8),
 }
 
 
@@ -160,15 +177,17 @@ class Images:
         return torch.stack(images), torch.tensor(labels) if self.num_classes else None
 
 
-def load(name, data_dir, img_size):
+def load(name, data_dir, img_size, split='train'):
     """The `Images` of a name in `DATASETS`, downloaded to `data_dir` where torchvision can, or of a folder or zip.
+
+    split: train or test, of a name; a folder or zip has none.
 
     Raises DataError where there is none, or it cannot be downloaded or read.
     """
     if name in DATASETS:
         source = DATASETS[name]
         try:
-            items = source.open(data_dir)
+            items = source.open(data_dir, split)
         except ImportError as error:
             raise DataError(f'{name} needs a package: pip install -r requirements-data.txt ({error})') from error
         except Exception as error:  # torchvision, its downloaders and lmdb raise many kinds
@@ -179,6 +198,51 @@ def load(name, data_dir, img_size):
         raise DataError(f'dataset {name} is neither a folder or zip that exists nor one of {", ".join(DATASETS)}')
     files = ImageFiles(name)
     return Images(files, 1 if files.looks_grey() else 3, len(files.classes), img_size)
+
+
+def read_images(path):
+    """How many images a folder, zip or npz (arr_0, uint8 [N, H, W, C]) holds, and batches of them, uint8 [n, C, H, W].
+
+    Images keep their size; neighbours of one size make a batch. Raises DataError.
+    """
+    if path.endswith('.npz'):
+        return _read_npz(path)
+    if not os.path.exists(path):
+        raise DataError(f'no images at {path}')
+    files = ImageFiles(path)
+    mode = 'L' if files.looks_grey() else 'RGB'
+    decoded = (read_item(files, i, lambda image, _: np.atleast_3d(image.convert(mode))) for i in range(len(files)))
+    runs = groupby(decoded, key=lambda pixels: pixels.shape)
+    return len(files), (
+        torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)
+        for _, run in runs
+        for batch in iter(lambda run=run: list(islice(run, 128)), [])
+    )
+
+
+def _read_npz(path):
+    def array(archive):
+        (name,) = {'arr_0.npy', 'images.npy'} & set(archive.namelist())
+        file = archive.open(name)
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        return file, shape, dtype
+
+    def stream():
+        with zipfile.ZipFile(path) as archive, array(archive)[0] as file:
+            for start in range(0, shape[0], 128):
+                block = shape[0] - start if shape[0] - start < 128 else 128, *shape[1:]
+                pixels = np.frombuffer(bytearray(file.read(int(np.prod(block)))), np.uint8).reshape(block)
+                yield torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _, shape, dtype = array(archive)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f'{path} is no npz of images (arr_0, uint8 [N, H, W, C]): {error}') from error
+    if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or not shape[0]:
+        raise DataError(f'{path}: arr_0 must be uint8 [N, H, W, 1 or 3], not {dtype} {list(shape)}')
+    return shape[0], stream()
 
 
 def index_batches(n, batch_size, seed, step):
@@ -225,11 +289,15 @@ def _streamed(images, indices, device, num_workers):
 
 def decode_all(images, num_workers=0):
     """The whole set in order: uint8 [N, C, H, W] and int64 [N] (None without labels). Raises DataError."""
-    few = len(images) < 5000  # decoded before worker processes would have started
-    order = torch.arange(len(images)).split(256)
-    parts = tqdm(_decoded(images, order, 0 if few else num_workers), 'decoding', len(order), leave=False, disable=few)
+    parts = tqdm(in_order(images, num_workers), 'decoding', -(-len(images) // 256), leave=False, disable=None)
     x, y = zip(*parts, strict=True)
     return torch.cat(x), torch.cat(y) if images.num_classes else None
+
+
+def in_order(images, num_workers=0, batch_size=256):
+    """(uint8 [n, C, H, W], int64 [n] or None) a batch, every image once. Raises DataError."""
+    few = len(images) < 5000  # decoded before worker processes would have started
+    return _decoded(images, torch.arange(len(images)).split(batch_size), 0 if few else num_workers)
 
 
 def _decoded(images, indices, num_workers):

@@ -2,12 +2,14 @@
 
 python main.py --flagfile config/CIFAR10.txt --train     trains, or goes on where it stopped
 python main.py --flagfile config/CIFAR10.txt --sample    draws images from its checkpoint
+python main.py --flagfile config/CIFAR10.txt --eval      reports its FID, IS and KID
 """
 
 import logging
 import os
 import signal
 import sys
+import warnings
 from itertools import islice
 from types import SimpleNamespace
 
@@ -15,12 +17,14 @@ import torch
 from absl import app, flags
 
 import build
+import evaluate
 import sample
 import train
 from checkpoint import CheckpointError
 from dataset import DATASETS, DataError
 from diffusion import PARAMETERISATIONS, SCHEDULES, SPACINGS, VAR_TYPES
 from model import ARCHS
+from score import FEATURE_NETS, PROTOCOLS, ScoreError
 
 FLAGS = flags.FLAGS
 
@@ -42,7 +46,8 @@ def _int_list(name, default, help):
 
 flags.DEFINE_bool('train', False, 'train to --total_steps, going on from the checkpoint in --logdir if there is one')
 flags.DEFINE_bool('sample', False, 'draw --num_images images from a checkpoint')
-flags.DEFINE_bool('eval', False, 'not available yet: FID and IS of a checkpoint')
+flags.DEFINE_bool('eval', False, 'FID, IS and KID of a checkpoint, or of --images')
+flags.DEFINE_bool('stats', False, 'build the statistics of the data set that --eval compares with')
 # UNet
 flags.DEFINE_enum('arch', 'pytorch_ddpm', list(ARCHS), 'details of the network: those of pytorch-ddpm or the authors')
 flags.DEFINE_integer('ch', 128, 'channels of the first level', lower_bound=1)
@@ -63,6 +68,7 @@ flags.DEFINE_float('eta', 1.0, '1 for ancestral sampling, 0 for DDIM', lower_bou
 flags.DEFINE_bool('clip_denoised', False, 'clip the predicted x_0 to [-1, 1] at every sampling step')
 # Data
 flags.DEFINE_string('dataset', 'cifar10', f'one of {", ".join(DATASETS)}, or a folder or zip of images')
+flags.DEFINE_string('test_dataset', '', 'the test split, where --dataset is a folder or zip: another one')
 flags.DEFINE_string('data_dir', './data', 'where named data sets are kept')
 flags.DEFINE_integer('img_size', 32, 'image size', lower_bound=1)
 flags.DEFINE_bool('random_flip', True, 'mirror images with probability 1/2')
@@ -91,13 +97,19 @@ flags.DEFINE_enum('weights', 'ema', ['ema', 'net'], 'averaged weights or the las
 flags.DEFINE_integer('num_images', 50000, 'images to draw', lower_bound=1)
 flags.DEFINE_integer('sample_batch_size', 128, 'images drawn at once', lower_bound=1)
 flags.DEFINE_string('out', '', 'folder for the images; by default samples/ beside the checkpoint')
-# Evaluation: defined so that pytorch-ddpm's flagfiles load
-flags.DEFINE_integer('eval_step', 0, 'not available yet: steps between evaluations', lower_bound=0)
-flags.DEFINE_string('fid_cache', './stats/cifar10.train.npz', 'not available yet: statistics of the data set')
-flags.DEFINE_bool('fid_use_torch', False, 'not available yet: FID on the GPU')
+# Evaluation
+flags.DEFINE_enum('feature_net', 'inception', list(FEATURE_NETS), 'features: classifier where images are not natural')
+flags.DEFINE_enum('fid_protocol', 'pytorch', list(PROTOCOLS), "Inception's input: pytorch-fid's or torch-fidelity's")
+flags.DEFINE_string('inception_weights', '', 'file of the FID Inception; by default downloaded once')
+flags.DEFINE_enum('split', 'train', ['train', 'test'], 'of the data set to compare with')
+flags.DEFINE_string(
+    'fid_cache', '', 'statistics to compare with; by default stats/<dataset>.<split>.npz, built if missing'
+)
+flags.DEFINE_string('images', '', 'score this folder, zip or npz of images, or npz of statistics, in place of a model')
+flags.DEFINE_integer('eval_step', 0, 'training steps between evaluations, 0 for none', lower_bound=0)
+flags.DEFINE_bool('fid_use_torch', False, 'the linear algebra of FID on the GPU')
 
-MODES = ('train', 'sample')
-MISSING = ('eval', 'eval_step', 'parallel')
+MODES = ('train', 'sample', 'stats', 'eval')
 
 
 def parse_flags(argv):
@@ -151,31 +163,39 @@ class Interruption:
 def main(argv):
     """Run the modes asked for, in order. Exit status: 2 for wrong flags, 1 for a failure, 128 + n after signal n."""
     logging.basicConfig(format='%(levelname)s: %(message)s', level=logging.INFO, force=True)
+    warnings.showwarning = lambda message, *_: logging.warning('%s', message)
     own = FLAGS.get_flags_for_module(sys.modules[__name__])
     config = SimpleNamespace(**{flag.name: flag.value for flag in own}, channels=3)
     given = {flag.name for flag in own if flag.present}
     interrupted = Interruption()
     try:
         try:
-            for name in MISSING:
-                if getattr(config, name):
-                    raise ValueError(f'--{name} is not available yet')
+            if config.parallel:
+                raise ValueError('--parallel is not available yet')
             if not any(getattr(config, mode) for mode in MODES):
-                raise ValueError('nothing to do: add --train or --sample')
+                raise ValueError(f'nothing to do: add {" or ".join(f"--{mode}" for mode in MODES)}')
             build.check(config)
         except ValueError as error:
             return _complain(error, 2)
         if config.train:
             train.train(config, '\n'.join(flag.serialize() for flag in own) + '\n', interrupted)
-        if config.sample and not interrupted():
+        if not interrupted() and (config.sample or (config.eval and not config.images)):
             try:
-                restored = sample.restore(config, given)
+                config, net = sample.restore(config, given)
             except ValueError as error:
                 return _complain(error, 2)
-            sample.sample(*restored, interrupted)
+        if config.sample and not interrupted():
+            sample.sample(config, net, interrupted)
+        if config.stats and not interrupted():
+            evaluate.build_reference(config)
+        if config.eval and not interrupted():
+            try:
+                evaluate.evaluate_images(config) if config.images else evaluate.evaluate(config, net, None, interrupted)
+            except ValueError as error:  # of images that cannot be scored
+                return _complain(error, 1)
     except torch.OutOfMemoryError as error:
         return _complain(f'{error}: lower --batch_size or --sample_batch_size, or raise --grad_accum', 1)
-    except (OSError, CheckpointError, DataError, FloatingPointError) as error:
+    except (OSError, CheckpointError, DataError, ScoreError, FloatingPointError) as error:
         return _complain(error, 1)
     return 128 + interrupted.signum if interrupted() else 0
 

@@ -152,9 +152,9 @@ def to_uint8(x):
     return ((x + 1) * 127.5 + 0.5).clamp(0, 255).to(torch.uint8)
 
 
-def grid(images):
-    """One picture of uint8 images [N, C, H, W], as square as can be; tiny ones are enlarged to be seen."""
+def grid(images, columns=None):
+    """One picture of uint8 images [N, C, H, W], as square as can be by default; tiny ones are enlarged to be seen."""
     scale = max(1, 48 // images.shape[-1])
     images = F.interpolate(images.float(), scale_factor=scale).to(torch.uint8)
-    tiled = make_grid(images, nrow=math.ceil(math.sqrt(len(images))))
+    tiled = make_grid(images, nrow=columns or math.ceil(math.sqrt(len(images))))
     return Image.fromarray(tiled.permute(1, 2, 0).cpu().numpy())

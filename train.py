@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import build
 import checkpoint
-import dataset
+import evaluate
 import sample
 
 LOG_SECONDS = 1.0  # between two readings of the losses on a GPU, each of which waits for it
@@ -54,9 +54,7 @@ def loop(run, data, interrupted):
     if run.step >= config.total_steps:
         logging.info('%s is at step %d of %d: raise --total_steps to go on', run.path, run.step, config.total_steps)
         return
-    stream = dataset.batches(
-        data, config.batch_size, config.seed, run.step, run.device, config.random_flip, config.num_workers
-    )
+    stream = build.batches(config, data, run.step)
     bar = tqdm(total=config.total_steps, initial=run.step, unit='step', dynamic_ncols=True)
     with Log(run, bar) as log:
         while run.step < config.total_steps and not interrupted():
@@ -74,6 +72,12 @@ def loop(run, data, interrupted):
                 log.flush()
                 if (images := run.preview(interrupted)) is not None:
                     log.image('sample', images, os.path.join(config.logdir, 'sample', f'{run.step}.png'))
+                log.restart_clock()
+            if config.eval_step and run.step % config.eval_step == 0:
+                log.flush()
+                averaged = SimpleNamespace(**{**vars(config), 'weights': 'ema', 'ckpt': ''})
+                if record := evaluate.evaluate(averaged, run.ema, run.step, interrupted):
+                    log.scores(record)
                 log.restart_clock()
         log.flush()
     if run.saved != run.step:
@@ -244,6 +248,13 @@ class Log:
         if path:
             picture.save(path)
         self.write(summary.image(name, np.asarray(picture), dataformats='HWC'), self.run.step)
+        self.events.flush()
+
+    def scores(self, record):
+        """FID, IS and KID of an evaluation to TensorBoard."""
+        for name, value in record.items():
+            if name.startswith(('FID', 'IS', 'KID')) and value is not None:
+                self.write(summary.scalar(f'{name}_EMA', value), self.run.step)
         self.events.flush()
 
     def write(self, content, step):

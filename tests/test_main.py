@@ -1,5 +1,6 @@
 """The command line: flagfiles, and one clear line for everything that can be wrong."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from test_train import config_of, load
 
 import build
 import checkpoint
+import evaluate
 
 CONFIGS = sorted((ROOT / 'config').glob('*.txt'))
 # What w86763777/pytorch-ddpm's own flagfile says, each of its lines.
@@ -40,8 +42,9 @@ def test_each_config_describes_a_run_and_opens_with_its_command(path):
 
 
 def test_cifar10_is_pytorch_ddpms(flagfile):
-    theirs, ours = vars(config_of(f'--flagfile={flagfile}')), vars(config_of(f'--flagfile={ROOT}/config/CIFAR10.txt'))
-    assert {key for key in ours if ours[key] != theirs[key]} == {'train'}
+    theirs, ours = config_of(f'--flagfile={flagfile}'), config_of(f'--flagfile={ROOT}/config/CIFAR10.txt')
+    assert os.path.normpath(theirs.fid_cache) == evaluate.reference_path(ours)
+    assert {key for key, value in vars(ours).items() if value != getattr(theirs, key)} == {'train', 'fid_cache'}
 
 
 def test_the_command_line_replaces_the_flagfile_wherever_it_stands(flagfile):
@@ -91,7 +94,8 @@ USAGE = [
     (['--train', '--dropout=2'], 'dropout'),
     (['--train', '--seed=-1'], 'seed'),
     (['--train', '--parallel'], '--parallel is not available yet'),
-    (['--train', '--eval'], '--eval is not available yet'),
+    (['--eval', '--feature_net=vgg'], 'feature_net'),
+    (['--eval', '--fid_protocol=jax'], 'fid_protocol'),
     pytest.param(
         ['--train', '--device=cuda'],
         'no CUDA device',

@@ -1,0 +1,29 @@
+"""FID, IS and KID of images, from one streamed pass through one feature net; knows images, not diffusion."""
+
+from .both import get_inception_and_fid_score
+from .features import FEATURE_NETS, FeatureNet
+from .fid import calculate_frechet_distance, get_fid_score
+from .files import ScoreError
+from .inception import PROTOCOLS
+from .inception_score import get_inception_score
+from .kid import kernel_inception_distance
+from .scorer import Scorer, build_statistics
+from .statistics import Moments, Statistics, load_statistics, save_statistics
+
+__all__ = [
+    'FEATURE_NETS',
+    'PROTOCOLS',
+    'FeatureNet',
+    'Moments',
+    'ScoreError',
+    'Scorer',
+    'Statistics',
+    'build_statistics',
+    'calculate_frechet_distance',
+    'get_fid_score',
+    'get_inception_and_fid_score',
+    'get_inception_score',
+    'kernel_inception_distance',
+    'load_statistics',
+    'save_statistics',
+]

@@ -1,0 +1,120 @@
+"""Features for data that is not natural images: a small CNN trained on the data set's own labels."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import trange
+
+from .files import ScoreError, atomic_write, file_sha256, load_torch
+from .images import unit_range
+
+FEATURE_DIM = 128
+
+
+class Classifier(nn.Module):
+    """softmax(W2 relu(norm(W1 conv(x)))): two 3x3 convolutions, 128 features, one logit a class.
+
+    forward: [N, C, H, W] in [-1, 1], any size from 8x8 -> maps [N, 64, 4, 4]; head: maps -> features [N, 128], logits.
+    """
+
+    def __init__(self, channels, num_classes):
+        super().__init__()
+        self.body = nn.Sequential(  # relu after the pool: the same maps, on a quarter of the pixels
+            nn.Conv2d(channels, 16, 3, padding=1),
+            nn.MaxPool2d(2),
+            nn.ReLU(),
+            nn.Conv2d(16, 64, 3, padding=1),
+            nn.AdaptiveMaxPool2d(4),
+            nn.ReLU(),
+        )
+        self.penultimate = nn.Linear(64 * 4 * 4, FEATURE_DIM)
+        self.fc = nn.Linear(FEATURE_DIM, num_classes)
+
+    def forward(self, x):
+        return self.body(x)
+
+    def head(self, maps):
+        # Of unit variance in each image, as FID and above all KID's cubic kernel depend on the features' scale.
+        features = F.layer_norm(self.penultimate(maps.flatten(1)), (FEATURE_DIM,)).relu()  # [N, 128]
+        return features, self.fc(features)
+
+
+def classifier_input(images, shape):
+    """2 x - 1 at the size the classifier was trained on; ValueError for images of another shape than `shape`."""
+    if tuple(images.shape[1:]) != tuple(shape):
+        raise ValueError(f'the classifier was trained on images {tuple(shape)}, got {tuple(images.shape[1:])}')
+    return 2 * unit_range(images) - 1
+
+
+def accuracy(network, images, labels, batch_size=512):
+    """Fraction of images whose largest logit is their label's."""
+    device = next(network.parameters()).device
+    hits = 0
+    with torch.inference_mode():
+        for start in range(0, len(images), batch_size):
+            x = classifier_input(images[start : start + batch_size], images.shape[1:]).to(device)
+            _, logits = network.head(network(x))
+            hits += (logits.argmax(1).cpu() == labels[start : start + batch_size]).sum().item()
+    return hits / len(images)
+
+
+def train_classifier(images, labels, *, seed=0, steps=1000, batch_size=128, device='cpu'):
+    """min E[-log softmax(f(x))_y] by Adam (arXiv:1412.6980) with one cycle of the learning rate, up to 3e-3.
+
+    images: uint8 [N, C, H, W]; labels: int64 [N], from 0. The same seed gives the same network on the CPU, and the
+    global generators are left alone. Raises ValueError for images and labels that do not go together.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or min(images.shape[2:]) < 8:
+        raise ValueError(f'the classifier trains on uint8 [N, C, H >= 8, W >= 8], got {images.dtype} {images.shape}')
+    if not 0 < len(images) == len(labels) or labels.min() < 0:
+        raise ValueError(f'{len(images)} images need as many labels from 0 up, got {len(labels)}')
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = Classifier(images.shape[1], int(labels.max()) + 1).to(device)
+    order = torch.Generator().manual_seed(seed)
+    optim = torch.optim.Adam(network.parameters())
+    sched = torch.optim.lr_scheduler.OneCycleLR(optim, max_lr=3e-3, total_steps=steps)
+    for _ in trange(steps, dynamic_ncols=True, leave=False, disable=None, desc='classifier'):
+        batch = torch.randint(len(images), (batch_size,), generator=order)
+        _, logits = network.head(network(classifier_input(images[batch], images.shape[1:]).to(device)))
+        loss = F.cross_entropy(logits, labels[batch].to(device).long())
+        optim.zero_grad()
+        loss.backward()
+        optim.step()
+        sched.step()
+    return network.eval().requires_grad_(False)
+
+
+def cache_classifier(path, data, *, seed=0, steps=1000, device='cpu'):
+    """Trains a classifier and writes it to `path` with its image shape, classes and test accuracy.
+
+    data: (images, labels, test_images, test_labels), uint8 [N, C, H, W] and int64 [N].
+    """
+    images, labels, test_images, test_labels = data
+    network = train_classifier(images, labels, seed=seed, steps=steps, device=device)
+    saved = {
+        'state': network.cpu().state_dict(),
+        'shape': list(images.shape[1:]),
+        'num_classes': network.fc.out_features,
+        'test_accuracy': accuracy(network, test_images, test_labels),
+    }
+    with atomic_write(path) as f:
+        torch.save(saved, f)
+
+
+def load_classifier(path):
+    """The cached classifier in eval mode on the CPU, what was written with it, and the SHA-256 of its file.
+
+    Returns (network, {'shape', 'num_classes', 'test_accuracy'}, digest). Raises ScoreError for a missing, damaged or
+    different file.
+    """
+    saved = load_torch(path)
+    try:
+        info = {key: saved[key] for key in ('shape', 'num_classes', 'test_accuracy')}
+        with torch.device('meta'):  # no draw from the global generator for weights to be replaced
+            network = Classifier(info['shape'][0], info['num_classes'])
+        network.load_state_dict(saved['state'], strict=True, assign=True)
+    except (KeyError, IndexError, RuntimeError, TypeError, AttributeError) as error:
+        reason = ' '.join(str(error).split())[:160]
+        raise ScoreError(f'{path}: not a cached classifier ({reason}); delete it and train it anew') from None
+    return network.eval().requires_grad_(False), info, file_sha256(path)

@@ -1,0 +1,149 @@
+"""Images to features and logits: the one contract that FID, IS and KID need of a network."""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from . import classifier, inception
+from .files import ScoreError
+from .images import check_images
+
+
+@contextmanager
+def full_fp32(device):
+    """float32 whatever surrounds it: no autocast, and no TF32, cuDNN's default, with 10 bits of mantissa for 23."""
+    conv = torch.backends.cudnn.conv
+    before, conv.fp32_precision = conv.fp32_precision, 'ieee'
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        conv.fp32_precision = before
+
+
+@contextmanager
+def bf16(device):
+    """bfloat16 convolutions; everything after the feature maps stays in float32."""
+    with torch.autocast(device.type, torch.bfloat16):
+        yield
+
+
+PRECISIONS = {'fp32': full_fp32, 'bf16': bf16}
+
+
+@dataclass(frozen=True)
+class FeatureNet:
+    """head(trunk(prepare(x))): images [N, C, H, W] -> features float32 [N, dim], logits [N, num_classes].
+
+    Images are uint8 in [0, 255] or float in [0, 1]; anything else raises ValueError. `made` says how the features
+    came about, which goes into every statistics file and is compared with it.
+    """
+
+    name: str
+    dim: int
+    num_classes: int
+    weights_hash: str
+    protocol: str
+    precision: str
+    device: torch.device
+    prepare: Callable
+    trunk: Callable
+    head: Callable
+    test_accuracy: float | None = None
+
+    @torch.inference_mode()
+    def __call__(self, images):
+        x = self.prepare(check_images(images).to(self.device))
+        with PRECISIONS[self.precision](self.device):
+            maps = self.trunk(x)
+        with full_fp32(self.device):
+            return self.head(maps.float())
+
+    @property
+    def made(self):
+        return {
+            'feature_net': self.name,
+            'weights_hash': self.weights_hash,
+            'protocol': self.protocol,
+            'precision': self.precision,
+        }
+
+    def label(self, metric):
+        """'FID' for Inception, 'FID(classifier)' for any other net: only Inception's figures go by the bare name."""
+        return metric if self.name == 'inception' else f'{metric}({self.name})'
+
+
+def assemble(network, precision, device, **fields):
+    """A FeatureNet of `network` on `device`; ValueError for an unknown precision."""
+    if precision not in PRECISIONS:
+        raise ValueError(f'precision must be one of {sorted(PRECISIONS)}, got {precision!r}')
+    device = torch.device(device)
+    network = network.to(device)
+    if precision == 'bf16':  # a change of layout reorders float32 sums, so fp32 keeps the layout of the reference
+        network = network.to(memory_format=torch.channels_last)
+    return FeatureNet(precision=precision, device=device, trunk=network, head=network.head, **fields)
+
+
+def inception_net(
+    weights=None, *, protocol='pytorch', precision='fp32', device='cpu', data=None, sha256=inception.WEIGHTS_SHA256
+):
+    """The FID Inception (arXiv:1512.00567, graph of 2015-12-05): 2048 features, 1008 logits.
+
+    weights: path of the standard weights; None: torch's hub cache, downloaded on first use.
+    protocol: a key of PROTOCOLS. precision: a key of PRECISIONS. data: not used. sha256: see `load_inception`.
+    Raises ScoreError for unusable weights, ValueError for an unknown protocol or precision.
+    """
+    if protocol not in inception.PROTOCOLS:
+        raise ValueError(f'protocol must be one of {sorted(inception.PROTOCOLS)}, got {protocol!r}')
+    network, digest = inception.load_inception(weights, sha256)
+    return assemble(
+        network,
+        precision,
+        device,
+        name='inception',
+        dim=inception.FEATURE_DIM,
+        num_classes=inception.NUM_CLASSES,
+        weights_hash=digest,
+        protocol=protocol,
+        prepare=inception.PROTOCOLS[protocol],
+    )
+
+
+def classifier_net(weights, *, protocol='pytorch', precision='fp32', device='cpu', data=None, seed=0):
+    """A small CNN trained on the data set's labels: 128 features, one logit a class.
+
+    weights: path of the cached network, trained and written there first where it is missing.
+    data: called without arguments only then, gives (images, labels, test_images, test_labels), uint8 [N, C, H, W] and
+    int64 [N]. protocol: not used, since the images are neither resized nor requantised.
+    Raises ScoreError for an unusable file, or a missing one without data.
+    """
+    if not Path(weights).is_file():
+        if data is None:
+            raise ScoreError(f'{weights}: no such classifier, and no labelled data to train it on')
+        classifier.cache_classifier(weights, data(), seed=seed, device=device)
+    network, info, digest = classifier.load_classifier(weights)
+    return assemble(
+        network,
+        precision,
+        device,
+        name='classifier',
+        dim=classifier.FEATURE_DIM,
+        num_classes=info['num_classes'],
+        weights_hash=digest,
+        protocol='native',
+        prepare=partial(classifier.classifier_input, shape=info['shape']),
+        test_accuracy=info['test_accuracy'],
+    )
+
+
+FEATURE_NETS = {'inception': inception_net, 'classifier': classifier_net}
+
+
+def standard_net(net=None, parallel=False):
+    """`net`, else Inception with the standard weights, on the GPU where there is one; on all of them if `parallel`."""
+    net = net or inception_net(device='cuda' if torch.cuda.is_available() else 'cpu')
+    return replace(net, trunk=torch.nn.DataParallel(net.trunk)) if parallel else net

@@ -1,0 +1,80 @@
+"""The Fréchet distance between Gaussians, by symmetric eigenvalues alone."""
+
+import torch
+
+from .features import standard_net
+from .images import batches, count_images
+from .statistics import Moments, check_gaussian, load_statistics
+
+
+def as_gaussian(mu, sigma, device):
+    """mu [d] and sigma [d, d] as float64 tensors on `device`; ValueError where they are no Gaussian."""
+    mu, sigma = (torch.as_tensor(x, dtype=torch.float64, device='cpu') for x in (mu, sigma))
+    mu, sigma = torch.atleast_1d(mu), torch.atleast_2d(sigma)
+    check_gaussian(mu.numpy(), sigma.numpy())
+    return mu.to(device), sigma.to(device)
+
+
+def check_psd(eigenvalues, eps, name):
+    if eigenvalues.min() < -eps * eigenvalues.max().abs():
+        raise ValueError(f'{name} is not positive semi-definite: eigenvalues {eigenvalues.min():g} and up')
+
+
+def root(sigma, eps):
+    """A with A A^T = sigma: [d, d] by Cholesky where the rank is full, else [d, r] by eigh, without the null space."""
+    tiny = len(sigma) * torch.finfo(sigma.dtype).eps
+    lower, info = torch.linalg.cholesky_ex(sigma)
+    pivots = lower.diagonal() ** 2
+    if info == 0 and pivots.min() > tiny * pivots.max():
+        return lower
+    w, v = torch.linalg.eigh(sigma)
+    check_psd(w, eps, 'sigma1')
+    # Rounding leaves ~1e-16 where there is zero; its square root, 1e-8, times 2048 would show in the sum.
+    kept = w >= tiny * w.max()
+    return v[:, kept] * w[kept].sqrt()
+
+
+def calculate_frechet_distance(mu1, sigma1, mu2, sigma2, eps=1e-6, use_torch=False):
+    """d^2 = |mu1 - mu2|^2 + tr S1 + tr S2 - 2 tr (S1^1/2 S2 S1^1/2)^1/2 (Dowson & Landau 1982; FID: arXiv:1706.08500).
+
+    With any A A^T = S1, the eigenvalues of A^T S2 A are those of S1 S2, so the last trace is a sum of square roots of
+    eigenvalues of a symmetric matrix. All of it in float64; no matrix square root is taken.
+
+    mu1, mu2: [d]; sigma1, sigma2: [d, d]; arrays or tensors. eps: how far below zero an eigenvalue may lie, relative
+    to the largest, before its matrix is refused. use_torch: on the GPU, where there is one.
+    Returns a float. Raises ValueError for wrong shapes, NaN, or what is no covariance.
+    """
+    device = 'cuda' if use_torch and torch.cuda.is_available() else 'cpu'
+    mu1, sigma1 = as_gaussian(mu1, sigma1, device)
+    mu2, sigma2 = as_gaussian(mu2, sigma2, device)
+    if len(mu1) != len(mu2):
+        raise ValueError(f'statistics of different features: {len(mu1)} against {len(mu2)} dimensions')
+    a = root(sigma1, eps)
+    eigenvalues = torch.linalg.eigvalsh(a.T @ sigma2 @ a)
+    check_psd(eigenvalues, eps, 'sigma2')
+    trace = eigenvalues.clamp(min=0).sqrt().sum()
+    return ((mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2 * trace).item()
+
+
+def get_fid_score(
+    stats_cache, images, num_images=None, batch_size=50, use_torch=False, verbose=False, parallel=False, *, net=None
+):
+    """FID (arXiv:1706.08500, eq. 6) of images against a statistics file; pytorch-ddpm's entry point.
+
+    images: array, tensor or iterable of [C, H, W], C 1 or 3, uint8 or float in [0, 1]; an iterable without a length
+    needs num_images. use_torch: the linear algebra on the GPU. parallel: the network on all GPUs.
+    net: a FeatureNet; None: Inception with the standard weights.
+    Returns a float. Raises ValueError for unusable images, ScoreError for unusable files.
+    """
+    num_images = count_images(images, num_images)
+    net = standard_net(net, parallel)
+    reference = load_statistics(stats_cache, net)
+    moments = Moments(net.dim, net.device)
+    for batch in batches(images, num_images, batch_size, verbose, 'get_fid_score'):
+        features, _ = net(batch)
+        moments.update(features)
+    if moments.n != num_images:
+        raise ValueError(f'{num_images} images were announced, {int(moments.n)} came')
+    return calculate_frechet_distance(
+        moments.mean, moments.covariance(), reference.mu, reference.sigma, use_torch=use_torch
+    )

@@ -1,0 +1,48 @@
+"""Files that are either whole or absent, and the one error for those that are not what they should be."""
+
+import hashlib
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+
+class ScoreError(Exception):
+    """A file of weights or statistics that cannot be used; the message is one line that names it and the remedy."""
+
+
+def file_sha256(path):
+    """SHA-256 (FIPS 180-4) of a file, as 64 hex digits; read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as f:
+        for piece in iter(lambda: f.read(1 << 20), b''):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+@contextmanager
+def atomic_write(path):
+    """Yields a binary file that becomes `path` at the end, whole and synced; on any error nothing is left behind."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
+    try:
+        with open(partial, 'wb') as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_torch(path):
+    """torch.load of tensors and plain containers only, on the CPU; raises ScoreError for a missing or damaged file."""
+    try:
+        return torch.load(path, map_location='cpu', weights_only=True)
+    except FileNotFoundError:
+        raise ScoreError(f'{path}: no such file') from None
+    except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError, ... depending on the damage
+        reason = str(error).split('\n')[0][:120] or type(error).__name__
+        raise ScoreError(f'{path}: truncated, or not a file of plain tensors ({reason}); replace it') from None

@@ -1,0 +1,59 @@
+"""What counts as a batch of images: [N, C, H, W], C 1 or 3, uint8 in [0, 255] or float in [0, 1]."""
+
+from itertools import islice
+
+import torch
+from tqdm import tqdm
+
+
+def check_images(images):
+    """The batch as a uint8 or float32 tensor.
+
+    images: tensor or array [N, C, H, W], C 1 or 3, uint8 in [0, 255] or float in [0, 1].
+    Raises ValueError for another shape or type, no images, NaN, or values out of range.
+    """
+    images = torch.as_tensor(images)
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f'images must be [N, C, H, W] with 1 or 3 channels, got shape {tuple(images.shape)}')
+    if images.numel() == 0:
+        raise ValueError(f'there are no images in a batch of shape {tuple(images.shape)}')
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise ValueError(f'images must be uint8 in [0, 255] or float in [0, 1], got {images.dtype}')
+    low, high = (value.item() for value in images.aminmax())
+    if low != low:
+        raise ValueError('images contain NaN; look at what drew them before scoring them')
+    if low < 0 or high > 1:
+        raise ValueError(f'float images must lie in [0, 1], got [{low:g}, {high:g}]; rescale them or pass uint8')
+    return images.float()
+
+
+def unit_range(images):
+    """x / 255: uint8 to float32 in [0, 1], torchvision's `to_tensor`; float images stay as they are."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
+def eight_bit(images):
+    """floor(255 x + 1/2): float in [0, 1] to uint8, torchvision's `save_image`; uint8 images stay as they are."""
+    return images if images.dtype == torch.uint8 else (images * 255 + 0.5).to(torch.uint8)
+
+
+def rgb(images):
+    """Grey images three times over, [N, 3, H, W]; contiguous, since the layout decides how sums are rounded."""
+    return images.expand(-1, 3, -1, -1).contiguous()
+
+
+def count_images(images, num_images=None):
+    """`num_images`, else len(images); ValueError where neither is known."""
+    if num_images is None and not hasattr(images, '__len__'):
+        raise ValueError('num_images must be given when `images` has no length (e.g. a generator)')
+    return len(images) if num_images is None else num_images
+
+
+def batches(images, num_images, batch_size, verbose=False, desc=None):
+    """Stacks the first num_images of an array or iterable of [C, H, W] into tensors [n <= batch_size, C, H, W]."""
+    images = islice(images, num_images)
+    images = iter(tqdm(images, total=num_images, dynamic_ncols=True, leave=False, disable=not verbose, desc=desc))
+    while batch := list(islice(images, batch_size)):
+        yield torch.stack([torch.as_tensor(image) for image in batch])

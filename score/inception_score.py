@@ -1,0 +1,70 @@
+"""The Inception Score, from sums over each split: no probabilities are kept."""
+
+import torch
+
+from .features import standard_net
+from .images import batches, count_images
+
+
+class SplitSums:
+    """sum p, sum p log p and the count of each split, in float64: all that the Inception Score needs of its images.
+
+    Split s holds the images [s N // splits, (s + 1) N // splits) in the order they were generated, so that N, the
+    number of images, is needed at the start. Raises ValueError where a split would be empty.
+    """
+
+    def __init__(self, num_images, splits, num_classes, device='cpu'):
+        if not 1 <= splits <= num_images:
+            raise ValueError(f'{splits} splits need at least {max(splits, 1)} images, got {num_images}')
+        ends = [(s + 1) * num_images // splits for s in range(splits)]
+        self.num_images = num_images
+        self.ends = torch.tensor(ends, device=device)
+        self.p = torch.zeros(splits, num_classes, dtype=torch.float64, device=device)
+        self.p_log_p = torch.zeros(splits, dtype=torch.float64, device=device)
+        self.count = torch.zeros(splits, dtype=torch.float64, device=device)
+
+    def update(self, logits, index):
+        """logits: [n, num_classes]; index: int64 [n], each image's place in the order of generation, from 0."""
+        log_p = logits.double().log_softmax(1)
+        p = log_p.exp()
+        p_log_p = torch.where(p == 0, 0, p * log_p).sum(1)  # 0 log 0 = 0
+        split = torch.searchsorted(self.ends, index, right=True)
+        self.p.index_add_(0, split, p)
+        self.p_log_p.index_add_(0, split, p_log_p)
+        self.count.index_add_(0, split, torch.ones_like(p_log_p))
+
+    def reduce(self, all_sum):
+        """Replaces each process's sums by those of all; `all_sum(tensor)` gives the sum over the processes."""
+        self.p, self.p_log_p, self.count = all_sum(self.p), all_sum(self.p_log_p), all_sum(self.count)
+
+    def score(self):
+        """exp(E_x KL(p(y|x) || p(y))) (arXiv:1606.03498): mean and standard deviation (ddof 0) over the splits.
+
+        Raises ValueError unless every image came.
+        """
+        if self.count.sum() != self.num_images:
+            raise ValueError(f'{self.num_images} images were announced, {int(self.count.sum())} came')
+        entropy = torch.special.entr(self.p / self.count[:, None]).sum(1)  # of p(y)
+        scores = (self.p_log_p / self.count + entropy).exp()
+        return scores.mean().item(), scores.std(correction=0).item()
+
+
+def get_inception_score(
+    images, splits=10, batch_size=32, use_torch=False, verbose=False, parallel=False, *, num_images=None, net=None
+):
+    """IS (arXiv:1606.03498) of images over `splits` splits in generation order; pytorch-ddpm's entry point.
+
+    images: array, tensor or iterable of [C, H, W], C 1 or 3, uint8 or float in [0, 1]; an iterable without a length
+    needs num_images. use_torch: accepted, without effect: the sums are the network's device's already.
+    parallel: the network on all GPUs. net: a FeatureNet; None: Inception with the standard weights.
+    Returns (mean, std), std with ddof 0. Raises ValueError for unusable images or fewer of them than splits.
+    """
+    num_images = count_images(images, num_images)
+    net = standard_net(net, parallel)
+    sums = SplitSums(num_images, splits, net.num_classes, net.device)
+    start = 0
+    for batch in batches(images, num_images, batch_size, verbose, 'get_inception_score'):
+        _, logits = net(batch)
+        sums.update(logits, torch.arange(start, start + len(batch), device=net.device))
+        start += len(batch)
+    return sums.score()

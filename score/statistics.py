@@ -1,0 +1,130 @@
+"""Mean and covariance in one pass, and the npz files that keep them."""
+
+import warnings
+import zipfile
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .files import ScoreError, atomic_write
+
+MADE_KEYS = ('n', 'feature_net', 'weights_hash', 'protocol', 'precision')
+
+
+class Moments:
+    """M += sum (x - m)(x - m)^T, merged by Chan, Golub & LeVeque (1983): float64 mean and covariance of a stream.
+
+    Every batch is centred on its own mean, so a large offset of the features costs no digits. Memory: dim^2 numbers.
+    """
+
+    def __init__(self, dim, device='cpu'):
+        self.n = torch.zeros((), dtype=torch.float64, device=device)
+        self.mean = torch.zeros(dim, dtype=torch.float64, device=device)
+        self.scatter = torch.zeros(dim, dim, dtype=torch.float64, device=device)  # sum (x - mean)(x - mean)^T
+
+    def update(self, x):
+        """x: [N, dim], any float type."""
+        x = x.to(self.mean)
+        mean = x.mean(0)
+        shift = mean - self.mean
+        total = self.n + len(x)
+        # The rank-one term n N / (n + N) shift shift^T of the merge, as one row more in the product.
+        rows = torch.cat([x - mean, (self.n * len(x) / total).sqrt() * shift[None]])  # [N + 1, dim]
+        self.scatter.addmm_(rows.T, rows)
+        self.mean += shift * (len(x) / total)
+        self.n = total
+
+    def reduce(self, all_sum):
+        """Replaces each process's moments by those of all; `all_sum(tensor)` gives the sum over the processes."""
+        total = all_sum(self.n.clone())
+        mean = all_sum(self.n * self.mean) / total
+        shift = self.mean - mean
+        self.scatter = all_sum(self.scatter.addr_(shift, shift, alpha=self.n.item()))
+        self.n, self.mean = total, mean
+
+    def covariance(self):
+        """M / (n - 1), [dim, dim]; ValueError for fewer than two."""
+        if self.n < 2:
+            raise ValueError(f'a covariance needs at least 2 images, got {int(self.n)}')
+        return self.scatter / (self.n - 1)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """N(mu, sigma) of one set of features, with what FID and KID need of it.
+
+    mu: [d], sigma: [d, d], float64. made: how they came about, any of MADE_KEYS. sample: float32 [m, d], some of the
+    features themselves, which KID needs, or None.
+    """
+
+    mu: np.ndarray
+    sigma: np.ndarray
+    made: dict
+    sample: np.ndarray | None = None
+
+
+def check_gaussian(mu, sigma):
+    """ValueError unless mu is [d] and sigma a symmetric [d, d], both finite."""
+    if mu.ndim != 1 or tuple(sigma.shape) != (len(mu), len(mu)):
+        raise ValueError(f'mu must be [d] and sigma [d, d], got {list(mu.shape)} and {list(sigma.shape)}')
+    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+        raise ValueError('mu or sigma holds NaN or infinity')
+    if np.abs(sigma - sigma.T).max() > 1e-6 * np.abs(sigma).max():
+        raise ValueError('sigma is not symmetric, so it is no covariance')
+
+
+def save_statistics(path, statistics):
+    """Writes mu, sigma, as pytorch-ddpm and pytorch-fid read them, then `made` and the sample; whole or not at all.
+
+    Raises ValueError for what is no Gaussian.
+    """
+    check_gaussian(statistics.mu, statistics.sigma)
+    sample = {} if statistics.sample is None else {'sample': statistics.sample}
+    with atomic_write(path) as f:
+        np.savez(f, mu=statistics.mu, sigma=statistics.sigma, **statistics.made, **sample)
+
+
+def load_statistics(path, net=None):
+    """Reads what `save_statistics` wrote, or any npz with mu and sigma; float32 is cast, with a warning.
+
+    net: the FeatureNet that they will be compared with. What the file says of its making must agree with it; a file
+    that says nothing, such as pytorch-ddpm's, is taken at its dimension.
+    Raises ScoreError for a file that is missing, damaged, no Gaussian, or of another making.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as npz:
+            arrays = dict(npz)
+    except FileNotFoundError:
+        raise ScoreError(f'{path}: no such statistics; build them from the data set first') from None
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise ScoreError(f'{path}: truncated, or not an npz of plain arrays ({error}); build it anew') from None
+    missing = {'mu', 'sigma'} - set(arrays)
+    if missing:
+        raise ScoreError(f'{path}: no {" and no ".join(sorted(missing))} among {sorted(arrays)}; build it anew')
+    mu, sigma, sample = arrays['mu'], arrays['sigma'], arrays.get('sample')
+    if {mu.dtype, sigma.dtype} != {np.dtype(np.float64)}:
+        warnings.warn(f'{path}: {sigma.dtype} statistics limit FID to about 3 decimals; build them anew', stacklevel=2)
+    try:
+        mu, sigma = mu.astype(np.float64), sigma.astype(np.float64)
+        check_gaussian(mu, sigma)
+        if sample is not None and sample.shape[1:] != mu.shape:
+            raise ValueError(f'sample must be [m, {len(mu)}], got {list(sample.shape)}')
+    except ValueError as error:
+        raise ScoreError(f'{path}: {error}; build it anew') from None
+    made = {key: arrays[key].item() for key in MADE_KEYS if key in arrays}
+    if net is not None:
+        check_made(path, len(mu), made, net)
+    return Statistics(mu, sigma, made, sample)
+
+
+def check_made(path, dim, made, net):
+    """ScoreError unless statistics of `dim` features `made` so compare with the features of `net`."""
+    for key, asked in net.made.items():
+        found = made.get(key, asked)
+        if key == 'precision' and found != asked:
+            warnings.warn(f'{path}: made in {found}, compared in {asked}: FID shifts a little', stacklevel=3)
+        elif found != asked:
+            raise ScoreError(f'{path}: made with {key} {found}, not {asked}; ask for that, or build it anew')
+    if dim != net.dim:
+        raise ScoreError(f'{path}: statistics of {dim} features, but {net.name} has {net.dim}; build it anew')

@@ -1,0 +1,47 @@
+"""Random weights for Inception, and a small feature net, for the tests of score/."""
+
+import torch
+from torch import nn
+
+from score.features import FeatureNet
+from score.images import unit_range
+from score.inception import FIDInception
+
+
+def random_inception_state(seed=0):
+    """He-scaled convolutions and batch norms near the identity: activations that neither vanish nor blow up."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = FIDInception()
+        for module in net.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+            elif isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.weight, 0.8, 1.2)
+                nn.init.normal_(module.bias, 0, 0.1)
+                nn.init.normal_(module.running_mean, 0, 0.1)
+                nn.init.uniform_(module.running_var, 0.8, 1.2)
+        nn.init.normal_(net.fc.weight, 0, 0.05)
+        nn.init.normal_(net.fc.bias, 0, 1)
+    return net.state_dict()
+
+
+def small_net(dim=6, num_classes=5, seed=0, **fields):
+    """f(x) = relu(W x) of 4x4 images, logits V f(x): a FeatureNet that costs nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    w = torch.randn(48, dim, generator=generator)
+    v = torch.randn(dim, num_classes, generator=generator)
+    made = {'name': 'inception', 'weights_hash': 'w', 'protocol': 'pytorch', 'precision': 'fp32', **fields}
+    return FeatureNet(
+        dim=dim,
+        num_classes=num_classes,
+        device=torch.device('cpu'),
+        prepare=unit_range,
+        trunk=lambda x: (x.flatten(1) @ w).relu(),
+        head=lambda maps: (maps, maps @ v),
+        **made,
+    )
+
+
+def small_images(n, seed=0):
+    return torch.randint(256, (n, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,204 @@
+"""--eval, --stats and --images: which images are scored against which statistics, and what is said and kept of it."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from PIL import Image
+from score_fakes import random_inception_state
+from test_train import config_of, scalars
+
+import build
+import dataset
+import evaluate
+import sample
+import score
+
+CLASSIFIER = '--feature_net=classifier'
+
+
+@pytest.fixture(scope='session')
+def classifier(tmp_path_factory):
+    """The classifier of the digits, trained once."""
+    path = tmp_path_factory.mktemp('classifier') / 'digits.classifier.pt'
+    score.FEATURE_NETS['classifier'](path, data=lambda: build.labelled(config_of(*TINY)))
+    return path
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, classifier):
+    """A working folder of its own, with the digits' classifier in its stats/."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'stats').mkdir()
+    shutil.copy(classifier, 'stats')
+    return tmp_path
+
+
+@pytest.fixture
+def trained(here, cli):
+    assert cli(*TINY, '--train', '--logdir=run', CLASSIFIER)[0] == 0
+    return here
+
+
+@pytest.fixture
+def inception_weights(here, monkeypatch):
+    """Random Inception weights, admitted whatever their hash."""
+    torch.save(random_inception_state(), here / 'inception.pth')
+    original = score.FEATURE_NETS['inception']
+    monkeypatch.setitem(score.FEATURE_NETS, 'inception', lambda *a, **k: original(*a, **k, sha256=''))
+    return here / 'inception.pth'
+
+
+def last_record(path='run/eval.txt'):
+    with open(path) as file:
+        return json.loads(file.readlines()[-1])
+
+
+def npz_of(images, path):
+    """An npz of images as OpenAI's evaluator reads it. images: uint8 [N, C, H, W]."""
+    np.savez(path, arr_0=images.permute(0, 2, 3, 1).numpy())
+    return path
+
+
+def test_eval_of_digits_needs_nothing_but_its_checkpoint(trained, cli):
+    (trained / 'stats' / 'digits.classifier.pt').unlink()
+    status, out, error = cli('--eval', '--logdir=run', '--num_images=300')
+    assert status == 0, error
+    assert (trained / 'stats' / 'digits.classifier.pt').exists()
+    assert 'Model(EMA): IS(classifier):' in out and 'FID(classifier):' in out and 'KID(classifier):' in out
+    assert '300 images, 8 steps, eta 1, fixedlarge' in out
+    assert 'WARNING: FID of 300 images is biased upward' in error and 'building it from the 1438 images' in error
+    record = last_record()
+    assert record['FID(classifier)'] > 0 and record['n'] == 300 and record['weights'] == 'ema' and record['T'] == 8
+    assert record['feature_net'] == 'classifier' and len(record['weights_hash']) == 64 and record['seconds'] > 0
+    assert (trained / 'stats' / 'digits.train.classifier.npz').exists()
+    assert Image.open('run/samples_ema.png').size == (16 * 50 + 2, 16 * 50 + 2)
+    # The second time nothing is built, and the same images give the same scores whatever their batches.
+    status, _, error = cli('--eval', '--logdir=run', '--num_images=300', '--sample_batch_size=77', '--precision=fp32')
+    assert status == 0 and 'building' not in error and (trained / 'run' / 'eval.txt').read_text().count('\n') == 2
+    assert last_record()['FID(classifier)'] == pytest.approx(record['FID(classifier)'], rel=0.05)
+
+
+def test_scores_are_of_the_images_that_sampling_draws(trained, cli):
+    assert cli('--sample', '--logdir=run', '--num_images=64', '--precision=fp32')[0] == 0
+    assert cli('--eval', '--logdir=run', '--num_images=64', '--precision=fp32')[0] == 0
+    drawn = last_record()['FID(classifier)']
+    flags = [f for f in TINY if not f.startswith('--num_images')]
+    found = []
+    for path in ('run/samples/samples.npz', 'run/samples'):
+        if path == 'run/samples':
+            (trained / 'run' / 'samples' / 'grid.png').unlink()
+        status, out, _ = cli(*flags, '--eval', CLASSIFIER, f'--images={path}')
+        assert status == 0 and '64 images' in out
+        found.append(float(out.split('FID(classifier):')[1].split(',')[0]))
+    assert found[0] == found[1] == pytest.approx(drawn, rel=0.02)  # those were rounded to 8 bits
+
+
+def test_real_images_score_better_than_noise(here, cli):
+    test = dataset.decode_all(dataset.load('digits', '', 8, 'test'))[0]
+    noise = torch.randint(256, test.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    flags = [*TINY, '--eval', CLASSIFIER]
+    fids = []
+    for name, images in (('test', test), ('noise', noise)):
+        status, out, _ = cli(*flags, f'--images={npz_of(images, here / f"{name}.npz")}')
+        assert status == 0
+        fids.append(float(out.split('FID(classifier):')[1].split(',')[0]))
+    assert fids[0] < 5 < fids[1] / 5
+
+
+def test_statistics_against_statistics(here, cli):
+    for split in ('train', 'test'):
+        status, out, _ = cli(*TINY, '--stats', CLASSIFIER, f'--split={split}')
+        assert status == 0 and f'digits.{split}.classifier.npz' in out
+    status, out, _ = cli(*TINY, '--eval', CLASSIFIER, '--images=stats/digits.test.classifier.npz')
+    assert (
+        status == 0 and 'FID(classifier):' in out and 'KID(classifier):' in out and 'IS' not in out.split('FID')[0][30:]
+    )
+    status, out, _ = cli(*TINY, '--eval', CLASSIFIER, '--images=stats/digits.train.classifier.npz')
+    assert abs(float(out.split('FID(classifier):')[1].split(',')[0])) < 1e-3
+
+
+@pytest.mark.parametrize('protocol', ['pytorch', 'tf'])
+def test_eval_with_inception(here, cli, folder_of_images, inception_weights, protocol):
+    argv = [*TINY, f'--dataset={folder_of_images}', '--logdir=run', f'--inception_weights={inception_weights}']
+    argv += [f'--fid_protocol={protocol}', '--fid_cache=here.npz', '--num_images=12']
+    assert cli(*argv, '--train')[0] == 0
+    status, out, error = cli(*argv, '--eval')
+    assert status == 0, error
+    assert 'Model(EMA): IS:' in out and ', FID:' in out and 'classifier' not in out and f'{protocol} protocol' in out
+    made = score.load_statistics('here.npz').made
+    assert made['n'] == 12 and made['protocol'] == protocol
+    other = {'pytorch': 'tf', 'tf': 'pytorch'}[protocol]
+    status, _, error = cli(*argv, '--eval', f'--fid_protocol={other}')
+    assert status == 1 and f'here.npz: made with protocol {protocol}, not {other}' in error
+
+
+def test_pytorch_ddpms_statistics_are_read_as_they_are(here, cli, folder_of_images, inception_weights):
+    np.savez('stats/cifar10.train.npz', mu=np.zeros(2048), sigma=np.eye(2048))
+    status, out, error = cli(
+        '--eval', f'--images={folder_of_images}', f'--inception_weights={inception_weights}', '--device=cpu'
+    )
+    assert status == 0, error
+    assert 'FID:' in out and 'KID' not in out and 'no KID' in error
+
+
+def test_evaluation_while_training(here, cli):
+    argv = [*TINY, '--train', '--logdir=run', CLASSIFIER, '--eval_step=2', '--num_images=20']
+    assert cli(*argv)[0] == 0
+    with open('run/eval.txt') as file:
+        assert [json.loads(line)['step'] for line in file] == [2, 4]
+    assert list(scalars('run', 'FID_classifier__EMA')) == [2, 4]
+    # It leaves no trace in the run: the weights are those of a run without it.
+    assert cli(*TINY, '--train', '--logdir=plain', CLASSIFIER, '--num_images=20')[0] == 0
+    a, b = (torch.load(f'{name}/ckpt.pt', weights_only=True)['net_model'] for name in ('run', 'plain'))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_an_interrupted_evaluation_writes_nothing(trained):
+    config, net = sample.restore(config_of('--logdir=run', '--num_images=20', CLASSIFIER), set())
+    assert evaluate.evaluate(config, net, None, lambda: True) is None
+    assert not (trained / 'run' / 'eval.txt').exists()
+
+
+def test_where_statistics_are_kept():
+    for flags, path in (
+        ([], 'stats/cifar10.train.npz'),
+        (['--split=test', '--dataset=mnist', '--img_size=28'], 'stats/mnist.test.npz'),
+        (['--dataset=mnist'], 'stats/mnist32.train.npz'),
+        (['--dataset=celeba', '--img_size=64', '--fid_protocol=tf'], 'stats/celeba64.train.tf.npz'),
+        (['--dataset=digits', '--img_size=8', CLASSIFIER], 'stats/digits.train.classifier.npz'),
+        (['--fid_cache=a.npz', CLASSIFIER], 'a.npz'),
+    ):
+        assert evaluate.reference_path(config_of(*flags)) == path
+
+
+@pytest.mark.parametrize(
+    'argv, phrase',
+    [
+        (['--images=no/such'], 'no images at no/such'),
+        (['--images=no/such.npz'], 'no/such.npz is no npz of images'),
+        (['--images=one.npz'], 'at least 2 images'),
+        (['--images=large.npz'], 'the classifier was trained on images'),
+        (['--images=float.npz'], 'arr_0 must be uint8'),
+        (['--images=one.npz', '--dataset=unlabelled'], 'has no labels'),
+        (
+            ['--images=one.npz', '--dataset=unlabelled', '--split=test', '--feature_net=inception'],
+            'inception.pth: no such',
+        ),
+        (['--logdir=none'], 'no checkpoint at none/ckpt.pt'),
+    ],
+)
+def test_what_cannot_be_scored(here, cli, argv, phrase):
+    zeros = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
+    npz_of(zeros[:1], 'one.npz')
+    npz_of(torch.zeros(3, 1, 16, 16, dtype=torch.uint8), 'large.npz')
+    np.savez('float.npz', arr_0=np.zeros((3, 8, 8, 1)))
+    (here / 'unlabelled').mkdir()
+    for i in range(3):
+        Image.new('L', (8, 8)).save(here / 'unlabelled' / f'{i}.png')
+    flags = [*TINY, '--eval', CLASSIFIER, '--inception_weights=inception.pth']
+    status, _, error = cli(*flags, *argv)
+    assert status == 1 and phrase in error.strip().splitlines()[-1] and 'Traceback' not in error

@@ -1,0 +1,215 @@
+"""Inception Score and KID against closed forms and torch-fidelity; the Scorer that gathers for all three."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from score_fakes import small_images, small_net
+from test_score_statistics import LockStep
+
+import score.kid
+from score import (
+    Scorer,
+    build_statistics,
+    calculate_frechet_distance,
+    get_inception_and_fid_score,
+    get_inception_score,
+    kernel_inception_distance,
+    save_statistics,
+)
+from score.inception_score import SplitSums
+
+
+def inception_score(logits, splits=10, batch_size=13):
+    sums = SplitSums(len(logits), splits, logits.shape[1])
+    for index in torch.arange(len(logits)).split(batch_size):
+        sums.update(logits[index], index)
+    return sums.score()
+
+
+def test_uniform_probabilities_score_one():
+    assert inception_score(torch.zeros(100, 1008)) == (pytest.approx(1, abs=1e-12), pytest.approx(0, abs=1e-12))
+
+
+@pytest.mark.parametrize('off', [-float('inf'), -1e4])
+def test_balanced_one_hot_scores_the_number_of_classes(off):
+    logits = torch.full((10, 10), off).fill_diagonal_(0).repeat(20, 1)
+    assert inception_score(logits) == (pytest.approx(10, rel=1e-12), pytest.approx(0, abs=1e-9))
+
+
+@pytest.mark.parametrize('n, splits', [(100, 10), (103, 10), (10, 10), (37, 1), (19, 7)])
+def test_inception_score_is_torch_fidelitys_unshuffled(n, splits):
+    metric_isc = pytest.importorskip('torch_fidelity.metric_isc')
+    logits = torch.randn(n, 30, generator=torch.Generator().manual_seed(n)) * 3
+    expected = metric_isc.isc_features_to_metric(logits, splits, shuffle=False)
+    got = inception_score(logits, splits)
+    assert got[0] == pytest.approx(expected['inception_score_mean'], rel=1e-12)
+    assert got[1] == pytest.approx(expected['inception_score_std'], rel=1e-9, abs=1e-12)
+
+
+def test_nan_logits_are_not_hidden():
+    assert np.isnan(inception_score(torch.full((20, 5), float('nan')), 2)).all()
+
+
+def test_fewer_images_than_splits():
+    with pytest.raises(ValueError, match='10 splits need at least 10 images, got 9'):
+        inception_score(torch.zeros(9, 5))
+    with pytest.raises(ValueError, match='10 splits need at least 10 images, got 0'):
+        get_inception_score(small_images(9)[:0], net=small_net())
+    with pytest.raises(ValueError, match='0 splits'):
+        inception_score(torch.zeros(9, 5), 0)
+
+
+def test_get_inception_score():
+    net, images = small_net(), small_images(103)
+    expected = inception_score(net(images)[1])
+    for batch in (images, images.numpy() / 255):
+        got = get_inception_score(batch, net=net)
+        assert got == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match='num_images must be given'):
+        get_inception_score(iter(images), net=net)
+    with pytest.raises(ValueError, match='104 images were announced, 103 came'):
+        get_inception_score(iter(images), num_images=104, net=net)
+
+
+def two_sides(n, m, dim=24):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n, dim, generator=generator).abs()
+    return x, (torch.randn(m, dim, generator=generator) * 1.2).abs()
+
+
+def test_kid_is_torch_fidelitys_on_the_same_subsets():
+    metric_kid = pytest.importorskip('torch_fidelity.metric_kid')
+    x, y = two_sides(300, 250)
+    expected = metric_kid.kid_features_to_metric(x, y, kid_subsets=20, kid_subset_size=100, verbose=False)
+    got = kernel_inception_distance(x, y, subsets=20, subset_size=100)
+    assert got == pytest.approx(tuple(expected.values()), rel=1e-5)
+
+
+def test_kid_is_unbiased():
+    # Over all pairs of subsets of one set, the unbiased estimate averages to about nothing; the biased one would not.
+    x = torch.randn(4000, 8, generator=torch.Generator().manual_seed(1))
+    mean, std = kernel_inception_distance(x[:2000], x[2000:], subsets=200, subset_size=50)
+    biased = 3 * 2 / 50  # two diagonals' share, at least
+    assert abs(mean) < 4 * std / 200**0.5 < biased
+
+
+def test_kid_by_hand():
+    x, y = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[2.0, 0.0], [2.0, 2.0]])
+    # (x.y / 2 + 1)^3: within x 1, within y 27, across 8, 8, 1, 8.
+    with pytest.warns(UserWarning, match='KID on subsets of 2, not 1000, of 2 and 2 images'):
+        mean, std = kernel_inception_distance(x, y)
+    assert mean == pytest.approx(1 + 27 - 2 * (8 + 8 + 1 + 8) / 4) and std == pytest.approx(0, abs=1e-12)
+
+
+def test_kid_refuses_single_images_and_other_dimensions():
+    x, y = two_sides(10, 1)
+    with pytest.raises(ValueError, match='at least 2 images on each side, got 10 and 1'):
+        kernel_inception_distance(x, y)
+    with pytest.raises(ValueError, match='different dimension: 24 against 23'):
+        kernel_inception_distance(x, x[:, 1:])
+
+
+def feed(scorer, images, batch_size):
+    for batch in images.split(batch_size):
+        scorer.update(batch)
+    return scorer
+
+
+@pytest.fixture
+def reference():
+    return build_statistics(small_net(), small_images(1500, 1).split(100), 1500, verbose=False)
+
+
+def test_scorer_equals_the_metrics_on_all_features_at_once(reference):
+    net, images = small_net(), small_images(1203, 2)
+    got = feed(Scorer(net, 1203), images, 50).result(reference)
+    features, logits = net(images)
+    real = net(small_images(1500, 1))[0].double().numpy()
+    double = features.double().numpy()
+    statistics = double.mean(0), np.cov(double, rowvar=False), real.mean(0), np.cov(real, rowvar=False)
+    assert got['FID'] == pytest.approx(calculate_frechet_distance(*statistics), rel=1e-8)
+    assert (got['IS'], got['IS_std']) == pytest.approx(inception_score(logits), rel=1e-9)
+    expected = kernel_inception_distance(features, torch.from_numpy(reference.sample))
+    assert (got['KID'], got['KID_std']) == pytest.approx(expected, rel=1e-9)
+    assert got['n'] == 1203 and list(got) == ['FID', 'IS', 'IS_std', 'KID', 'KID_std', 'n']
+
+
+@pytest.mark.filterwarnings('ignore:KID on subsets')
+def test_batches_order_and_processes_do_not_matter(reference):
+    images = small_images(503, 3)
+    expected = feed(Scorer(small_net(), 503), images, 503).result(reference)
+    one = feed(Scorer(small_net(), 503), images, 7).result(reference)
+    assert one == pytest.approx(expected, rel=1e-9)
+
+    shuffled = torch.randperm(503, generator=torch.Generator().manual_seed(2))
+    scorers = [Scorer(small_net(), 503) for _ in range(3)]
+    for rank, share in enumerate(shuffled.split([100, 3, 400])):
+        for index in share.split(60):
+            scorers[rank].update(images[index], index)
+    LockStep(3).run(lambda rank, all_sum: scorers[rank].reduce(all_sum))
+    for scorer in scorers:
+        assert scorer.result(reference) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_sample_is_bounded_and_depends_on_the_number_alone(monkeypatch):
+    monkeypatch.setattr(score.kid, 'SAMPLE_SIZE', 40)
+    images, net = small_images(300, 4), small_net()
+    samples = [feed(Scorer(net, 300), images, size).sample.rows for size in (300, 11)]
+    assert samples[0].shape == (40, 6) and torch.allclose(*samples)
+    features, _ = net(images)
+    kept = np.sort(np.random.RandomState(2020).choice(300, 40, replace=False))
+    assert torch.allclose(samples[0], features[kept]) and len(set(kept)) == 40
+
+
+def test_kid_is_none_where_the_statistics_keep_no_features(reference, tmp_path):
+    np.savez(tmp_path / 'plain.npz', mu=reference.mu, sigma=reference.sigma)
+    scorer = feed(Scorer(small_net(), 100), small_images(100), 50)
+    with pytest.warns(UserWarning, match='no KID: the statistics hold mu and sigma only'):
+        result = scorer.result(score.load_statistics(tmp_path / 'plain.npz', small_net()))
+    assert result['KID'] is None and result['KID_std'] is None and result['FID'] > 0
+
+
+def test_scorer_wants_what_was_announced(reference):
+    scorer = Scorer(small_net(), 30)
+    scorer.update(small_images(20))
+    for ask in (scorer.statistics, scorer.inception_score, lambda: scorer.result(reference)):
+        with pytest.raises(ValueError, match='30 images were announced, 20 came'):
+            ask()
+    with pytest.raises(ValueError, match='images 20 to 39 came, 30 were announced'):
+        scorer.update(small_images(20))
+    with pytest.raises(ValueError, match='20 images came with 3 indices'):
+        scorer.update(small_images(20), torch.arange(3))
+    with pytest.raises(ValueError, match='there are no images'):
+        scorer.update(small_images(0))
+    with pytest.raises(ValueError, match='10 splits need at least 10 images, got 5'):
+        Scorer(small_net(), 5)
+
+
+def test_statistics_of_few_images_need_no_splits():
+    assert build_statistics(small_net(), [small_images(3)], 3, verbose=False).made['n'] == 3
+    with pytest.raises(ValueError, match='at least 2 images, got 1'):
+        build_statistics(small_net(), [small_images(1)], 1, verbose=False)
+    with pytest.raises(ValueError, match='4 images were announced, 3 came'):
+        build_statistics(small_net(), [small_images(3)], 4, verbose=False)
+
+
+def test_get_inception_and_fid_score(tmp_path, reference):
+    net, images = small_net(), small_images(101, 5)
+    save_statistics(tmp_path / 'real.npz', reference)
+    scorer = feed(Scorer(net, 101), images, 50)
+    expected = scorer.inception_score(), scorer.fid(reference)
+    for batch, count in ((images.numpy() / 255, None), ((image for image in images), 101)):
+        (mean, std), fid = get_inception_and_fid_score(batch, tmp_path / 'real.npz', count, net=net)
+        assert (mean, std) == pytest.approx(expected[0], rel=1e-5) and fid == pytest.approx(expected[1], rel=1e-5)
+    parallel = replace(net, trunk=torch.nn.Identity(), prepare=lambda x: net.trunk(net.prepare(x)))
+    got = get_inception_and_fid_score(images, tmp_path / 'real.npz', parallel=True, net=parallel)
+    assert got[1] == pytest.approx(expected[1], rel=1e-9)
+    with pytest.raises(ValueError, match='num_images must be given'):
+        get_inception_and_fid_score(iter(images), tmp_path / 'real.npz', net=net)
+
+
+def test_only_inceptions_figures_go_by_the_bare_name():
+    assert small_net().label('FID') == 'FID'
+    assert small_net(name='classifier').label('FID') == 'FID(classifier)'
