@@ -304,7 +304,7 @@ def _decoded(images, indices, num_workers):
     loader = DataLoader(
         images,
         batch_sampler=indices,
-        num_workers=num_workers,
+        num_workers=min(num_workers, os.cpu_count()),
         collate_fn=_unchanged,
         worker_init_fn=_leave_signals_to_parent,
         pin_memory=torch.cuda.is_available(),

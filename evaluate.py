@@ -40,7 +40,8 @@ def evaluate(config, net, step=None, interrupted=lambda: False):
     record |= report(config, feature_net, scorer.result(reference, config.fid_use_torch), time.monotonic() - begin)
     folder = os.path.dirname(config.ckpt) or config.logdir
     sample.grid(torch.stack(shown), columns=16).save(os.path.join(folder, f'samples_{config.weights}.png'))
-    append(os.path.join(folder, 'eval.txt'), record)
+    with open(os.path.join(folder, 'eval.txt'), 'a') as file:
+        file.write(json.dumps(record) + '\n')
     return record
 
 
@@ -92,12 +93,6 @@ def report(config, feature_net, result, seconds):
         logging.warning('FID of %d images is biased upward: published figures are of %d', result['n'], FEW)
     scores = {name(key): value for key, value in result.items() if key != 'n'}
     return scores | {'n': result['n'], 'reference': reference_path(config), **feature_net.made, 'seconds': seconds}
-
-
-def append(path, record):
-    """One JSON line, in one write."""
-    with open(path, 'a') as file:
-        file.write(json.dumps(record) + '\n')
 
 
 def load_feature_net(config):

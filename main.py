@@ -5,6 +5,7 @@ python main.py --flagfile config/CIFAR10.txt --sample    draws images from its c
 python main.py --flagfile config/CIFAR10.txt --eval      reports its FID, IS and KID
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -122,14 +123,12 @@ def parse_flags(argv):
             files += [word] if equals else [word, *islice(rest, 1)]
         else:
             words.append(word)
-    try:
+    with exits(2, flags.Error):
         said = {_flag_name(word) for word in words if word.startswith('-')}
         lines = [line for line in FLAGS.read_flags_from_files(files) if _flag_name(line) not in said]
         parsed = FLAGS([argv[0], *lines, *words])
         if len(parsed) > 1:
             raise flags.Error(f'unexpected argument {parsed[1]}')
-    except flags.Error as error:
-        sys.exit(_complain(error, 2))
     return parsed
 
 
@@ -137,9 +136,15 @@ def _flag_name(word):
     return word.lstrip('-').partition('=')[0]
 
 
-def _complain(error, status):
-    print(f'main.py: error: {" ".join(str(error).split())}', file=sys.stderr)
-    return status
+@contextlib.contextmanager
+def exits(status, *errors):
+    """Turn errors of these kinds into one line and an exit status."""
+    try:
+        yield
+    except errors as error:
+        hint = ': lower --batch_size or raise --grad_accum' if isinstance(error, torch.OutOfMemoryError) else ''
+        print(f'main.py: error: {" ".join(str(error).split())}{hint}', file=sys.stderr)
+        sys.exit(status)
 
 
 class Interruption:
@@ -168,35 +173,25 @@ def main(argv):
     config = SimpleNamespace(**{flag.name: flag.value for flag in own}, channels=3)
     given = {flag.name for flag in own if flag.present}
     interrupted = Interruption()
-    try:
-        try:
+    with exits(1, OSError, CheckpointError, DataError, ScoreError, FloatingPointError, torch.OutOfMemoryError):
+        with exits(2, ValueError):
             if config.parallel:
                 raise ValueError('--parallel is not available yet')
             if not any(getattr(config, mode) for mode in MODES):
                 raise ValueError(f'nothing to do: add {" or ".join(f"--{mode}" for mode in MODES)}')
             build.check(config)
-        except ValueError as error:
-            return _complain(error, 2)
         if config.train:
             train.train(config, '\n'.join(flag.serialize() for flag in own) + '\n', interrupted)
         if not interrupted() and (config.sample or (config.eval and not config.images)):
-            try:
+            with exits(2, ValueError):
                 config, net = sample.restore(config, given)
-            except ValueError as error:
-                return _complain(error, 2)
         if config.sample and not interrupted():
             sample.sample(config, net, interrupted)
         if config.stats and not interrupted():
             evaluate.build_reference(config)
         if config.eval and not interrupted():
-            try:
+            with exits(1, ValueError):  # of images that cannot be scored
                 evaluate.evaluate_images(config) if config.images else evaluate.evaluate(config, net, None, interrupted)
-            except ValueError as error:  # of images that cannot be scored
-                return _complain(error, 1)
-    except torch.OutOfMemoryError as error:
-        return _complain(f'{error}: lower --batch_size or --sample_batch_size, or raise --grad_accum', 1)
-    except (OSError, CheckpointError, DataError, ScoreError, FloatingPointError) as error:
-        return _complain(error, 1)
     return 128 + interrupted.signum if interrupted() else 0
 
 

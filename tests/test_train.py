@@ -21,6 +21,7 @@ from tensorboardX.proto import event_pb2
 
 import build
 import checkpoint
+import dataset
 import main
 import sample
 import train
@@ -103,7 +104,7 @@ def test_twenty_kills_change_no_bit(tmp_path, precision):
 @pytest.mark.parametrize('streamed', [False, True])
 def test_a_run_in_two_parts_equals_a_whole_one(tmp_path, cli, folder_of_images, monkeypatch, streamed):
     if streamed:
-        monkeypatch.setattr(train.dataset, 'RESIDENT_BYTES', 0)
+        monkeypatch.setattr(dataset, 'RESIDENT_BYTES', 0)
     argv = [*TINY, '--train', f'--dataset={folder_of_images}', '--num_workers=1', '--grad_accum=2', '--dropout=0.2']
     assert cli(*argv, '--total_steps=6', f'--logdir={tmp_path / "whole"}')[0] == 0
     assert cli(*argv, '--total_steps=3', f'--logdir={tmp_path / "parts"}')[0] == 0
