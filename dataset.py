@@ -4,9 +4,12 @@ Small sets live on the device as uint8; large ones are decoded by worker process
 a function of (seed, epoch), and a batch is flipped and normalised on the device.
 """
 
+import contextlib
+import math
 import os
 import signal
 import zipfile
+import zlib
 from collections.abc import Callable
 from itertools import groupby, islice
 from typing import NamedTuple
@@ -45,10 +48,10 @@ def _celeba(root, split):
 
 
 def _lsun(train, test):
-    folders = {'train': train, 'test': test}
-    return Source(
-        lambda root, split: torchvision.datasets.lsun.LSUNClass(os.path.join(root, 'lsun', folders[split])), 3, 0
-    )
+    def load(root, split):
+        return torchvision.datasets.lsun.LSUNClass(os.path.join(root, 'lsun', test if split == 'test' else train))
+
+    return Source(load, 3, 0)
 
 
 def _digits(root, split):
@@ -56,9 +59,8 @@ def _digits(root, split):
 
     images, labels = load_digits(return_X_y=True)
     images = (images.reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)
-    kept = (np.arange(len(images)) % 5 == 4) == (
-        split == 'test'
-    )  # the set has no split of its own: every fifth is test
+    test = np.arange(len(images)) % 5 == 4  # the set has no split of its own
+    kept = test if split == 'test' else ~test
     return [(Image.fromarray(image), int(label)) for image, label in zip(images[kept], labels[kept], strict=True)]
 
 
@@ -142,6 +144,14 @@ def read_item(items, i, use):
         raise DataError(f'{name} cannot be decoded ({error})') from error
 
 
+def upright(image, channels):
+    """A PIL image as its metadata turns it, in 8 bits, grey (1 channel) or RGB (3)."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith('I'):  # 16 bits a pixel
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert('L' if channels == 1 else 'RGB')
+
+
 class Images:
     """A data set as uint8 images [channels, img_size, img_size] and labels; `num_classes` is 0 where it has none."""
 
@@ -153,10 +163,7 @@ class Images:
         return len(self.items)
 
     def _decode(self, image, label):
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith('I'):  # 16 bits a pixel
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        image = image.convert('L' if self.channels == 1 else 'RGB')
+        image = upright(image, self.channels)
         if self.crop:
             left, top = (image.width - self.crop) // 2, (image.height - self.crop) // 2
             image = image.crop((left, top, left + self.crop, top + self.crop))
@@ -210,8 +217,8 @@ def read_images(path):
     if not os.path.exists(path):
         raise DataError(f'no images at {path}')
     files = ImageFiles(path)
-    mode = 'L' if files.looks_grey() else 'RGB'
-    decoded = (read_item(files, i, lambda image, _: np.atleast_3d(image.convert(mode))) for i in range(len(files)))
+    channels = 1 if files.looks_grey() else 3
+    decoded = (read_item(files, i, lambda image, _: np.atleast_3d(upright(image, channels))) for i in range(len(files)))
     runs = groupby(decoded, key=lambda pixels: pixels.shape)
     return len(files), (
         torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)
@@ -221,25 +228,30 @@ def read_images(path):
 
 
 def _read_npz(path):
-    def array(archive):
-        (name,) = {'arr_0.npy', 'images.npy'} & set(archive.namelist())
-        file = archive.open(name)
+    # Not np.load, which would read it all: 50,000 images of 256x256 are 10 GB.
+    def header(file):
         np.lib.format.read_magic(file)
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        return file, shape, dtype
+        return shape, dtype
 
     def stream():
-        with zipfile.ZipFile(path) as archive, array(archive)[0] as file:
+        with opened() as archive, archive.open('arr_0.npy') as file:
+            header(file)
             for start in range(0, shape[0], 128):
-                block = shape[0] - start if shape[0] - start < 128 else 128, *shape[1:]
-                pixels = np.frombuffer(bytearray(file.read(int(np.prod(block)))), np.uint8).reshape(block)
+                block = (min(128, shape[0] - start), *shape[1:])
+                pixels = np.frombuffer(bytearray(file.read(math.prod(block))), np.uint8).reshape(block)
                 yield torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
-    try:
-        with zipfile.ZipFile(path) as archive:
-            _, shape, dtype = array(archive)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f'{path} is no npz of images (arr_0, uint8 [N, H, W, C]): {error}') from error
+    @contextlib.contextmanager
+    def opened():
+        try:
+            with zipfile.ZipFile(path) as archive:
+                yield archive
+        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise DataError(f'{path} is no npz of images (arr_0, uint8 [N, H, W, C]): {error}') from error
+
+    with opened() as archive, archive.open('arr_0.npy') as file:
+        shape, dtype = header(file)
     if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or not shape[0]:
         raise DataError(f'{path}: arr_0 must be uint8 [N, H, W, 1 or 3], not {dtype} {list(shape)}')
     return shape[0], stream()

@@ -181,6 +181,8 @@ def test_where_statistics_are_kept():
         (['--images=one.npz'], 'at least 2 images'),
         (['--images=large.npz'], 'the classifier was trained on images'),
         (['--images=float.npz'], 'arr_0 must be uint8'),
+        (['--images=flipped.npz'], 'flipped.npz is no npz of images'),
+        (['--images=names.npz'], 'names.npz is no npz of images'),
         (['--images=one.npz', '--dataset=unlabelled'], 'has no labels'),
         (
             ['--images=one.npz', '--dataset=unlabelled', '--split=test', '--feature_net=inception'],
@@ -194,6 +196,10 @@ def test_what_cannot_be_scored(here, cli, argv, phrase):
     npz_of(zeros[:1], 'one.npz')
     npz_of(torch.zeros(3, 1, 16, 16, dtype=torch.uint8), 'large.npz')
     np.savez('float.npz', arr_0=np.zeros((3, 8, 8, 1)))
+    content = bytearray(npz_of(zeros, here / 'flipped.npz').read_bytes())
+    content[len(content) // 3] ^= 1
+    (here / 'flipped.npz').write_bytes(content)
+    np.savez('names.npz', pictures=zeros.numpy())
     (here / 'unlabelled').mkdir()
     for i in range(3):
         Image.new('L', (8, 8)).save(here / 'unlabelled' / f'{i}.png')
