@@ -3,6 +3,7 @@
 Image i is a function of (seed, i): its noise comes from the generator of its block of 64 images, whatever the batch.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -88,12 +89,12 @@ def sample(config, net, interrupted=lambda: False):
     pending = [i for i, path in enumerate(paths) if not os.path.exists(path)]
     for chunk, x_0 in draw(config, net, pending, interrupted):
         for i, image in zip(chunk, to_uint8(x_0).permute(0, 2, 3, 1).cpu().numpy(), strict=True):
-            _write(paths[i], Image.fromarray(image.squeeze(2) if config.channels == 1 else image))
+            _save(paths[i], Image.fromarray(image.squeeze(2) if config.channels == 1 else image))
     if interrupted():
         return
     _pack(os.path.join(out, 'samples.npz'), paths, (config.img_size, config.img_size, config.channels))
     shown = np.stack([np.array(Image.open(path)).reshape(config.img_size, config.img_size, -1) for path in paths[:256]])
-    _write(os.path.join(out, 'grid.png'), grid(torch.from_numpy(shown).permute(0, 3, 1, 2)))
+    _save(os.path.join(out, 'grid.png'), grid(torch.from_numpy(shown).permute(0, 3, 1, 2)))
     print(f'{config.num_images} images in {out}: 000000.png..., samples.npz, grid.png')
 
 
@@ -120,31 +121,38 @@ def _claim(out, fingerprint, paths):
         if changed or surplus:
             why = f'of other {", ".join(changed)}' if changed else f'beyond the {len(paths)} asked for'
             raise FileExistsError(f'{out} already holds images {why}: choose another --out or empty it')
-    _write(record, fingerprint)
+    with _replacing(record) as temporary, open(temporary, 'w') as file:
+        json.dump(fingerprint, file)
 
 
-def _write(path, content):
-    """Write an image or JSON in one step, so that no half-written file passes for a finished one."""
+@contextlib.contextmanager
+def _replacing(path):
+    """A temporary path that becomes `path` at the end, so that no half-written file passes for a finished one."""
     temporary = f'{path}.tmp'
-    if isinstance(content, Image.Image):
-        content.save(temporary, format='PNG')
-    else:
-        with open(temporary, 'w') as file:
-            json.dump(content, file)
-    os.replace(temporary, path)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def _save(path, image):
+    with _replacing(path) as temporary:
+        image.save(temporary, format='PNG')
 
 
 def _pack(path, images, shape):
     """np.savez of the images, one at a time: 50,000 of 256x256 would not fit in memory."""
     header = {'descr': '|u1', 'fortran_order': False, 'shape': (len(images), *shape)}
     with (
-        zipfile.ZipFile(f'{path}.tmp', 'w') as archive,
+        _replacing(path) as temporary,
+        zipfile.ZipFile(temporary, 'w') as archive,
         archive.open(zipfile.ZipInfo('arr_0.npy'), 'w', force_zip64=True) as file,
     ):
         np.lib.format.write_array_header_1_0(file, header)
         for image in images:
             file.write(np.asarray(Image.open(image)).tobytes())
-    os.replace(f'{path}.tmp', path)
 
 
 def to_uint8(x):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 
 import numpy as np
@@ -112,6 +113,19 @@ def test_the_checkpoint_decides_the_network_and_the_flags_given_the_sampler(logd
     assert status == 0 and '4/4' in error
     status, _, error = cli(*argv, '--ch=64')
     assert status == 2 and '--ch=64 (trained with 32)' in error
+
+
+def test_a_full_disk_leaves_whole_images_and_no_others(logdir, tmp_path, cli):
+    argv = ['--sample', f'--logdir={logdir / "rgb"}', '--num_images=30', f'--out={tmp_path}', '--sample_batch_size=10']
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))  # room for an image, not for 30 in one file
+    try:
+        status, _, error = cli(*argv)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert status == 1 and error.strip().splitlines()[-1].startswith('main.py: error: ')
+    assert sorted(os.listdir(tmp_path)) == [f'{i:06d}.png' for i in range(30)] + ['samples.json']
+    assert cli(*argv)[0] == 0 and images_in(tmp_path).shape[0] == 30
 
 
 def test_by_default_samples_lie_beside_the_checkpoint(logdir, tmp_path, cli):
