@@ -7,16 +7,17 @@ from types import SimpleNamespace
 import torch
 
 import dataset as datasets
-from diffusion import GaussianDiffusionSampler, GaussianDiffusionTrainer
+from diffusion import GaussianDiffusionSampler, GaussianDiffusionTrainer, Guidance
 from model import UNet
 
 # What decides the meaning of the weights: a checkpoint is used with these as it was trained.
 NETWORK_KEYS = (
-    'arch', 'ch', 'ch_mult', 'attn', 'num_res_blocks', 'img_size', 'channels',
+    'arch', 'ch', 'ch_mult', 'attn', 'num_res_blocks', 'img_size', 'channels', 'num_classes',
     'T', 'beta_1', 'beta_T', 'schedule', 'mean_type',
 )  # fmt: skip
 # What a checkpoint suggests and a flag given by the user overrides.
 SAMPLER_KEYS = ('var_type', 'sample_steps', 'spacing', 'eta', 'clip_denoised')
+LABEL_KEYS = ('labels', 'guidance')
 SCORE_KEYS = ('dataset', 'test_dataset', 'data_dir', 'feature_net', 'fid_protocol')
 
 
@@ -32,6 +33,7 @@ def network(config):
         arch=config.arch,
         img_channels=config.channels,
         img_size=config.img_size,
+        num_classes=config.num_classes,
     )
 
 
@@ -43,7 +45,9 @@ def trainer(config, net):
 
 
 def sampler(config, net):
-    """Algorithm 2 around `net`. Raises ValueError as `GaussianDiffusionSampler` does."""
+    """Algorithm 2 around `net`, guided by --guidance. Raises ValueError as `GaussianDiffusionSampler` does."""
+    if config.num_classes:
+        net = Guidance(net, config.guidance, config.num_classes)
     return GaussianDiffusionSampler(
         net,
         config.beta_1,
@@ -68,6 +72,22 @@ def dataset(config, split='train'):
         if not name:
             raise datasets.DataError(f'{config.dataset} has no test split of its own: name one with --test_dataset')
     return datasets.load(name, config.data_dir, config.img_size, split)
+
+
+def fit(config, images):
+    """The config with what the data decides: the channels and, with --cond, the number of classes.
+
+    Raises DataError where --cond finds no labels or more than --num_classes, or --labels names others.
+    """
+    num_classes = (config.num_classes or images.num_classes) if config.cond else 0
+    if config.cond and not 0 < images.num_classes <= num_classes:
+        raise datasets.DataError(f'--cond with {num_classes} classes: {config.dataset} has {images.num_classes}')
+    fitted = SimpleNamespace(**{**vars(config), 'channels': images.channels, 'num_classes': num_classes})
+    try:
+        labels(fitted, [])  # of the previews
+    except ValueError as error:
+        raise datasets.DataError(str(error)) from error
+    return fitted
 
 
 def batches(config, images, step):
@@ -128,6 +148,24 @@ def check(config):
     trainer(config, None)
     sampler(config, None)
     device(config)
+
+
+def labels(config, indices):
+    """The label of each image to draw, int64 [B]: --labels in turn; None for an unconditional network.
+
+    Raises ValueError for labels that the network does not have.
+    """
+    if not config.num_classes:
+        if config.labels != 'all' or config.guidance != 1:
+            raise ValueError('--labels and --guidance need a checkpoint trained with --cond')
+        return None
+    try:
+        chosen = range(config.num_classes) if config.labels == 'all' else [int(y) for y in config.labels.split(',')]
+    except ValueError:
+        raise ValueError(f'--labels must be all or integers such as 3 or 0,1,2, not {config.labels}') from None
+    if not all(0 <= y < config.num_classes for y in chosen):
+        raise ValueError(f'--labels={config.labels}: the labels are 0 to {config.num_classes - 1}')
+    return torch.tensor([chosen[i % len(chosen)] for i in indices], device=device(config))
 
 
 def disagreements(config, stored):

@@ -190,6 +190,30 @@ def _apply(model, x_t, t, y):
     return model(x_t, t) if y is None else model(x_t, t, y)
 
 
+class Guidance(nn.Module):
+    """w * out(x_t, t, y) + (1 - w) * out(x_t, t, no label): classifier-free guidance (Ho and Salimans 2022, eq. 6).
+
+    Wraps a network and is one: model(x_t, t, y) -> out. Their w is one less: here w = 1 is plain conditional sampling
+    and w = 0 unconditional, each in one pass; any other w takes one pass of twice the batch. x_0 and eps are linear in
+    the output at a given x_t, so it guides every parameterisation alike. null_label: the y that stands for no label;
+    y = None is no label for all.
+    """
+
+    def __init__(self, model, w, null_label):
+        super().__init__()
+        self.model, self.w, self.null_label = model, w, null_label
+
+    def forward(self, x_t, t, y=None):
+        if y is None:
+            return self.model(x_t, t)
+        null = torch.full_like(y, self.null_label)
+        if self.w in (0, 1):
+            return self.model(x_t, t, y if self.w else null)
+        both = self.model(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([y, null]))
+        cond, uncond = both.chunk(2)
+        return self.w * cond + (1 - self.w) * uncond
+
+
 class GaussianDiffusionTrainer(nn.Module):
     """Algorithm 1: the squared error of a network against its target at a random timestep.
 

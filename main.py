@@ -67,6 +67,13 @@ flags.DEFINE_integer('sample_steps', 0, 'sampling steps, 0 for all T', lower_bou
 flags.DEFINE_enum('spacing', 'leading', list(SPACINGS), 'which timesteps --sample_steps takes')
 flags.DEFINE_float('eta', 1.0, '1 for ancestral sampling, 0 for DDIM', lower_bound=0, upper_bound=1)
 flags.DEFINE_bool('clip_denoised', False, 'clip the predicted x_0 to [-1, 1] at every sampling step')
+# Labels
+flags.DEFINE_bool('cond', False, "train on the data set's labels")
+flags.DEFINE_integer('num_classes', 0, 'of labels with --cond, 0 for as many as the data set has', lower_bound=0)
+flags.DEFINE_float('p_uncond', 0.1, 'probability of leaving out a label in training', lower_bound=0, upper_bound=1)
+flags.DEFINE_enum('p_uncond_schedule', 'constant', ['constant', 'linear'], 'linear: from 1 down to --p_uncond')
+flags.DEFINE_string('labels', 'all', 'labels to draw in turn, such as 3 or 0,1,2')
+flags.DEFINE_float('guidance', 1.0, 'weight of the label: 1 conditional, 0 unconditional, more for guidance')
 # Data
 flags.DEFINE_string('dataset', 'cifar10', f'one of {", ".join(DATASETS)}, or a folder or zip of images')
 flags.DEFINE_string('test_dataset', '', 'the test split, where --dataset is a folder or zip: another one')
@@ -85,7 +92,12 @@ flags.DEFINE_integer('grad_accum', 1, 'parts a batch is computed in, to save mem
 flags.DEFINE_float('ema_decay', 0.9999, 'decay of the averaged weights', lower_bound=0, upper_bound=1)
 flags.DEFINE_bool('parallel', False, 'not available yet: several GPUs')
 flags.DEFINE_integer('seed', 0, 'of everything random', lower_bound=0)
-flags.DEFINE_enum('precision', 'auto', ['auto', 'bf16', 'fp32'], 'auto: bf16 where the hardware computes in it')
+flags.DEFINE_enum(
+    'precision',
+    'auto',
+    ['auto', 'bf16', 'fp32'],
+    'auto: bf16 where the hardware computes in it, fp32 for scores; bf16: scores too, shifting FID by about -0.8%',
+)
 flags.DEFINE_enum('device', 'auto', ['auto', 'cuda', 'cpu'], 'auto: CUDA where there is one')
 # Logging and previews
 flags.DEFINE_string('logdir', './logs/DDPM_CIFAR10_EPS', 'folder of the run: checkpoints, previews, TensorBoard, flags')

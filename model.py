@@ -130,16 +130,30 @@ class ResBlock(nn.Module):
 class UNet(nn.Module):
     """eps_theta(x_t, t) (Ho et al. 2020, appendix B): x [B, C, H, W], t int64 [B] in 0..T-1 -> out [B, C, H, W].
 
-    T: timesteps. ch: channels of the first level, a multiple of 32 as GroupNorm has 32 groups. ch_mult: each level's
-    multiple of ch; every level but the last ends in a halving. attn: the levels, counted from 0, with attention (the
-    middle always has it). num_res_blocks: of each level on the way down; one more on the way up. dropout: its rate in
-    every residual block. arch: a key of `ARCHS`. img_channels: 1 or 3. img_size: H = W, checked here where it is known.
+    T: timesteps. ch: channels of the first level, a multiple of 32 as GroupNorm has 32 groups; a block of 32
+    channels has one a group, so that its norm takes the time embedding out again: some level should be wider.
+    ch_mult: each level's multiple of ch; every level but the last ends in a halving. attn: the levels, counted from
+    0, with attention (the middle always has it). num_res_blocks: of each level on the way down; one more on the way
+    up. dropout: its rate in every residual block. arch: a key of `ARCHS`. img_channels: 1 or 3. img_size: H = W,
+    checked here where it is known. num_classes: of labels y int64 [B], whose embedding is added to the time's; y =
+    num_classes, or None, is no label.
 
     Raises ValueError where the arguments do not fit together.
     """
 
     def __init__(
-        self, T, ch, ch_mult, attn, num_res_blocks, dropout, *, arch='pytorch_ddpm', img_channels=3, img_size=None
+        self,
+        T,
+        ch,
+        ch_mult,
+        attn,
+        num_res_blocks,
+        dropout,
+        *,
+        arch='pytorch_ddpm',
+        img_channels=3,
+        img_size=None,
+        num_classes=None,
     ):
         super().__init__()
         if arch not in ARCHS:
@@ -180,6 +194,9 @@ class UNet(nn.Module):
             nn.SiLU(),
             nn.Conv2d(now_ch, img_channels, 3, padding=1),
         )
+        self.num_classes = num_classes
+        if num_classes:
+            self.label_embedding = nn.Embedding(num_classes + 1, tdim)  # the last row: no label
         self.initialize(attn_gain)
 
     def initialize(self, attn_gain):
@@ -194,9 +211,15 @@ class UNet(nn.Module):
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 init.xavier_uniform_(module.weight, gain=gains.get(module, 1.0))
                 init.zeros_(module.bias)
+        if self.num_classes:
+            init.normal_(self.label_embedding.weight, std=0.02)
 
-    def forward(self, x, t):
+    def forward(self, x, t, y=None):
         temb = self.time_embedding(t)  # [B, 4 ch]
+        if self.num_classes:
+            temb = temb + self.label_embedding(torch.full_like(t, self.num_classes) if y is None else y)
+        elif y is not None:
+            raise ValueError('this network was built without num_classes and takes no labels')
         h = self.head(x)  # [B, ch, H, W]
         hs = [h]
         for layer in self.downblocks:

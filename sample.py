@@ -48,7 +48,7 @@ def draw(config, net, indices, interrupted=lambda: False):
         for chunk in chunks:
             noise = Noise(config.seed, chunk, (config.channels, config.img_size, config.img_size), device)
             with build.autocast(config):
-                for _, x_t, _ in sampler.trajectory(noise(), noise=noise):
+                for _, x_t, _ in sampler.trajectory(noise(), build.labels(config, chunk), noise=noise):
                     bar.update()
                     if interrupted():
                         return
@@ -71,6 +71,7 @@ def restore(config, given):
         stored = {'channels': weights['head.weight'].shape[1]} if 'head.weight' in weights else {}
     config = build.adopt(config, stored, given)
     build.check(config)
+    build.labels(config, [])
     net = build.network(config)
     checkpoint.load_weights(net, weights, path)
     return config, net.eval().to(build.device(config))
@@ -102,7 +103,7 @@ def _fingerprint(config, net):
     digest = hashlib.sha256()
     for value in net.state_dict().values():
         digest.update(value.cpu().numpy().tobytes())
-    used = {key: getattr(config, key) for key in (*build.NETWORK_KEYS, *build.SAMPLER_KEYS, 'seed')}
+    used = {key: getattr(config, key) for key in (*build.NETWORK_KEYS, *build.SAMPLER_KEYS, *build.LABEL_KEYS, 'seed')}
     return {'weights': digest.hexdigest(), **used}
 
 

@@ -36,7 +36,7 @@ def train(config, flagfile='', interrupted=lambda: False):
     where a loss or gradient is not finite; no update with it was made and none is saved.
     """
     data = build.dataset(config)
-    config = SimpleNamespace(**{**vars(config), 'channels': data.channels})
+    config = build.fit(config, data)
     build.check(config)
     os.makedirs(os.path.join(config.logdir, 'sample'), exist_ok=True)
     with checkpoint.exclusive(config.logdir):
@@ -59,11 +59,11 @@ def loop(run, data, interrupted):
     with Log(run, bar) as log:
         while run.step < config.total_steps and not interrupted():
             torch.manual_seed(build.derive_seed('step', config.seed, 0, run.step))
-            x_0, _ = next(stream)
+            x_0, y = next(stream)
             if run.step == 0:
                 log.image('real_sample', sample.to_uint8(x_0[: config.sample_size]))
             lr = run.optim.param_groups[0]['lr']
-            log.add(*run.update(x_0), lr)
+            log.add(*run.update(x_0, y if config.num_classes else None), lr)
             if config.save_step and run.step % config.save_step == 0:
                 log.flush()
                 run.save()
@@ -94,6 +94,13 @@ def lr_factor(config, step):
     return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
+def p_uncond(config, step):
+    """Of --p_uncond: the same throughout or, with --p_uncond_schedule=linear, from 1 down to it at --total_steps."""
+    if config.p_uncond_schedule == 'constant':
+        return config.p_uncond
+    return 1 + (config.p_uncond - 1) * min(step / max(1, config.total_steps - 1), 1.0)
+
+
 class Run:
     """What a checkpoint holds (network, EMA, optimiser, schedule, step, x_T), and the two things done to it."""
 
@@ -116,16 +123,22 @@ class Run:
         self.average = get_ema_multi_avg_fn(config.ema_decay)
         self.broken = torch.zeros((), device=self.device)  # 1 from the first loss or gradient that is not finite on
 
-    def update(self, x_0):
-        """One step of Algorithm 1 on a batch: its loss and the gradient's global norm, both still on the device."""
+    def update(self, x_0, y=None):
+        """One step of Algorithm 1 on a batch: its loss and the gradient's global norm, both still on the device.
+
+        Labels y are left out with probability `p_uncond`, so that the network learns to do without.
+        """
         config = self.config
         self.optim.zero_grad()
         t, eps = self.trainer.draw(x_0)
+        whole = {'x_0': x_0, 't': t, 'eps': eps}
+        if y is not None:
+            dropped = torch.rand(y.shape, device=y.device) < p_uncond(config, self.step)
+            whole['y'] = torch.where(dropped, config.num_classes, y)
         loss = torch.zeros((), device=self.device)
-        parts = (whole.chunk(config.grad_accum) for whole in (x_0, t, eps))
-        for x_0_part, t_part, eps_part in zip(*parts, strict=True):
+        for part in zip(*(value.chunk(config.grad_accum) for value in whole.values()), strict=True):
             with build.autocast(config):
-                share = self.trainer(x_0_part, t=t_part, eps=eps_part).mean() / config.grad_accum
+                share = self.trainer(**dict(zip(whole, part, strict=True))).mean() / config.grad_accum
             share.backward()
             loss += share.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.trained, config.grad_clip or math.inf)
@@ -143,7 +156,8 @@ class Run:
         seed = build.derive_seed('preview', self.config.seed)
         noise = sample.Noise(seed, range(len(self.x_T)), self.x_T.shape[1:], self.device)
         with build.autocast(self.config):
-            for _, x_t, _ in build.sampler(self.config, self.ema).to(self.device).trajectory(self.x_T, noise=noise):
+            y = build.labels(self.config, range(len(self.x_T)))
+            for _, x_t, _ in build.sampler(self.config, self.ema).to(self.device).trajectory(self.x_T, y, noise=noise):
                 if interrupted():
                     return None
         return sample.to_uint8(x_t)

@@ -1,0 +1,207 @@
+"""Labels and classifier-free guidance, from the network to the command line."""
+
+import copy
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from test_train import config_of, load
+
+import build
+import sample
+import train
+from diffusion import PARAMETERISATIONS, GaussianDiffusionSampler, Guidance
+from model import UNet
+
+T = 10
+
+
+@pytest.fixture(scope='module')
+def net():
+    """A network of 3 labels whose every weight counts."""
+    torch.manual_seed(0)
+    net = UNet(T, 32, [1, 2], [1], 1, 0.0, img_channels=1, num_classes=3).eval()
+    for p in net.parameters():
+        if p.requires_grad:
+            torch.nn.init.normal_(p, std=0.1)
+    return net
+
+
+@pytest.fixture
+def x():
+    return torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+Y = torch.tensor([0, 1, 2, 2])
+NULL = torch.full((4,), 3)
+
+
+def test_labels_matter_and_none_is_the_null_label(net, x):
+    t = torch.tensor([0, 3, 5, 9])
+    with torch.no_grad():
+        assert torch.equal(net(x, t), net(x, t, NULL))
+        assert (net(x, t, Y) - net(x, t)).abs().amax(dim=(1, 2, 3)).min() > 1e-3
+
+
+def test_without_labels_there_is_no_extra_key_and_none_is_taken(x):
+    plain, labelled = (UNet(T, 32, [1], [], 1, 0.0, img_channels=1, num_classes=n) for n in (None, 3))
+    assert set(labelled.state_dict()) - set(plain.state_dict()) == {'label_embedding.weight'}
+    assert list(labelled.state_dict())[:-1] == list(plain.state_dict())
+    with pytest.raises(ValueError, match='takes no labels'):
+        plain(x, torch.zeros(4, dtype=torch.int64), Y)
+
+
+def test_the_null_label_leaks_no_gradient_into_the_classes(net, x):
+    net.zero_grad()
+    net(x, torch.zeros(4, dtype=torch.int64), NULL).square().mean().backward()
+    gradient = net.label_embedding.weight.grad
+    assert (gradient[:3] == 0).all() and (gradient[3] != 0).any()
+
+
+@pytest.mark.parametrize('mean_type', PARAMETERISATIONS)
+@pytest.mark.parametrize('eta', [0.0, 1.0])
+def test_guided_sampling_is_two_passes_combined(net, x, mean_type, eta):
+    def chain(model, y=None):
+        sampler = GaussianDiffusionSampler(model, 0.01, 0.3, T, 8, mean_type, steps=5, eta=eta)
+        torch.manual_seed(2)
+        return list(sampler.trajectory(x, y))[-1][1]
+
+    def by_hand(x_t, t, y):
+        return 2.5 * net(x_t, t, y) - 1.5 * net(x_t, t, NULL)
+
+    torch.testing.assert_close(chain(Guidance(net, 2.5, 3), Y), chain(by_hand, Y), rtol=1e-5, atol=1e-5)
+    assert torch.equal(chain(Guidance(net, 1, 3), Y), chain(net, Y))
+    assert torch.equal(chain(Guidance(net, 0, 3), Y), chain(net))
+
+
+def test_guidance_1_and_0_take_one_pass_and_others_one_of_twice_the_batch(x):
+    sizes = []
+
+    def counting(x_t, t, y):
+        sizes.append(len(x_t))
+        return x_t
+
+    for w in (0, 1, 2):
+        Guidance(counting, w, 3)(x, torch.zeros(4, dtype=torch.int64), Y)
+    assert sizes == [4, 4, 8]
+
+
+def test_labels_are_left_out_at_the_rate_asked_for(tmp_path):
+    config = config_of(*TINY, '--cond', f'--logdir={tmp_path}', '--p_uncond=0.25')
+    run = train.Run(build.fit(config, SimpleNamespace(num_classes=10, channels=1)))
+    seen = []
+    run.trainer.model.register_forward_pre_hook(lambda module, args: seen.append(args[2]))
+    torch.manual_seed(0)
+    for _ in range(20):
+        run.update(torch.zeros(64, 1, 8, 8), torch.full((64,), 7))
+    seen = torch.cat(seen)
+    assert set(seen.tolist()) == {7, 10} and (seen == 10).float().mean().item() == pytest.approx(0.25, abs=0.04)
+
+
+def test_the_linear_schedule_falls_from_1():
+    config = SimpleNamespace(p_uncond=0.1, p_uncond_schedule='linear', total_steps=101)
+    assert [train.p_uncond(config, step) for step in (0, 50, 100, 200)] == pytest.approx([1, 0.55, 0.1, 0.1])
+    config.p_uncond_schedule = 'constant'
+    assert train.p_uncond(config, 0) == 0.1
+
+
+def test_micro_batches_keep_each_label_with_its_image(tmp_path):
+    gradients = []
+    for parts in (1, 4):
+        config = config_of(*TINY, '--cond', f'--logdir={tmp_path}', f'--grad_accum={parts}')
+        run = train.Run(build.fit(config, SimpleNamespace(num_classes=10, channels=1)))
+        torch.manual_seed(0)
+        run.update(torch.linspace(-1, 1, 512).view(8, 1, 8, 8), torch.arange(8))
+        gradients.append(torch.cat([p.grad.flatten() for p in run.trained]))
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_the_steps_of_an_unconditional_run_are_untouched(tmp_path):
+    """The label dropout draws after everything else of the step."""
+    run = train.Run(config_of(*TINY, f'--logdir={tmp_path}'))
+    other = copy.deepcopy(run.net.state_dict())
+    torch.manual_seed(0)
+    loss, _ = run.update(torch.zeros(8, 1, 8, 8))
+    run.net.load_state_dict(other)
+    torch.manual_seed(0)
+    assert torch.equal(run.trainer(torch.zeros(8, 1, 8, 8)).mean(), loss)
+
+
+@pytest.fixture
+def trained(tmp_path, cli):
+    """A conditional run of a few steps, with label embeddings as large as many steps would make them."""
+    wide = [flag.replace('--ch_mult=1', '--ch_mult=2') for flag in TINY]  # at 32 channels the norm removes embeddings
+    argv = [*wide, '--train', '--cond', '--lr=0.02', '--warmup=0', '--total_steps=20', '--sample_step=20']
+    assert cli(*argv, '--ema_decay=0', f'--logdir={tmp_path / "run"}')[0] == 0
+    state = load(tmp_path / 'run')
+    for part in ('net_model', 'ema_model'):
+        torch.nn.init.normal_(state[part]['label_embedding.weight'], std=3)
+    torch.save(state, tmp_path / 'run' / 'ckpt.pt')
+    return tmp_path / 'run'
+
+
+def test_training_and_drawing_from_the_command_line(trained, tmp_path, cli):
+    assert load(trained)['config']['num_classes'] == 10
+    assert load(trained)['net_model']['label_embedding.weight'].shape == (11, 128)
+    assert (trained / 'sample' / '20.png').exists()
+    images = {}
+    for name, flags in {
+        'all': [],
+        'three': ['--labels=3'],
+        'some': ['--labels=3,1'],
+        'guided': ['--labels=3', '--guidance=4'],
+        'free': ['--guidance=0'],
+    }.items():
+        out = tmp_path / name
+        argv = ['--sample', f'--logdir={trained}', '--num_images=14', f'--out={out}', '--precision=fp32', *flags]
+        assert cli(*argv)[0] == 0
+        images[name] = np.load(out / 'samples.npz')['arr_0'].astype(int)
+    # Image i has label i of those asked for, in turn; its noise is its own whatever the label.
+    assert abs(images['all'][[3, 13]] - images['three'][[3, 13]]).max() <= 1
+    assert abs(images['some'][::2] - images['three'][::2]).max() <= 1
+    for a, b in (('all', 'three'), ('three', 'guided'), ('three', 'free')):
+        assert abs(images[a] - images[b]).max() > 1, (a, b)
+
+
+def test_a_conditional_run_resumes_and_another_kind_does_not(trained, cli):
+    argv = [f'--flagfile={trained / "flagfile.txt"}', '--total_steps=22']
+    status, _, error = cli(*argv, '--nocond')
+    assert status == 1 and '--num_classes=0 (trained with 10)' in error
+    assert cli(*argv)[0] == 0 and load(trained)['step'] == 22
+
+
+@pytest.mark.parametrize('flags, phrase', [
+    (['--labels=11'], '--labels=11: the labels are 0 to 9'),
+    (['--labels=-1'], 'the labels are 0 to 9'),
+    (['--labels=cat'], '--labels must be all or integers'),
+])  # fmt: skip
+def test_labels_that_do_not_exist(trained, cli, flags, phrase):
+    status, _, error = cli('--sample', f'--logdir={trained}', *flags)
+    assert status == 2 and phrase in error.strip().splitlines()[-1]
+
+
+def test_labels_where_there_are_none(tmp_path, cli, folder_of_images):
+    assert cli(*TINY, '--train', f'--logdir={tmp_path / "run"}')[0] == 0
+    for flag in ('--guidance=2', '--labels=1'):
+        status, _, error = cli('--sample', f'--logdir={tmp_path / "run"}', flag)
+        assert status == 2 and 'need a checkpoint trained with --cond' in error
+    argv = [*TINY, '--train', '--cond', f'--logdir={tmp_path / "other"}']
+    status, _, error = cli(*argv, f'--dataset={folder_of_images / "cat"}', '--batch_size=4')
+    assert status == 1 and '--cond with 0 classes' in error
+    status, _, error = cli(*argv, '--num_classes=5')
+    assert status == 1 and '--cond with 5 classes: digits has 10' in error
+    status, _, error = cli(*TINY, '--train', '--guidance=2', f'--logdir={tmp_path / "other"}')
+    assert status == 1 and 'trained with --cond' in error
+
+
+def test_image_i_does_not_depend_on_the_batch_with_labels_and_guidance(trained):
+    argv = [f'--logdir={trained}', '--precision=fp32', '--guidance=3']
+    config, net = sample.restore(config_of(*argv), {'guidance'})
+    drawn = {}
+    for size in (12, 5):
+        config.sample_batch_size = size
+        for chunk, x_0 in sample.draw(config, net, list(range(12))):
+            for i, image in zip(chunk, x_0, strict=True):
+                torch.testing.assert_close(image, drawn.setdefault(i, image), atol=1e-5, rtol=0)
