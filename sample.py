@@ -38,6 +38,16 @@ class Noise:
         return torch.cat(drawn)[self.rows]
 
 
+def denoise(config, sampler, x_T, indices, noise, interrupted, after_step=lambda: None):
+    """x_0 [B, C, H, W] in [-1, 1] of the images of `indices`, from their x_T, by their labels; None if interrupted."""
+    with build.autocast(config):
+        for _, x_t, _ in sampler.trajectory(x_T, build.labels(config, indices), noise=noise):
+            after_step()
+            if interrupted():
+                return None
+    return x_t.clamp(-1, 1)
+
+
 def draw(config, net, indices, interrupted=lambda: False):
     """Yield (indices, x_0) a batch of --sample_batch_size: x_0 [B, C, H, W] in [-1, 1]; ends early once interrupted."""
     device = build.device(config)
@@ -47,12 +57,10 @@ def draw(config, net, indices, interrupted=lambda: False):
     with tqdm(total=len(chunks) * len(sampler.timesteps), desc=f'sampling {len(indices)} images', unit='step') as bar:
         for chunk in chunks:
             noise = Noise(config.seed, chunk, (config.channels, config.img_size, config.img_size), device)
-            with build.autocast(config):
-                for _, x_t, _ in sampler.trajectory(noise(), build.labels(config, chunk), noise=noise):
-                    bar.update()
-                    if interrupted():
-                        return
-            yield chunk, x_t.clamp(-1, 1)
+            x_0 = denoise(config, sampler, noise(), chunk, noise, interrupted, bar.update)
+            if x_0 is None:
+                return
+            yield chunk, x_0
 
 
 def restore(config, given):

@@ -108,6 +108,7 @@ class Run:
         self.config = config
         self.path = os.path.join(config.logdir, 'ckpt.pt')
         self.device = build.device(config)
+        self.autocast = build.autocast(config)
         torch.manual_seed(build.derive_seed('init', config.seed))
         self.net = build.network(config).to(self.device)
         self.ema = copy.deepcopy(self.net).eval()
@@ -137,7 +138,7 @@ class Run:
             whole['y'] = torch.where(dropped, config.num_classes, y)
         loss = torch.zeros((), device=self.device)
         for part in zip(*(value.chunk(config.grad_accum) for value in whole.values()), strict=True):
-            with build.autocast(config):
+            with self.autocast:
                 share = self.trainer(**dict(zip(whole, part, strict=True))).mean() / config.grad_accum
             share.backward()
             loss += share.detach()
@@ -153,14 +154,11 @@ class Run:
 
     def preview(self, interrupted):
         """Images of the EMA network from the fixed x_T, uint8 [sample_size, C, H, W]; None once interrupted."""
-        seed = build.derive_seed('preview', self.config.seed)
-        noise = sample.Noise(seed, range(len(self.x_T)), self.x_T.shape[1:], self.device)
-        with build.autocast(self.config):
-            y = build.labels(self.config, range(len(self.x_T)))
-            for _, x_t, _ in build.sampler(self.config, self.ema).to(self.device).trajectory(self.x_T, y, noise=noise):
-                if interrupted():
-                    return None
-        return sample.to_uint8(x_t)
+        seed, indices = build.derive_seed('preview', self.config.seed), range(len(self.x_T))
+        noise = sample.Noise(seed, indices, self.x_T.shape[1:], self.device)
+        sampler = build.sampler(self.config, self.ema).to(self.device)
+        x_0 = sample.denoise(self.config, sampler, self.x_T, indices, noise, interrupted)
+        return None if x_0 is None else sample.to_uint8(x_0)
 
     def save(self):
         """Write the checkpoint. Raises CheckpointError where it cannot be written."""
