@@ -2,17 +2,19 @@
 
 import contextlib
 import hashlib
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 
 import dataset as datasets
 from diffusion import GaussianDiffusionSampler, GaussianDiffusionTrainer, Guidance
-from model import UNet
+from model import ContextUNet, PointMLP, UNet
 
 # What decides the meaning of the weights: a checkpoint is used with these as it was trained.
 NETWORK_KEYS = (
-    'arch', 'ch', 'ch_mult', 'attn', 'num_res_blocks', 'img_size', 'channels', 'num_classes',
+    'net', 'arch', 'ch', 'ch_mult', 'attn', 'num_res_blocks', 'img_size', 'channels', 'num_classes',
     'T', 'beta_1', 'beta_T', 'schedule', 'mean_type',
 )  # fmt: skip
 # What a checkpoint suggests and a flag given by the user overrides.
@@ -21,8 +23,12 @@ LABEL_KEYS = ('labels', 'guidance')
 SCORE_KEYS = ('dataset', 'test_dataset', 'data_dir', 'feature_net', 'fid_protocol')
 
 
-def network(config):
-    """The U-Net of a config. Raises ValueError as `UNet` does."""
+class Network(NamedTuple):
+    make: Callable  # config -> the network
+    of_points: bool = False  # [B, channels] rather than images [B, channels, img_size, img_size]
+
+
+def _unet(config):
     return UNet(
         config.T,
         config.ch,
@@ -37,10 +43,49 @@ def network(config):
     )
 
 
+def _context_unet(config):
+    return ContextUNet(
+        config.T,
+        config.ch,
+        config.ch_mult,
+        img_channels=config.channels,
+        img_size=config.img_size,
+        num_classes=config.num_classes,
+    )
+
+
+def _point_mlp(config):
+    return PointMLP(config.T, config.ch, dim=config.channels, num_classes=config.num_classes)
+
+
+NETWORKS = {'unet': Network(_unet), 'context_unet': Network(_context_unet), 'point_mlp': Network(_point_mlp, True)}
+
+
+def network(config):
+    """The network of a config. Raises ValueError as its class does."""
+    return NETWORKS[config.net].make(config)
+
+
+def of_points(config):
+    """Whether a config is of points in place of images."""
+    return NETWORKS[config.net].of_points
+
+
+def shape(config):
+    """Of one image, (channels, img_size, img_size), or one point, (channels,)."""
+    return (config.channels,) if of_points(config) else (config.channels, config.img_size, config.img_size)
+
+
 def trainer(config, net):
     """Algorithm 1 around `net`. Raises ValueError as `GaussianDiffusionTrainer` does."""
     return GaussianDiffusionTrainer(
-        net, config.beta_1, config.beta_T, config.T, schedule=config.schedule, mean_type=config.mean_type
+        net,
+        config.beta_1,
+        config.beta_T,
+        config.T,
+        schedule=config.schedule,
+        mean_type=config.mean_type,
+        antithetic_t=config.antithetic_t,
     )
 
 
@@ -65,7 +110,7 @@ def sampler(config, net):
 
 
 def dataset(config, split='train'):
-    """The images of --dataset. Raises DataError as `dataset.load` does, or where there is no such split."""
+    """The images or points of --dataset. Raises DataError as `dataset.load`, or where there is no such split."""
     name = config.dataset
     if split == 'test' and name not in datasets.DATASETS:
         name = config.test_dataset
@@ -74,32 +119,43 @@ def dataset(config, split='train'):
     return datasets.load(name, config.data_dir, config.img_size, split)
 
 
-def fit(config, images):
+def fit(config, data):
     """The config with what the data decides: the channels and, with --cond, the number of classes.
 
-    Raises DataError where --cond finds no labels or more than --num_classes, or --labels names others.
+    Raises DataError where --net is not for such data, --cond finds no labels or more than --num_classes, or --labels
+    names others.
     """
-    num_classes = (config.num_classes or images.num_classes) if config.cond else 0
-    if config.cond and not 0 < images.num_classes <= num_classes:
-        raise datasets.DataError(f'--cond with {num_classes} classes: {config.dataset} has {images.num_classes}')
-    fitted = SimpleNamespace(**{**vars(config), 'channels': images.channels, 'num_classes': num_classes})
+    if of_points(config) != isinstance(data, datasets.Points):
+        fitting = ' or '.join(name for name, kind in NETWORKS.items() if kind.of_points != of_points(config))
+        raise datasets.DataError(f'--net={config.net} is not for {config.dataset}: use --net={fitting}')
+    num_classes = (config.num_classes or data.num_classes) if config.cond else 0
+    if config.cond and not 0 < data.num_classes <= num_classes:
+        raise datasets.DataError(f'--cond with {num_classes} classes: {config.dataset} has {data.num_classes}')
+    fitted = SimpleNamespace(**{**vars(config), 'channels': data.channels, 'num_classes': num_classes})
     try:
-        labels(fitted, [])  # of the previews
+        chosen_labels(fitted)  # of the previews
     except ValueError as error:
         raise datasets.DataError(str(error)) from error
     return fitted
 
 
-def batches(config, images, step):
+def batches(config, data, step):
     """Endless training batches from `step` on, as `dataset.batches` gives them."""
     return datasets.batches(
-        images, config.batch_size, config.seed, step, device(config), config.random_flip, config.num_workers
+        data, config.batch_size, config.seed, step, device(config), config.random_flip, config.num_workers
     )
 
 
-def in_order(config, images):
-    """Every image of a data set once, as `dataset.in_order` gives them."""
-    return datasets.in_order(images, config.num_workers)
+def in_order(config, data):
+    """Every item of a data set once, as `dataset.in_order` gives them."""
+    return datasets.in_order(data, config.num_workers)
+
+
+def some(config, n):
+    """n images or points of --dataset, as the network sees them: those that --seed picks."""
+    data = dataset(config)
+    chosen = next(datasets.index_batches(len(data), min(n, len(data)), config.seed, 0))
+    return data.prepare(datasets.pick(data, chosen), random_flip=False).to(device(config))
 
 
 def labelled(config):
@@ -150,8 +206,8 @@ def check(config):
     device(config)
 
 
-def labels(config, indices):
-    """The label of each image to draw, int64 [B]: --labels in turn; None for an unconditional network.
+def chosen_labels(config):
+    """The labels of --labels, a sequence of int; None for an unconditional network.
 
     Raises ValueError for labels that the network does not have.
     """
@@ -165,7 +221,13 @@ def labels(config, indices):
         raise ValueError(f'--labels must be all or integers such as 3 or 0,1,2, not {config.labels}') from None
     if not all(0 <= y < config.num_classes for y in chosen):
         raise ValueError(f'--labels={config.labels}: the labels are 0 to {config.num_classes - 1}')
-    return torch.tensor([chosen[i % len(chosen)] for i in indices], device=device(config))
+    return chosen
+
+
+def labels(config, indices):
+    """The label of each image to draw, int64 [B]: `chosen_labels` in turn; None for an unconditional network."""
+    chosen = chosen_labels(config)
+    return None if chosen is None else torch.tensor([chosen[i % len(chosen)] for i in indices], device=device(config))
 
 
 def disagreements(config, stored):

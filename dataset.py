@@ -1,7 +1,7 @@
-"""Data sets of images: named ones, and any folder or zip of images, as batches in [-1, 1] on the device.
+"""Data sets of images, named or any folder or zip, as batches in [-1, 1] on the device; and of points in the plane.
 
-Small sets live on the device as uint8; large ones are decoded by worker processes. Either way the order of an epoch is
-a function of (seed, epoch), and a batch is flipped and normalised on the device.
+Small sets live on the device as they are stored; large ones are decoded by worker processes. Either way the order of an
+epoch is a function of (seed, epoch), and a batch of images is flipped and normalised on the device.
 """
 
 import contextlib
@@ -31,11 +31,12 @@ class DataError(Exception):
 
 
 class Source(NamedTuple):
-    open: Callable  # (data_dir, 'train' or 'test') -> indexable items (PIL image, label)
-    channels: int
+    open: Callable  # (data_dir, 'train' or 'test') -> indexable items (PIL image, label), or arrays (x [N, 2], y [N])
+    channels: int  # of an image, or coordinates of a point
     num_classes: int  # 0 where there are no labels
     size: int | None = None  # of every image, where they have one
     crop: int | None = None  # side of the centre crop taken before resizing; None for the largest square
+    points: bool = False
 
 
 def _torchvision(name, *properties):
@@ -64,6 +65,18 @@ def _digits(root, split):
     return [(Image.fromarray(image), int(label)) for image, label in zip(images[kept], labels[kept], strict=True)]
 
 
+def _points(name, num_classes, columns=(0, 1), centre=(0, 0), scale=10, **kwargs):
+    """10,000 points of scikit-learn's make_<name>, brought near the origin; the test split is another draw of them."""
+
+    def draw(root, split):
+        from sklearn import datasets
+
+        x, y = getattr(datasets, f'make_{name}')(10**4, random_state=int(split == 'test'), **kwargs)
+        return (x[:, columns] - np.array(centre)) / scale, y
+
+    return Source(draw, 2, num_classes, points=True)
+
+
 DATASETS = {
     'cifar10': _torchvision('CIFAR10', 3, 10, 32),
     'mnist': _torchvision('MNIST', 1, 10, 28),
@@ -73,6 +86,10 @@ DATASETS = {
     'lsun_church_outdoor': _lsun('church_outdoor_train_lmdb', 'church_outdoor_val_lmdb'),
     'lsun_cat': _lsun('cat', 'cat'),  # an object category: distributed without a split
     'digits': Source(_digits, 1, 10, 8),
+    's_curve': _points('s_curve', 0, columns=(0, 2), noise=0.1),
+    'moons': _points('moons', 2, centre=(0.5, 0.25), noise=0.05),
+    'circles': _points('circles', 2, noise=0.05, factor=0.5),
+    'swiss_roll': _points('swiss_roll', 0, columns=(0, 2), scale=100, noise=0.5),
 }
 
 
@@ -155,9 +172,12 @@ def upright(image, channels):
 class Images:
     """A data set as uint8 images [channels, img_size, img_size] and labels; `num_classes` is 0 where it has none."""
 
+    unit = 'images'
+
     def __init__(self, items, channels, num_classes, img_size, crop=None):
         self.items, self.channels, self.num_classes = items, channels, num_classes
         self.img_size, self.crop = img_size, crop
+        self.nbytes = len(items) * channels * img_size**2
 
     def __len__(self):
         return len(self.items)
@@ -183,11 +203,40 @@ class Images:
             return error
         return torch.stack(images), torch.tensor(labels) if self.num_classes else None
 
+    def prepare(self, x, random_flip):
+        """uint8 [B, C, H, W] -> float in [-1, 1], each mirrored with probability 1/2 where `random_flip`."""
+        x = x.float() / 127.5 - 1
+        if random_flip:
+            flip = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5
+            x = torch.where(flip, x.flip(3), x)
+        return x
+
+
+class Points:
+    """A data set as float32 points [N, channels] and labels, with what a loop asks of `Images`."""
+
+    unit = 'points'
+
+    def __init__(self, x, y, num_classes):
+        self.x, self.y = torch.from_numpy(x).float(), torch.from_numpy(y)
+        self.channels, self.num_classes, self.nbytes = x.shape[1], num_classes, self.x.nbytes
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitems__(self, indices):
+        """A batch for DataLoader: (float32 [B, channels], labels)."""
+        return self.x[indices], self.y[indices] if self.num_classes else None
+
+    def prepare(self, x, random_flip):
+        """The points as they are."""
+        return x
+
 
 def load(name, data_dir, img_size, split='train'):
-    """The `Images` of a name in `DATASETS`, downloaded to `data_dir` where torchvision can, or of a folder or zip.
+    """The `Images`, or `Points`, of a name in `DATASETS`, downloaded to `data_dir` where torchvision can, or of a path.
 
-    split: train or test, of a name; a folder or zip has none.
+    name: of a data set, or the path of a folder or zip of images. split: train or test, of a name; a path has none.
 
     Raises DataError where there is none, or it cannot be downloaded or read.
     """
@@ -200,6 +249,8 @@ def load(name, data_dir, img_size, split='train'):
         except Exception as error:  # torchvision, its downloaders and lmdb raise many kinds
             reason = (str(error).strip().splitlines() or [repr(error)])[0]
             raise DataError(f'cannot download or open {name} in {data_dir}: {reason}') from error
+        if source.points:
+            return Points(*items, source.num_classes)
         return Images(items, source.channels, source.num_classes, img_size, source.crop)
     if not os.path.exists(name):
         raise DataError(f'dataset {name} is neither a folder or zip that exists nor one of {", ".join(DATASETS)}')
@@ -267,54 +318,56 @@ def index_batches(n, batch_size, seed, step):
         step += per_epoch - position
 
 
-def batches(images, batch_size, seed, step, device, random_flip, num_workers):
-    """Endless (x, y) from training step `step` on: x float [B, C, H, W] in [-1, 1] on `device`, y int64 [B] or None.
+def batches(data, batch_size, seed, step, device, random_flip, num_workers):
+    """Endless (x, y) from training step `step` on: x float on `device`, y int64 [B] or None.
 
-    The indices are a function of (seed, step). Flips are drawn from torch's generator when the batch is asked for.
+    data: `Images`, whose x are [B, C, H, W] in [-1, 1], or `Points`, [B, D]. The indices are a function of (seed,
+    step). Flips are drawn from torch's generator when the batch is asked for.
 
-    Raises DataError where the set has fewer than batch_size images, or an image cannot be decoded.
+    Raises DataError where the set has fewer than batch_size items, or an image cannot be decoded.
     """
-    if len(images) < batch_size:
-        raise DataError(f'batch_size {batch_size} is more than the {len(images)} images of the data set')
-    indices = index_batches(len(images), batch_size, seed, step)
-    size = len(images) * images.channels * images.img_size**2
-    stream = _resident if size <= RESIDENT_BYTES else _streamed
-    for x, y in stream(images, indices, device, num_workers):
-        x = x.float() / 127.5 - 1
-        if random_flip:
-            flip = torch.rand(batch_size, 1, 1, 1, device=device) < 0.5
-            x = torch.where(flip, x.flip(3), x)
-        yield x, y
+    if len(data) < batch_size:
+        raise DataError(f'batch_size {batch_size} is more than the {len(data)} {data.unit} of the data set')
+    indices = index_batches(len(data), batch_size, seed, step)
+    stream = _resident if data.nbytes <= RESIDENT_BYTES else _streamed
+    for x, y in stream(data, indices, device, num_workers):
+        yield data.prepare(x, random_flip), y
 
 
-def _resident(images, indices, device, num_workers):
-    x, y = (None if part is None else part.to(device) for part in decode_all(images, num_workers))
+def _resident(data, indices, device, num_workers):
+    x, y = (None if part is None else part.to(device) for part in decode_all(data, num_workers))
     for chosen in indices:
         chosen = chosen.to(device, non_blocking=True)
         yield x[chosen], None if y is None else y[chosen]
 
 
-def _streamed(images, indices, device, num_workers):
-    for x, y in _decoded(images, indices, num_workers):
+def _streamed(data, indices, device, num_workers):
+    for x, y in _decoded(data, indices, num_workers):
         yield x.to(device, non_blocking=True), None if y is None else y.to(device, non_blocking=True)
 
 
-def decode_all(images, num_workers=0):
-    """The whole set in order: uint8 [N, C, H, W] and int64 [N] (None without labels). Raises DataError."""
-    parts = tqdm(in_order(images, num_workers), 'decoding', -(-len(images) // 256), leave=False, disable=None)
+def decode_all(data, num_workers=0):
+    """The whole set in order, as stored: uint8 [N, C, H, W] or points, and int64 [N] or None. Raises DataError."""
+    parts = tqdm(in_order(data, num_workers), 'decoding', -(-len(data) // 256), leave=False, disable=None)
     x, y = zip(*parts, strict=True)
-    return torch.cat(x), torch.cat(y) if images.num_classes else None
+    return torch.cat(x), torch.cat(y) if data.num_classes else None
 
 
-def in_order(images, num_workers=0, batch_size=256):
-    """(uint8 [n, C, H, W], int64 [n] or None) a batch, every image once. Raises DataError."""
-    few = len(images) < 5000  # decoded before worker processes would have started
-    return _decoded(images, torch.arange(len(images)).split(batch_size), 0 if few else num_workers)
+def pick(data, indices):
+    """The items of `indices`, int64 [n], as stored: uint8 [n, C, H, W] or points. Raises DataError."""
+    ((x, _),) = _decoded(data, [indices], 0)
+    return x
 
 
-def _decoded(images, indices, num_workers):
+def in_order(data, num_workers=0, batch_size=256):
+    """(uint8 [n, C, H, W] or points, int64 [n] or None) a batch, every item once. Raises DataError."""
+    few = data.nbytes < 2**22  # decoded before worker processes would have started
+    return _decoded(data, torch.arange(len(data)).split(batch_size), 0 if few else num_workers)
+
+
+def _decoded(data, indices, num_workers):
     loader = DataLoader(
-        images,
+        data,
         batch_sampler=indices,
         num_workers=min(num_workers, os.cpu_count()),
         collate_fn=_unchanged,

@@ -217,15 +217,17 @@ class Guidance(nn.Module):
 class GaussianDiffusionTrainer(nn.Module):
     """Algorithm 1: the squared error of a network against its target at a random timestep.
 
-    model(x_t, t) or, with labels, model(x_t, t, y) -> out, the shape of x_t.
+    model(x_t, t) or, with labels, model(x_t, t, y) -> out, the shape of x_t. antithetic_t: half the batch at t, the
+    other half at T - 1 - t, so that no batch has only easy or only hard timesteps; each t is uniform still.
 
     Raises ValueError as `make_betas` and `Parameterisation` do.
     """
 
-    def __init__(self, model, beta_1, beta_T, T, *, schedule='linear', mean_type='epsilon'):
+    def __init__(self, model, beta_1, beta_T, T, *, schedule='linear', mean_type='epsilon', antithetic_t=False):
         super().__init__()
         self.model = model
         self.T = T
+        self.antithetic_t = antithetic_t
         alphas_bar = (1 - make_betas(schedule, beta_1, beta_T, T)).cumprod(0)
         self.parameterisation = Parameterisation(mean_type, alphas_bar)
         self.register_buffer('sqrt_alphas_bar', alphas_bar.sqrt(), persistent=False)
@@ -233,7 +235,10 @@ class GaussianDiffusionTrainer(nn.Module):
 
     def draw(self, x_0):
         """t ~ U{0..T-1}, int64 [B], then eps ~ N(0, I), the shape of x_0: pytorch-ddpm's order of draws."""
-        t = torch.randint(self.T, size=(x_0.shape[0],), device=x_0.device)
+        B = x_0.shape[0]
+        t = torch.randint(self.T, size=((B + 1) // 2 if self.antithetic_t else B,), device=x_0.device)
+        if self.antithetic_t:
+            t = torch.cat([t, self.T - 1 - t])[:B]
         return t, standard_normal(x_0)
 
     def forward(self, x_0, y=None, t=None, eps=None):
@@ -285,6 +290,7 @@ class GaussianDiffusionSampler(nn.Module):
         alphas_bar = (1 - betas).cumprod(0)
         self.parameterisation = Parameterisation(mean_type, alphas_bar)
         self.timesteps = make_timesteps(T, steps, spacing)
+        self.states = [0, *(t + 1 for t in self.timesteps)]  # the noisings left at each stop of a trajectory, ascending
         table = torch.full((T, 4), torch.nan, dtype=torch.float64)  # row t: c0, cx, log std^2, log sigma^2
         table[self.timesteps, :3] = step_table(alphas_bar, self.timesteps, eta, var_type)
         table[self.timesteps, 3] = step_table(alphas_bar, self.timesteps, eta)[:, 2]

@@ -1,4 +1,7 @@
-"""FID, IS and KID of a checkpoint, of images made by anything, or of one data set against another."""
+"""FID, IS and KID of a checkpoint, of images made by anything, or of one data set against another.
+
+Of points, the sliced Wasserstein distance.
+"""
 
 import json
 import logging
@@ -12,6 +15,7 @@ from tqdm import tqdm
 
 import build
 import dataset
+import picture
 import sample
 import score
 
@@ -19,30 +23,59 @@ FEW = 50000  # below this many images the published protocol's FID is biased upw
 
 
 def evaluate(config, net, step=None, interrupted=lambda: False):
-    """Draw --num_images images with `net` and score them in a stream; returns the record, or None once interrupted.
+    """Draw --num_images with `net` and score them in a stream; returns the record, or None once interrupted.
 
     Appends the record as one JSON line to logdir/eval.txt and writes samples_ema.png (256 images, 16 a row) beside it.
 
     Raises ScoreError for unusable weights or statistics, DataError where these cannot be built.
     """
+    scores = (_score_points if build.of_points(config) else _score_images)(config, net, interrupted)
+    if interrupted():
+        return None
+    sampling = {key: getattr(config, key) for key in (*build.SAMPLER_KEYS, *build.LABEL_KEYS, 'T', 'seed')}
+    record = {'step': step, 'weights': config.weights, **sampling, **scores}
+    with open(os.path.join(sample.folder(config), 'eval.txt'), 'a') as file:
+        file.write(json.dumps(record) + '\n')
+    return record
+
+
+def _score_images(config, net, interrupted):
     begin = time.monotonic()
     feature_net = load_feature_net(config)
     reference = load_reference(config, feature_net)
     scorer = score.Scorer(feature_net, config.num_images, min(10, config.num_images))
-    shown = []
+    # Labels mean the same to both where the classifier learned those of the data set.
+    labelled = config.num_classes and config.feature_net == 'classifier'
+    hits, shown = 0, []
     for chunk, x_0 in sample.draw(config, net, list(range(config.num_images)), interrupted):
-        scorer.update((x_0 + 1) / 2)
-        shown += sample.to_uint8(x_0[: max(0, 256 - chunk[0])]).cpu()
+        logits = scorer.update((x_0 + 1) / 2)
+        hits += (logits.argmax(1) == build.labels(config, chunk)).sum().item() if labelled else 0
+        shown += picture.to_uint8(x_0[: max(0, 256 - chunk[0])]).cpu()
     if interrupted():
         return None
-    sampling = {key: getattr(config, key) for key in (*build.SAMPLER_KEYS, *build.LABEL_KEYS, 'T', 'seed')}
-    record = {'step': step, 'weights': config.weights, **sampling}
-    record |= report(config, feature_net, scorer.result(reference, config.fid_use_torch), time.monotonic() - begin)
-    folder = os.path.dirname(config.ckpt) or config.logdir
-    sample.grid(torch.stack(shown), columns=16).save(os.path.join(folder, f'samples_{config.weights}.png'))
-    with open(os.path.join(folder, 'eval.txt'), 'a') as file:
-        file.write(json.dumps(record) + '\n')
-    return record
+    grid = picture.grid(torch.stack(shown), columns=16)
+    sample.save(os.path.join(sample.folder(config), f'samples_{config.weights}.png'), grid)
+    scores = report(config, feature_net, scorer.result(reference, config.fid_use_torch), time.monotonic() - begin)
+    if labelled:
+        scores['label_accuracy'] = hits / config.num_images
+        real = f'{feature_net.test_accuracy:.1%} on real images'
+        print(f'  {hits / config.num_images:.1%} read as the label asked for at guidance {config.guidance:g} ({real})')
+    return scores
+
+
+def _score_points(config, net, interrupted):
+    drawn = [x_0.cpu() for _, x_0 in sample.draw(config, net, list(range(config.num_images)), interrupted)]
+    if interrupted():
+        return None
+    train, test = (dataset.decode_all(build.dataset(config, split))[0] for split in ('train', 'test'))
+    points = torch.cat(drawn)
+    scores = {'SW': score.sliced_wasserstein(points, test), 'SW_data': score.sliced_wasserstein(train, test)}
+    scores['n'] = min(len(points), len(test))
+    print(
+        f'Model({config.weights.upper()}): sliced Wasserstein distance {scores["SW"]:.2e}, of two draws of the data '
+        f'{scores["SW_data"]:.2e}'
+    )
+    return scores
 
 
 def evaluate_images(config):
@@ -139,6 +172,8 @@ def load_reference(config, feature_net):
 
 def build_reference(config):
     """Build the statistics of the data set where they are missing, and print what is there. Raises as `evaluate`."""
+    if build.of_points(config):
+        raise dataset.DataError(f'{config.dataset} is of points, which are scored without --stats: --eval is enough')
     statistics = load_reference(config, load_feature_net(config))
     print(f'{reference_path(config)}: {statistics.made or "mu and sigma alone"}')
 

@@ -3,6 +3,7 @@
 python main.py --flagfile config/CIFAR10.txt --train     trains, or goes on where it stopped
 python main.py --flagfile config/CIFAR10.txt --sample    draws images from its checkpoint
 python main.py --flagfile config/CIFAR10.txt --eval      reports its FID, IS and KID
+python main.py --flagfile config/CIFAR10.txt --figure=progressive    draws the way from noise to images
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from absl import app, flags
 
 import build
 import evaluate
+import figure
 import sample
 import train
 from checkpoint import CheckpointError
@@ -48,8 +50,10 @@ def _int_list(name, default, help):
 flags.DEFINE_bool('train', False, 'train to --total_steps, going on from the checkpoint in --logdir if there is one')
 flags.DEFINE_bool('sample', False, 'draw --num_images images from a checkpoint')
 flags.DEFINE_bool('eval', False, 'FID, IS and KID of a checkpoint, or of --images')
+flags.DEFINE_enum('figure', None, list(figure.FIGURES), 'draw one picture of the diffusion of a checkpoint')
 flags.DEFINE_bool('stats', False, 'build the statistics of the data set that --eval compares with')
-# UNet
+# Network
+flags.DEFINE_enum('net', 'unet', list(build.NETWORKS), 'the network: context_unet is small, point_mlp for 2-D points')
 flags.DEFINE_enum('arch', 'pytorch_ddpm', list(ARCHS), 'details of the network: those of pytorch-ddpm or the authors')
 flags.DEFINE_integer('ch', 128, 'channels of the first level', lower_bound=1)
 _int_list('ch_mult', [1, 2, 2, 2], "each level's multiple of --ch")
@@ -82,6 +86,7 @@ flags.DEFINE_integer('img_size', 32, 'image size', lower_bound=1)
 flags.DEFINE_bool('random_flip', True, 'mirror images with probability 1/2')
 flags.DEFINE_integer('num_workers', 4, 'worker processes for data sets too large to keep on the device', lower_bound=0)
 # Training
+flags.DEFINE_bool('antithetic_t', False, 'half of each batch at t, the other half at T - 1 - t')
 flags.DEFINE_float('lr', 2e-4, 'learning rate', lower_bound=0)
 flags.DEFINE_enum('lr_schedule', 'constant', ['constant', 'cosine'], 'learning rate after the warm-up')
 flags.DEFINE_integer('warmup', 5000, 'steps of linear warm-up', lower_bound=0)
@@ -110,6 +115,9 @@ flags.DEFINE_enum('weights', 'ema', ['ema', 'net'], 'averaged weights or the las
 flags.DEFINE_integer('num_images', 50000, 'images to draw', lower_bound=1)
 flags.DEFINE_integer('sample_batch_size', 128, 'images drawn at once', lower_bound=1)
 flags.DEFINE_string('out', '', 'folder for the images; by default samples/ beside the checkpoint')
+flags.DEFINE_integer(
+    'figure_t', 0, 'noisings before the mixing of --figure=interpolate, 0 for half of --T', lower_bound=0
+)
 # Evaluation
 flags.DEFINE_enum('feature_net', 'inception', list(FEATURE_NETS), 'features: classifier where images are not natural')
 flags.DEFINE_enum('fid_protocol', 'pytorch', list(PROTOCOLS), "Inception's input: pytorch-fid's or torch-fidelity's")
@@ -122,7 +130,7 @@ flags.DEFINE_string('images', '', 'score this folder, zip or npz of images, or n
 flags.DEFINE_integer('eval_step', 0, 'training steps between evaluations, 0 for none', lower_bound=0)
 flags.DEFINE_bool('fid_use_torch', False, 'the linear algebra of FID on the GPU')
 
-MODES = ('train', 'sample', 'stats', 'eval')
+MODES = ('train', 'sample', 'figure', 'stats', 'eval')
 
 
 def parse_flags(argv):
@@ -193,17 +201,20 @@ def main(argv):
                 raise ValueError(f'nothing to do: add {" or ".join(f"--{mode}" for mode in MODES)}')
             build.check(config)
         if config.train:
-            train.train(config, '\n'.join(flag.serialize() for flag in own) + '\n', interrupted)
-        if not interrupted() and (config.sample or (config.eval and not config.images)):
+            train.train(config, ''.join(f'{flag.serialize()}\n' for flag in own if flag.value is not None), interrupted)
+        if not interrupted() and (config.sample or config.figure or (config.eval and not config.images)):
             with exits(2, ValueError):
-                config, net = sample.restore(config, given)
+                config, net, step = sample.restore(config, given)
         if config.sample and not interrupted():
             sample.sample(config, net, interrupted)
+        if config.figure and not interrupted():
+            with exits(2, ValueError):  # of a network that this figure is not for
+                figure.figure(config, net, step, interrupted)
         if config.stats and not interrupted():
             evaluate.build_reference(config)
         if config.eval and not interrupted():
             with exits(1, ValueError):  # of images that cannot be scored
-                evaluate.evaluate_images(config) if config.images else evaluate.evaluate(config, net, None, interrupted)
+                evaluate.evaluate_images(config) if config.images else evaluate.evaluate(config, net, step, interrupted)
     return 128 + interrupted.signum if interrupted() else 0
 
 

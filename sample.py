@@ -1,4 +1,4 @@
-"""Drawing images from a checkpoint, in batches, to PNG files, one npz and a grid.
+"""Drawing from a checkpoint, in batches: images to PNG files, one npz and a grid; points to an npz and a figure.
 
 Image i is a function of (seed, i): its noise comes from the generator of its block of 64 images, whatever the batch.
 """
@@ -6,19 +6,17 @@ Image i is a function of (seed, i): its noise comes from the generator of its bl
 import contextlib
 import hashlib
 import json
-import math
 import os
 import zipfile
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional as F
-from torchvision.utils import make_grid
 from tqdm import tqdm
 
 import build
 import checkpoint
+import picture
 
 BLOCK = 64  # images a generator draws the noise of: one each is too slow on a GPU
 
@@ -38,33 +36,80 @@ class Noise:
         return torch.cat(drawn)[self.rows]
 
 
-def denoise(config, sampler, x_T, indices, noise, interrupted, after_step=lambda: None):
-    """x_0 [B, C, H, W] in [-1, 1] of the images of `indices`, from their x_T, by their labels; None if interrupted."""
+def denoise(config, sampler, x, y, noise, interrupted, observe=lambda t, x_t, x0_hat: None, start=None):
+    """x_0, the shape of x, that the sampler walks to from the state x; None if interrupted.
+
+    x: x_T, or the state `start`. y: int64 labels [B] or None. Images come clipped to [-1, 1].
+    observe: called with the noisings left, x_t, and the x0_hat predicted from it, of every state, from x to x_0.
+    """
+    t, x_t = sampler.states[-1] if start is None else start, x
     with build.autocast(config):
-        for _, x_t, _ in sampler.trajectory(x_T, build.labels(config, indices), noise=noise):
-            after_step()
+        for s, x_s, x0_hat in sampler.trajectory(x, y, start, noise=noise):
+            observe(t, x_t, x0_hat)
             if interrupted():
                 return None
-    return x_t.clamp(-1, 1)
+            t, x_t = s, x_s
+    observe(0, x_t, x_t)
+    return x_t if build.of_points(config) else x_t.clamp(-1, 1)
 
 
-def draw(config, net, indices, interrupted=lambda: False):
-    """Yield (indices, x_0) a batch of --sample_batch_size: x_0 [B, C, H, W] in [-1, 1]; ends early once interrupted."""
+def diffuse(config, sampler, x_0, stop=None, observe=lambda t, x_t: None):
+    """x_t with `stop` noisings, by default those of x_T, the shape of x_0. observe: called from x_0 on, (t, x_t)."""
+    seed = build.derive_seed('diffuse', config.seed)  # not the noise of the way back
+    noise = Noise(seed, range(len(x_0)), x_0.shape[1:], x_0.device)
+    x_t = x_0
+    observe(0, x_t)
+    for t, x_t in sampler.diffuse(x_0, stop=stop or sampler.states[-1], noise=noise):
+        observe(t, x_t)
+    return x_t
+
+
+class Film:
+    """An observer of `denoise` or `diffuse`: what it sees at ten of a sampler's states, spread evenly, or at all.
+
+    `frames`: noisings t, ascending -> what came with t, a list of tensors [N, ...].
+    """
+
+    def __init__(self, sampler):
+        states = sampler.states
+        picked = np.linspace(0, len(states) - 1, min(10, len(states))).round().astype(int)
+        self.frames = {states[i]: None for i in picked}
+
+    def __call__(self, t, *seen):
+        if t in self.frames:
+            seen = [x.cpu() for x in seen]
+            before = self.frames[t]  # of earlier batches
+            self.frames[t] = seen if before is None else [torch.cat(pair) for pair in zip(before, seen, strict=True)]
+
+
+def draw(config, net, indices, interrupted=lambda: False, observe=lambda t, x_t, x0_hat: None):
+    """Yield (indices, x_0) a batch of --sample_batch_size, x_0 as of `denoise`; ends early once interrupted."""
     device = build.device(config)
     sampler = build.sampler(config, net).to(device)
     size = config.sample_batch_size
     chunks = [indices[i : i + size] for i in range(0, len(indices), size)]
-    with tqdm(total=len(chunks) * len(sampler.timesteps), desc=f'sampling {len(indices)} images', unit='step') as bar:
+    total, what = len(chunks) * len(sampler.timesteps), 'points' if build.of_points(config) else 'images'
+    with tqdm(total=total, desc=f'sampling {len(indices)} {what}', unit='step') as bar:
+
+        def step(t, x_t, x0_hat):
+            observe(t, x_t, x0_hat)
+            bar.update(t > 0)
+
         for chunk in chunks:
-            noise = Noise(config.seed, chunk, (config.channels, config.img_size, config.img_size), device)
-            x_0 = denoise(config, sampler, noise(), chunk, noise, interrupted, bar.update)
+            noise = Noise(config.seed, chunk, build.shape(config), device)
+            x_0 = denoise(config, sampler, noise(), build.labels(config, chunk), noise, interrupted, step)
             if x_0 is None:
                 return
             yield chunk, x_0
 
 
+def folder(config):
+    """Where the checkpoint lies."""
+    return os.path.dirname(config.ckpt) if config.ckpt else config.logdir
+
+
 def restore(config, given):
-    """The config that a checkpoint was trained with (see `build.adopt`), and its network in eval mode on the device.
+    """The config that a checkpoint was trained with (see `build.adopt`), its network in eval mode, and its step.
 
     Raises FileNotFoundError or CheckpointError where it cannot be read, ValueError where given flags contradict it.
     """
@@ -79,31 +124,59 @@ def restore(config, given):
         stored = {'channels': weights['head.weight'].shape[1]} if 'head.weight' in weights else {}
     config = build.adopt(config, stored, given)
     build.check(config)
-    build.labels(config, [])
+    build.chosen_labels(config)
     net = build.network(config)
     checkpoint.load_weights(net, weights, path)
-    return config, net.eval().to(build.device(config))
+    return config, net.eval().to(build.device(config)), state.get('step')
 
 
 def sample(config, net, interrupted=lambda: False):
-    """Draw --num_images images to --out: 000000.png..., samples.npz (arr_0, uint8 [N, H, W, C]) and grid.png.
+    """Draw --num_images to --out, by default samples/ beside the checkpoint.
 
-    Images already there from the same weights, seed and sampler are kept, so that an interrupted call continues.
+    Images: 000000.png..., samples.npz (arr_0, uint8 [N, H, W, C]) and grid.png; those already there from the same
+    weights, seed and sampler are kept, so that an interrupted call continues. Points: points.npz (points, float32
+    [N, 2], and labels where there are some) and figure.png, q(x_t) above p(x_t) at ten times.
 
-    config, net: of `restore`. Raises FileExistsError where --out holds other samples.
+    config, net: of `restore`. Raises FileExistsError where --out holds other samples; DataError for points whose data
+    set cannot be read.
     """
-    out = config.out or os.path.join(os.path.dirname(config.ckpt) or config.logdir, 'samples')
-    paths = [os.path.join(out, f'{i:06d}.png') for i in range(config.num_images)]
-    _claim(out, _fingerprint(config, net), paths)
+    out = config.out or os.path.join(folder(config), 'samples')
+    (_sample_points if build.of_points(config) else _sample_images)(config, net, out, interrupted)
+
+
+def _sample_points(config, net, out, interrupted):
+    names = ('points.npz', 'figure.png')
+    _claim(out, _fingerprint(config, net), names)
+    sampler = build.sampler(config, net)
+    p, q = Film(sampler), Film(sampler)
+    indices = list(range(config.num_images))
+    points = [x_0.cpu() for _, x_0 in draw(config, net, indices, interrupted, p)]
+    if interrupted():
+        return
+    diffuse(config, sampler, build.some(config, config.num_images).cpu(), observe=q)
+    arrays = {'points': torch.cat(points).numpy()}
+    if config.num_classes:
+        arrays['labels'] = build.labels(config, indices).cpu().numpy()
+    with _replacing(os.path.join(out, names[0])) as temporary, open(temporary, 'wb') as file:
+        np.savez(file, **arrays)
+    rows = [[seen[0] for seen in film.frames.values()] for film in (q, p)]
+    save(os.path.join(out, names[1]), picture.plot(rows, [f't = {t}' for t in q.frames], ['q', 'p']))
+    print(f'{config.num_images} points in {out}: points.npz, figure.png')
+
+
+def _sample_images(config, net, out, interrupted):
+    names = [f'{i:06d}.png' for i in range(config.num_images)]
+    _claim(out, _fingerprint(config, net), names)
+    paths = [os.path.join(out, name) for name in names]
     pending = [i for i, path in enumerate(paths) if not os.path.exists(path)]
     for chunk, x_0 in draw(config, net, pending, interrupted):
-        for i, image in zip(chunk, to_uint8(x_0).permute(0, 2, 3, 1).cpu().numpy(), strict=True):
-            _save(paths[i], Image.fromarray(image.squeeze(2) if config.channels == 1 else image))
+        for i, image in zip(chunk, picture.to_uint8(x_0).permute(0, 2, 3, 1).cpu().numpy(), strict=True):
+            save(paths[i], Image.fromarray(image.squeeze(2) if config.channels == 1 else image))
     if interrupted():
         return
     _pack(os.path.join(out, 'samples.npz'), paths, (config.img_size, config.img_size, config.channels))
     shown = np.stack([np.array(Image.open(path)).reshape(config.img_size, config.img_size, -1) for path in paths[:256]])
-    _save(os.path.join(out, 'grid.png'), grid(torch.from_numpy(shown).permute(0, 3, 1, 2)))
+    save(os.path.join(out, 'grid.png'), picture.grid(torch.from_numpy(shown).permute(0, 3, 1, 2)))
     print(f'{config.num_images} images in {out}: 000000.png..., samples.npz, grid.png')
 
 
@@ -115,10 +188,10 @@ def _fingerprint(config, net):
     return {'weights': digest.hexdigest(), **used}
 
 
-def _claim(out, fingerprint, paths):
+def _claim(out, fingerprint, names):
     os.makedirs(out, exist_ok=True)
     record = os.path.join(out, 'samples.json')
-    found = [name for name in os.listdir(out) if name.endswith('.png') and name != 'grid.png']
+    found = {name for name in os.listdir(out) if name.endswith(('.png', '.npz'))} - {'grid.png', 'samples.npz'}
     if found:
         try:
             with open(record) as file:
@@ -126,10 +199,10 @@ def _claim(out, fingerprint, paths):
         except (OSError, ValueError):
             before = {}
         changed = [key for key in fingerprint if before.get(key) != fingerprint[key]]
-        surplus = set(found) - {os.path.basename(path) for path in paths}
+        surplus = found - set(names)
         if changed or surplus:
-            why = f'of other {", ".join(changed)}' if changed else f'beyond the {len(paths)} asked for'
-            raise FileExistsError(f'{out} already holds images {why}: choose another --out or empty it')
+            why = f'of other {", ".join(changed)}' if changed else f'beyond the {len(names)} asked for'
+            raise FileExistsError(f'{out} already holds samples {why}: choose another --out or empty it')
     with _replacing(record) as temporary, open(temporary, 'w') as file:
         json.dump(fingerprint, file)
 
@@ -146,7 +219,8 @@ def _replacing(path):
             os.remove(temporary)
 
 
-def _save(path, image):
+def save(path, image):
+    """Write a PIL image as PNG, whole or not at all."""
     with _replacing(path) as temporary:
         image.save(temporary, format='PNG')
 
@@ -162,16 +236,3 @@ def _pack(path, images, shape):
         np.lib.format.write_array_header_1_0(file, header)
         for image in images:
             file.write(np.asarray(Image.open(image)).tobytes())
-
-
-def to_uint8(x):
-    """[-1, 1] -> 0..255, rounded to the nearest as torchvision's save_image does."""
-    return ((x + 1) * 127.5 + 0.5).clamp(0, 255).to(torch.uint8)
-
-
-def grid(images, columns=None):
-    """One picture of uint8 images [N, C, H, W], as square as can be by default; tiny ones are enlarged to be seen."""
-    scale = max(1, 48 // images.shape[-1])
-    images = F.interpolate(images.float(), scale_factor=scale).to(torch.uint8)
-    tiled = make_grid(images, nrow=columns or math.ceil(math.sqrt(len(images))))
-    return Image.fromarray(tiled.permute(1, 2, 0).cpu().numpy())

@@ -11,18 +11,16 @@ import os
 import time
 from types import SimpleNamespace
 
-import numpy as np
 import torch
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 import build
 import checkpoint
 import evaluate
+import picture
 import sample
+from events import Events
 
 LOG_SECONDS = 1.0  # between two readings of the losses on a GPU, each of which waits for it
 
@@ -61,7 +59,7 @@ def loop(run, data, interrupted):
             torch.manual_seed(build.derive_seed('step', config.seed, 0, run.step))
             x_0, y = next(stream)
             if run.step == 0:
-                log.image('real_sample', sample.to_uint8(x_0[: config.sample_size]))
+                log.image('real_sample', x_0[: config.sample_size])
             lr = run.optim.param_groups[0]['lr']
             log.add(*run.update(x_0, y if config.num_classes else None), lr)
             if config.save_step and run.step % config.save_step == 0:
@@ -70,8 +68,8 @@ def loop(run, data, interrupted):
                 log.restart_clock()
             if config.sample_step and run.step % config.sample_step == 0:
                 log.flush()
-                if (images := run.preview(interrupted)) is not None:
-                    log.image('sample', images, os.path.join(config.logdir, 'sample', f'{run.step}.png'))
+                if (drawn := run.preview(interrupted)) is not None:
+                    log.image('sample', drawn, os.path.join(config.logdir, 'sample', f'{run.step}.png'))
                 log.restart_clock()
             if config.eval_step and run.step % config.eval_step == 0:
                 log.flush()
@@ -118,7 +116,7 @@ class Run:
         self.sched = torch.optim.lr_scheduler.LambdaLR(self.optim, lambda step: lr_factor(config, step))
         self.step = 0
         self.saved = -1
-        self.x_T = torch.randn(config.sample_size, config.channels, config.img_size, config.img_size).to(self.device)
+        self.x_T = torch.randn(config.sample_size, *build.shape(config)).to(self.device)
         self.trained = [p for p in self.net.parameters() if p.requires_grad]
         self.averaged = [p for p in self.ema.parameters() if p.requires_grad]
         self.average = get_ema_multi_avg_fn(config.ema_decay)
@@ -153,12 +151,11 @@ class Run:
         return loss, norm
 
     def preview(self, interrupted):
-        """Images of the EMA network from the fixed x_T, uint8 [sample_size, C, H, W]; None once interrupted."""
+        """x_0 [sample_size, ...] of the EMA network from the fixed x_T; None once interrupted."""
         seed, indices = build.derive_seed('preview', self.config.seed), range(len(self.x_T))
         noise = sample.Noise(seed, indices, self.x_T.shape[1:], self.device)
         sampler = build.sampler(self.config, self.ema).to(self.device)
-        x_0 = sample.denoise(self.config, sampler, self.x_T, indices, noise, interrupted)
-        return None if x_0 is None else sample.to_uint8(x_0)
+        return sample.denoise(self.config, sampler, self.x_T, build.labels(self.config, indices), noise, interrupted)
 
     def save(self):
         """Write the checkpoint. Raises CheckpointError where it cannot be written."""
@@ -205,11 +202,9 @@ class Log:
 
     def __init__(self, run, bar):
         self.run, self.bar = run, bar
-        # Not SummaryWriter: its queue is in no flush, so that a kill after a checkpoint would lose what came before it.
-        # The process is in the file's name, since another run started within the same second would overwrite it.
-        self.events = EventsWriter(os.path.join(run.config.logdir, 'events'), f'.{os.getpid()}')
-        if run.step:  # TensorBoard then hides what a killed run wrote of later steps
-            self.events.write_event(Event(step=run.step + 1, session_log=SessionLog(status=SessionLog.START)))
+        self.events = Events(run.config.logdir)
+        if run.step:
+            self.events.restart(run.step + 1)
         self.pending = []  # (step, loss, norm, lr), not yet read
         self.restart_clock()
 
@@ -249,26 +244,22 @@ class Log:
                     f'step {max(self.run.saved, 0)}; try a lower --lr, a lower --grad_clip or --precision=fp32'
                 )
             for name, value in (('loss', loss), ('lr', lr), ('grad_norm', norm), ('img_per_sec', rate)):
-                self.write(summary.scalar(name, value), step)
+                self.events.scalar(name, value, step)
         self.bar.update(len(values))
         self.bar.set_postfix(loss=f'{loss:.3f}', lr=f'{lr:.1e}', img_s=f'{rate:.0f}', refresh=False)
         self.pending, self.last = [], now
 
-    def image(self, name, images, path=None):
-        """A grid of uint8 images to TensorBoard and, given a path, to a file."""
-        picture = sample.grid(images)
+    def image(self, name, x, path=None):
+        """A picture of a batch, a grid or a plot, to TensorBoard and, given a path, to a file."""
+        drawn = picture.of(x)
         if path:
-            picture.save(path)
-        self.write(summary.image(name, np.asarray(picture), dataformats='HWC'), self.run.step)
+            drawn.save(path)
+        self.events.image(name, drawn, self.run.step)
         self.events.flush()
 
     def scores(self, record):
-        """FID, IS and KID of an evaluation to TensorBoard."""
+        """The scores of an evaluation to TensorBoard."""
         for name, value in record.items():
-            if name.startswith(('FID', 'IS', 'KID')) and value is not None:
-                self.write(summary.scalar(f'{name}_EMA', value), self.run.step)
+            if name.startswith(('FID', 'IS', 'KID', 'SW')) and value is not None:
+                self.events.scalar(f'{name}_EMA', value, self.run.step)
         self.events.flush()
-
-    def write(self, content, step):
-        """Append one summary to TensorBoard's file."""
-        self.events.write_event(Event(wall_time=time.time(), step=step, summary=content))

@@ -1,4 +1,7 @@
-"""FID, IS and KID of images, from one streamed pass through one feature net; knows images, not diffusion."""
+"""FID, IS and KID of images, from one streamed pass through one feature net; knows images, not diffusion.
+
+And, of points in the plane, the sliced Wasserstein distance.
+"""
 
 from .both import get_inception_and_fid_score
 from .features import FEATURE_NETS, FeatureNet
@@ -7,6 +10,7 @@ from .files import ScoreError
 from .inception import PROTOCOLS
 from .inception_score import get_inception_score
 from .kid import kernel_inception_distance
+from .points import sliced_wasserstein
 from .scorer import Scorer, build_statistics
 from .statistics import Moments, Statistics, load_statistics, save_statistics
 
@@ -26,4 +30,5 @@ __all__ = [
     'kernel_inception_distance',
     'load_statistics',
     'save_statistics',
+    'sliced_wasserstein',
 ]

@@ -27,7 +27,7 @@ class Scorer:
         self.sample = FeatureSample(num_images, net.dim, net.device)
 
     def update(self, images, index=None):
-        """Scores one batch: [n, C, H, W], C 1 or 3, uint8 or float in [0, 1].
+        """Scores one batch, [n, C, H, W], C 1 or 3, uint8 or float in [0, 1]; returns its logits [n, num_classes].
 
         index: int64 [n], the images' places in the order of generation, where this process does not draw them all in
         that order. Raises ValueError for unusable images or an index outside [0, num_images).
@@ -44,6 +44,7 @@ class Scorer:
         self.split_sums.update(logits, index)
         self.sample.update(features, index)
         self.seen += len(images)
+        return logits
 
     def reduce(self, all_sum):
         """Gives every process the sums of all, once, after the last update.

@@ -156,7 +156,7 @@ def test_evaluation_while_training(here, cli):
 
 
 def test_an_interrupted_evaluation_writes_nothing(trained):
-    config, net = sample.restore(config_of('--logdir=run', '--num_images=20', CLASSIFIER), set())
+    config, net, _ = sample.restore(config_of('--logdir=run', '--num_images=20', CLASSIFIER), set())
     assert evaluate.evaluate(config, net, None, lambda: True) is None
     assert not (trained / 'run' / 'eval.txt').exists()
 

@@ -198,7 +198,7 @@ def test_labels_where_there_are_none(tmp_path, cli, folder_of_images):
 
 def test_image_i_does_not_depend_on_the_batch_with_labels_and_guidance(trained):
     argv = [f'--logdir={trained}', '--precision=fp32', '--guidance=3']
-    config, net = sample.restore(config_of(*argv), {'guidance'})
+    config, net, _ = sample.restore(config_of(*argv), {'guidance'})
     drawn = {}
     for size in (12, 5):
         config.sample_batch_size = size

@@ -14,6 +14,7 @@ from PIL import Image
 from test_train import config_of
 
 import main
+import picture
 import sample
 
 
@@ -53,7 +54,9 @@ def test_what_sampling_writes(logdir, tmp_path, cli, kind, shape):
 
 
 def test_batch_size_and_the_set_asked_for_change_no_image(logdir):
-    config, net = sample.restore(config_of(f'--logdir={logdir / "rgb"}', '--precision=fp32', '--num_images=150'), set())
+    config, net, _ = sample.restore(
+        config_of(f'--logdir={logdir / "rgb"}', '--precision=fp32', '--num_images=150'), set()
+    )
     drawn = {}
     for size in (150, 64, 7, 1):
         config.sample_batch_size = size
@@ -72,7 +75,7 @@ def test_batch_size_and_the_set_asked_for_change_no_image(logdir):
 def test_an_interrupted_call_continues_to_the_same_images(logdir, tmp_path, cli):
     argv = ['--sample', f'--logdir={logdir / "grey"}', '--num_images=9', '--sample_batch_size=3', '--precision=fp32']
     assert cli(*argv, f'--out={tmp_path / "whole"}')[0] == 0
-    config, net = sample.restore(config_of(*argv, f'--out={tmp_path / "parts"}'), set())
+    config, net, _ = sample.restore(config_of(*argv, f'--out={tmp_path / "parts"}'), set())
     polls = iter(range(1000))
     sample.sample(config, net, lambda: next(polls) > 13)  # within the second batch of 8 steps
     assert len(list((tmp_path / 'parts').glob('0*.png'))) == 3 and not (tmp_path / 'parts' / 'samples.npz').exists()
@@ -153,5 +156,5 @@ def test_pytorch_ddpms_own_checkpoint_is_sampled_by_the_flags(logdir, tmp_path, 
 
 def test_uint8_rounds_to_the_nearest():
     levels = torch.arange(256.0) / 127.5 - 1
-    assert torch.equal(sample.to_uint8(levels + 0.003), torch.arange(256, dtype=torch.uint8))
-    assert sample.to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
+    assert torch.equal(picture.to_uint8(levels + 0.003), torch.arange(256, dtype=torch.uint8))
+    assert picture.to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]

@@ -276,7 +276,7 @@ def test_previews_are_of_the_ema_network_in_eval_mode_from_the_fixed_noise(tmp_p
     noise = sample.Noise(build.derive_seed('preview', 0), range(4), (1, 8, 8), run.device)
     expected = build.sampler(config, copy.deepcopy(run.ema).eval())(run.x_T, noise=noise)
     images = run.preview(lambda: False)
-    assert torch.equal(images, sample.to_uint8(expected)) and torch.equal(images, run.preview(lambda: False))
+    assert torch.equal(images, expected) and torch.equal(images, run.preview(lambda: False))
     assert run.preview(lambda: True) is None
 
 

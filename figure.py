@@ -1,0 +1,106 @@
+"""Pictures of a diffusion of images: the way from noise and to it, what guidance does, what lies between two images."""
+
+import os
+from types import SimpleNamespace
+
+import torch
+from tqdm import tqdm
+
+import build
+import picture
+import sample
+from events import Events
+
+WEIGHTS = (0, 1, 2, 5, 10)  # of guidance
+SAMPLES = 4  # at most, in a figure of samples or real images
+
+
+def figure(config, net, step, interrupted=lambda: False):
+    """Draw --figure of a checkpoint to <kind>.png in --out, by default figures/ beside it, and to TensorBoard there.
+
+    config, net, step: of `sample.restore`. Raises ValueError for a figure that this network or these flags cannot give,
+    DataError where it needs images of the data set and they cannot be read.
+    """
+    if build.of_points(config):
+        raise ValueError(f'--figure={config.figure} is of images: of points, --sample draws figure.png')
+    drawn = FIGURES[config.figure](config, net, interrupted)
+    if interrupted():
+        return
+    out = config.out or os.path.join(sample.folder(config), 'figures')
+    os.makedirs(out, exist_ok=True)
+    path = os.path.join(out, f'{config.figure}.png')
+    sample.save(path, drawn)
+    events = Events(out)
+    events.image(f'figure/{config.figure}', drawn, step or 0)
+    events.close()
+    print(f'{config.figure} in {path}')
+
+
+def progressive(config, net, interrupted):
+    """x_t, and below it the x0_hat predicted from it, at ten times of Algorithm 2 (paper figure 6)."""
+    film = sample.Film(build.sampler(config, net))
+    n = min(config.num_images, SAMPLES)
+    for _ in sample.draw(config, net, list(range(n)), interrupted, film):
+        pass
+    if interrupted():
+        return None
+    frames = dict(reversed(film.frames.items()))
+    rows = [torch.stack([seen[part][i] for seen in frames.values()]) for i in range(n) for part in (0, 1)]
+    return picture.table(rows, [f't = {t}' for t in frames], ['x_t', 'x0_hat'] * n)
+
+
+def forward(config, net, interrupted):
+    """x_t of real images at ten times of the forward process q (paper eq. 2)."""
+    sampler = build.sampler(config, net)
+    film = sample.Film(sampler)
+    x_0 = build.some(config, min(config.num_images, SAMPLES))
+    sample.diffuse(config, sampler, x_0, observe=film)
+    rows = torch.stack([x_t for (x_t,) in film.frames.values()], dim=1)  # [n, times, C, H, W]
+    return picture.table(rows, [f't = {t}' for t in film.frames], ['x_t'] * len(rows))
+
+
+def guidance(config, net, interrupted):
+    """Each label, by row, at the guidance weights, by column, from one noise throughout (Ho and Salimans 2022)."""
+    chosen = build.chosen_labels(config)
+    if chosen is None:
+        raise ValueError('--figure=guidance needs a checkpoint trained with --cond')
+    n, columns = len(chosen), []
+    for w in tqdm(WEIGHTS, 'guidance', unit='weight'):
+        guided = SimpleNamespace(**{**vars(config), 'guidance': w})
+        columns.append(_denoise(guided, net, [0] * n, interrupted, y=build.labels(config, range(n))))
+        if interrupted():
+            return None
+    return picture.table(torch.stack(columns, dim=1), [f'w = {w}' for w in WEIGHTS], [str(y) for y in chosen])
+
+
+def interpolate(config, net, interrupted):
+    """x_t = (1 - lambda) q(x_t | a) + lambda q(x_t | b) of two real images, denoised (paper figure 8), t = --figure_t.
+
+    The noise of a and b, and that of the steps back, is the same for every lambda. Labels are left out.
+    """
+    sampler = build.sampler(config, net)
+    t = config.figure_t or sampler.T // 2
+    if t > sampler.T:
+        raise ValueError(f'--figure_t={t}: the checkpoint has T = {sampler.T} steps')
+    pairs = build.some(config, 2 * SAMPLES).chunk(2)
+    x_t = sample.diffuse(config, sampler, torch.cat(pairs), stop=t).chunk(2)
+    rows = []
+    for i, (a, b, a_t, b_t) in enumerate(tqdm(list(zip(*pairs, *x_t, strict=True)), 'interpolating', unit='pair')):
+        mixed = torch.stack([torch.lerp(a_t, b_t, tenths / 10) for tenths in range(11)])
+        denoised = _denoise(config, net, [i] * len(mixed), interrupted, x=mixed, start=t)
+        if interrupted():
+            return None
+        rows.append(torch.cat([a[None], denoised, b[None]]))
+    titles = ['source', 'rec.', *(f'{tenths / 10}' for tenths in range(1, 10)), 'rec.', 'source']
+    return picture.table(rows, titles, [f't = {t}'] * len(rows))
+
+
+def _denoise(config, net, indices, interrupted, x=None, y=None, start=None):
+    """x_0 from the state x, by default x_T, with the noise of the images of `indices`, which may repeat."""
+    device = build.device(config)
+    noise = sample.Noise(config.seed, indices, build.shape(config), device)
+    sampler = build.sampler(config, net).to(device)
+    return sample.denoise(config, sampler, noise() if x is None else x, y, noise, interrupted, start=start)
+
+
+FIGURES = {'progressive': progressive, 'forward': forward, 'guidance': guidance, 'interpolate': interpolate}
