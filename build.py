@@ -18,7 +18,7 @@ NETWORK_KEYS = (
     'T', 'beta_1', 'beta_T', 'schedule', 'mean_type',
 )  # fmt: skip
 # What a checkpoint suggests and a flag given by the user overrides.
-SAMPLER_KEYS = ('var_type', 'sample_steps', 'spacing', 'eta', 'clip_denoised')
+SAMPLER_KEYS = ('var_type', 'sample_steps', 'spacing', 'eta', 'clip_denoised', 'prior')
 LABEL_KEYS = ('labels', 'guidance')
 SCORE_KEYS = ('dataset', 'test_dataset', 'data_dir', 'feature_net', 'fid_protocol')
 
@@ -106,6 +106,7 @@ def sampler(config, net):
         spacing=config.spacing,
         eta=config.eta,
         clip_denoised=config.clip_denoised,
+        data_moments=config.moments if config.prior == 'data' else None,
     )
 
 
@@ -120,7 +121,7 @@ def dataset(config, split='train'):
 
 
 def fit(config, data):
-    """The config with what the data decides: the channels and, with --cond, the number of classes.
+    """The config with what the data decides: channels, classes with --cond, mean and std with --prior=data.
 
     Raises DataError where --net is not for such data, --cond finds no labels or more than --num_classes, or --labels
     names others.
@@ -132,6 +133,8 @@ def fit(config, data):
     if config.cond and not 0 < data.num_classes <= num_classes:
         raise datasets.DataError(f'--cond with {num_classes} classes: {config.dataset} has {data.num_classes}')
     fitted = SimpleNamespace(**{**vars(config), 'channels': data.channels, 'num_classes': num_classes})
+    if config.prior == 'data':
+        fitted.moments = torch.stack(torch.std_mean(some(config, data, 4096), dim=0, correction=0)[::-1]).cpu()
     try:
         chosen_labels(fitted)  # of the previews
     except ValueError as error:
@@ -151,9 +154,8 @@ def in_order(config, data):
     return datasets.in_order(data, config.num_workers)
 
 
-def some(config, n):
-    """n images or points of --dataset, as the network sees them: those that --seed picks."""
-    data = dataset(config)
+def some(config, data, n):
+    """n images or points of a data set, or all of fewer, as the network sees them: those that --seed picks."""
     chosen = next(datasets.index_batches(len(data), min(n, len(data)), config.seed, 0))
     return data.prepare(datasets.pick(data, chosen), random_flip=False).to(device(config))
 
@@ -250,7 +252,7 @@ def adopt(config, stored, given):
     wrong = disagreements(SimpleNamespace(**{**stored, **vars(asked)}), stored)
     if wrong:
         raise ValueError(f'the checkpoint is of another network than {", ".join(wrong)}: leave the flag out')
-    adopted = {key: stored[key] for key in NETWORK_KEYS if key in stored}
+    adopted = {key: stored[key] for key in (*NETWORK_KEYS, 'moments') if key in stored}
     adopted |= {key: stored[key] for key in SAMPLER_KEYS + SCORE_KEYS if key in stored and key not in given}
     return SimpleNamespace(**{**vars(config), **adopted})
 

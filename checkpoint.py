@@ -90,7 +90,7 @@ def _load_verified(path, map_location):
             damaged = archive.testzip()
         if damaged:
             raise CheckpointError(f'{path} is damaged: the CRC of {damaged} does not match')
-        return torch.load(path, map_location=map_location, weights_only=True)
+        state = torch.load(path, map_location=map_location, weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f'{path} is missing') from error
     except Exception as error:
@@ -98,6 +98,9 @@ def _load_verified(path, map_location):
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f'{path} is damaged or no checkpoint ({_first_line(error)})') from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f'{path} is no checkpoint: it holds a {type(state).__name__}')
+    return state
 
 
 def load_weights(module, weights, path):

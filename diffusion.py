@@ -259,6 +259,7 @@ class GaussianDiffusionSampler(nn.Module):
 
     model: as in `GaussianDiffusionTrainer`. steps: None for all T, an int for S of them spaced by `spacing`, or the
     timesteps themselves. eta: in [0, 1]. clip_denoised: clip each x0_hat to [-1, 1], as the official code does.
+    data_moments: mean and standard deviation of x_0, a tensor [2, ...], which `start` takes into account.
 
     Raises ValueError as `make_betas`, `Parameterisation` and `make_timesteps` do, and where eta is outside [0, 1].
     """
@@ -278,6 +279,7 @@ class GaussianDiffusionSampler(nn.Module):
         spacing='leading',
         eta=1.0,
         clip_denoised=False,
+        data_moments=None,
     ):
         super().__init__()
         if not 0 <= eta <= 1:
@@ -297,8 +299,25 @@ class GaussianDiffusionSampler(nn.Module):
         table[:, 2:] = 2 * table[:, 2:].log()
         if len(self.timesteps) > 1:  # the step to the image has variance 0: take sigma's of the step before
             table[self.timesteps[0], 2:] = table[self.timesteps[1], 3]
-        for name, value in (('betas', betas), ('alphas_bar', alphas_bar), ('table', table)):
+        for name, value in (
+            ('betas', betas),
+            ('alphas_bar', alphas_bar),
+            ('table', table),
+            ('data_moments', data_moments),
+        ):
             self.register_buffer(name, value, persistent=False)
+
+    def start(self, z):
+        """The state a trajectory starts from, of z ~ N(0, I) [B, ...]: z, where alphas_bar is all but 0 (Algorithm 2).
+
+        With data_moments, for chains where it is not, the normal nearest to q(x_T): its mean, and the variance of each
+        element, so that E KL(q(x_T) || p(x_T)) is least among those of independent elements.
+        """
+        if self.data_moments is None:
+            return z
+        alphas_bar = self.alphas_bar[self.timesteps[-1]].float()
+        mean, std = self.data_moments
+        return alphas_bar.sqrt() * mean + (1 - alphas_bar + alphas_bar * std**2).sqrt() * z
 
     def q_mean_variance(self, x_0, x_t, t):
         """Mean, the shape of x_t, and log variance [B, 1, 1, 1] of q(x_s | x_t, x_0) (paper eq. 6-7; DDIM eq. 7).

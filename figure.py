@@ -53,7 +53,7 @@ def forward(config, net, interrupted):
     """x_t of real images at ten times of the forward process q (paper eq. 2)."""
     sampler = build.sampler(config, net)
     film = sample.Film(sampler)
-    x_0 = build.some(config, min(config.num_images, SAMPLES))
+    x_0 = build.some(config, build.dataset(config), min(config.num_images, SAMPLES))
     sample.diffuse(config, sampler, x_0, observe=film)
     rows = torch.stack([x_t for (x_t,) in film.frames.values()], dim=1)  # [n, times, C, H, W]
     return picture.table(rows, [f't = {t}' for t in film.frames], ['x_t'] * len(rows))
@@ -82,7 +82,7 @@ def interpolate(config, net, interrupted):
     t = config.figure_t or sampler.T // 2
     if t > sampler.T:
         raise ValueError(f'--figure_t={t}: the checkpoint has T = {sampler.T} steps')
-    pairs = build.some(config, 2 * SAMPLES).chunk(2)
+    pairs = build.some(config, build.dataset(config), 2 * SAMPLES).chunk(2)
     x_t = sample.diffuse(config, sampler, torch.cat(pairs), stop=t).chunk(2)
     rows = []
     for i, (a, b, a_t, b_t) in enumerate(tqdm(list(zip(*pairs, *x_t, strict=True)), 'interpolating', unit='pair')):
@@ -100,7 +100,9 @@ def _denoise(config, net, indices, interrupted, x=None, y=None, start=None):
     device = build.device(config)
     noise = sample.Noise(config.seed, indices, build.shape(config), device)
     sampler = build.sampler(config, net).to(device)
-    return sample.denoise(config, sampler, noise() if x is None else x, y, noise, interrupted, start=start)
+    return sample.denoise(
+        config, sampler, sampler.start(noise()) if x is None else x, y, noise, interrupted, start=start
+    )
 
 
 FIGURES = {'progressive': progressive, 'forward': forward, 'guidance': guidance, 'interpolate': interpolate}

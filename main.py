@@ -70,6 +70,9 @@ flags.DEFINE_enum('var_type', 'fixedlarge', list(VAR_TYPES), 'variance of a samp
 flags.DEFINE_integer('sample_steps', 0, 'sampling steps, 0 for all T', lower_bound=0)
 flags.DEFINE_enum('spacing', 'leading', list(SPACINGS), 'which timesteps --sample_steps takes')
 flags.DEFINE_float('eta', 1.0, '1 for ancestral sampling, 0 for DDIM', lower_bound=0, upper_bound=1)
+flags.DEFINE_enum(
+    'prior', 'standard', ['standard', 'data'], "x_T: N(0, I), or with the data's moments where --T ends short of noise"
+)
 flags.DEFINE_bool('clip_denoised', False, 'clip the predicted x_0 to [-1, 1] at every sampling step')
 # Labels
 flags.DEFINE_bool('cond', False, "train on the data set's labels")
@@ -167,6 +170,17 @@ def exits(status, *errors):
         sys.exit(status)
 
 
+def own_flags():
+    """The flags above, without absl's."""
+    return FLAGS.get_flags_for_module(sys.modules[__name__])
+
+
+def configuration():
+    """From the flags as parsed: the value of each, with what only the data decides; and the names of those given."""
+    config = SimpleNamespace(**{flag.name: flag.value for flag in own_flags()}, channels=3, moments=None)
+    return config, {flag.name for flag in own_flags() if flag.present}
+
+
 class Interruption:
     """Whether SIGINT or SIGTERM has come; a second one ends the process at once."""
 
@@ -189,9 +203,7 @@ def main(argv):
     """Run the modes asked for, in order. Exit status: 2 for wrong flags, 1 for a failure, 128 + n after signal n."""
     logging.basicConfig(format='%(levelname)s: %(message)s', level=logging.INFO, force=True)
     warnings.showwarning = lambda message, *_: logging.warning('%s', message)
-    own = FLAGS.get_flags_for_module(sys.modules[__name__])
-    config = SimpleNamespace(**{flag.name: flag.value for flag in own}, channels=3)
-    given = {flag.name for flag in own if flag.present}
+    config, given = configuration()
     interrupted = Interruption()
     with exits(1, OSError, CheckpointError, DataError, ScoreError, FloatingPointError, torch.OutOfMemoryError):
         with exits(2, ValueError):
@@ -201,7 +213,8 @@ def main(argv):
                 raise ValueError(f'nothing to do: add {" or ".join(f"--{mode}" for mode in MODES)}')
             build.check(config)
         if config.train:
-            train.train(config, ''.join(f'{flag.serialize()}\n' for flag in own if flag.value is not None), interrupted)
+            said = (flag.serialize() for flag in own_flags() if flag.value is not None)
+            train.train(config, ''.join(f'{line}\n' for line in said), interrupted)
         if not interrupted() and (config.sample or config.figure or (config.eval and not config.images)):
             with exits(2, ValueError):
                 config, net, step = sample.restore(config, given)

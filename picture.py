@@ -10,9 +10,9 @@ from torchvision.utils import make_grid
 PADDING = 2  # pixels between the tiles of a grid
 
 
-def of(x):
-    """One picture of a batch: a grid of images [N, C, H, W] in [-1, 1], or a plot of points [N, 2]."""
-    return grid(to_uint8(x)) if x.ndim == 4 else plot([[x]])
+def of(x, tile=48):
+    """One picture of a batch: a grid of images [N, C, H, W] in [-1, 1], as of `grid`, or a plot of points [N, 2]."""
+    return grid(to_uint8(x), tile=tile) if x.ndim == 4 else plot([[x]])
 
 
 def to_uint8(x):

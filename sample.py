@@ -97,7 +97,8 @@ def draw(config, net, indices, interrupted=lambda: False, observe=lambda t, x_t,
 
         for chunk in chunks:
             noise = Noise(config.seed, chunk, build.shape(config), device)
-            x_0 = denoise(config, sampler, noise(), build.labels(config, chunk), noise, interrupted, step)
+            x_T, y = sampler.start(noise()), build.labels(config, chunk)
+            x_0 = denoise(config, sampler, x_T, y, noise, interrupted, step)
             if x_0 is None:
                 return
             yield chunk, x_0
@@ -125,6 +126,8 @@ def restore(config, given):
     config = build.adopt(config, stored, given)
     build.check(config)
     build.chosen_labels(config)
+    if config.prior == 'data' and config.moments is None:
+        raise ValueError('--prior=data needs a checkpoint trained with it')
     net = build.network(config)
     checkpoint.load_weights(net, weights, path)
     return config, net.eval().to(build.device(config)), state.get('step')
@@ -153,7 +156,7 @@ def _sample_points(config, net, out, interrupted):
     points = [x_0.cpu() for _, x_0 in draw(config, net, indices, interrupted, p)]
     if interrupted():
         return
-    diffuse(config, sampler, build.some(config, config.num_images).cpu(), observe=q)
+    diffuse(config, sampler, build.some(config, build.dataset(config), config.num_images).cpu(), observe=q)
     arrays = {'points': torch.cat(points).numpy()}
     if config.num_classes:
         arrays['labels'] = build.labels(config, indices).cpu().numpy()

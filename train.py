@@ -155,7 +155,8 @@ class Run:
         seed, indices = build.derive_seed('preview', self.config.seed), range(len(self.x_T))
         noise = sample.Noise(seed, indices, self.x_T.shape[1:], self.device)
         sampler = build.sampler(self.config, self.ema).to(self.device)
-        return sample.denoise(self.config, sampler, self.x_T, build.labels(self.config, indices), noise, interrupted)
+        x_T, y = sampler.start(self.x_T), build.labels(self.config, indices)
+        return sample.denoise(self.config, sampler, x_T, y, noise, interrupted)
 
     def save(self):
         """Write the checkpoint. Raises CheckpointError where it cannot be written."""

@@ -143,3 +143,9 @@ def test_a_folder_is_held_by_one_process(tmp_path):
         pass
     with checkpoint.exclusive(str(tmp_path)):
         pass
+
+
+def test_a_file_that_holds_something_else_is_no_checkpoint(tmp_path):
+    torch.save([torch.zeros(2)], tmp_path / 'list.pt')
+    with pytest.raises(CheckpointError, match='it holds a list'):
+        checkpoint.load(str(tmp_path / 'list.pt'))

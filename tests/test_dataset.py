@@ -257,3 +257,33 @@ def test_a_failed_download_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(DataError, match='cannot download or open mnist') as caught:
         dataset.load('mnist', str(tmp_path), 28)
     assert '\n' not in str(caught.value)
+
+
+# --- points
+
+
+@pytest.mark.parametrize('name, num_classes', [('s_curve', 0), ('moons', 2), ('circles', 2), ('swiss_roll', 0)])
+def test_points(name, num_classes):
+    train, again, test = (dataset.load(name, '', 0, split) for split in ('train', 'train', 'test'))
+    assert (len(train), train.channels, train.num_classes) == (10000, 2, num_classes)
+    assert torch.equal(train.x, again.x) and not torch.equal(train.x, test.x)
+    x, y = dataset.decode_all(train)
+    assert torch.equal(x, train.x) and x.dtype == torch.float32
+    assert (y is None) if not num_classes else (y.bincount().tolist() == [5000, 5000] and y.dtype == torch.int64)
+    assert 0.05 < x.std() < 0.2 and x.abs().max() < 0.5 and x.mean(0).abs().max() < 0.03  # of one scale, near 0
+
+
+def test_the_s_curve_is_scikit_learns():
+    from sklearn.datasets import make_s_curve
+
+    expected, _ = make_s_curve(10**4, noise=0.1, random_state=0)
+    np.testing.assert_allclose(dataset.load('s_curve', '', 0).x, expected[:, [0, 2]] / 10, atol=1e-7)
+
+
+def test_batches_of_points_are_left_as_they_are():
+    data = dataset.load('moons', '', 0)
+    stream = dataset.batches(data, 4000, 0, 0, torch.device('cpu'), True, 0)
+    order = dataset.index_batches(10000, 4000, 0, 0)
+    for _ in range(3):  # into the second epoch
+        (x, y), chosen = next(stream), next(order)
+        assert torch.equal(x, data.x[chosen]) and torch.equal(y, data.y[chosen])

@@ -367,3 +367,30 @@ def test_bad_arguments_are_refused(arguments, message):
     arguments = {'beta_1': 1e-4, 'beta_T': 0.02, 'T': T, **arguments}
     with pytest.raises(ValueError, match=message):
         GaussianDiffusionSampler(None, **arguments)
+
+
+# --- what short chains need
+
+
+def test_antithetic_timesteps_come_in_pairs_and_are_uniform_still():
+    trainer = GaussianDiffusionTrainer(None, 1e-4, 0.02, 7, antithetic_t=True)
+    torch.manual_seed(0)
+    t, eps = trainer.draw(torch.zeros(5, 2))
+    assert t.shape == (5,) and (t[:2] + t[3:] == 6).all() and eps.shape == (5, 2)
+    drawn = torch.cat([trainer.draw(torch.zeros(100, 1))[0] for _ in range(70)])
+    counts = torch.bincount(drawn, minlength=7)
+    assert len(counts) == 7 and (counts - 1000).abs().max() < 6 * 2**0.5 * 1000**0.5
+
+
+@pytest.mark.parametrize('steps', [None, 5])
+def test_a_chain_that_ends_short_of_noise_starts_with_the_moments_of_q(steps):
+    torch.manual_seed(0)
+    mean, std = torch.tensor([3.0, -1.0]), torch.tensor([0.1, 2.0])
+    x_0 = mean + std * torch.randn(200_000, 2)
+    sampler = GaussianDiffusionSampler(None, 1e-4, 0.02, 20, steps=steps, data_moments=torch.stack([mean, std]))
+    *_, (_, q) = sampler.diffuse(x_0, stop=sampler.states[-1])
+    p = sampler.start(torch.randn(200_000, 2))
+    torch.testing.assert_close(p.mean(0), q.mean(0), atol=0.02, rtol=0)
+    torch.testing.assert_close(p.std(0), q.std(0), atol=0.02, rtol=0)
+    z = torch.randn(3, 2)
+    assert torch.equal(GaussianDiffusionSampler(None, 1e-4, 0.02, 20).start(z), z)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import GOLDEN, golden, largest_error
 
-from model import UNet
+from model import ContextUNet, DownBlock, PointMLP, RearrangePoolBlock, ResidualConvBlock, UNet, UpBlock
 
 
 def from_official(key):
@@ -102,3 +102,69 @@ def test_bad_arguments_are_refused(arguments, message):
     given = {'T': 10, 'ch': 32, 'ch_mult': [1, 2, 2, 2], 'attn': [1], 'num_res_blocks': 2, 'dropout': 0.1}
     with pytest.raises(ValueError, match=message):
         UNet(**{**given, **arguments})
+
+
+# --- ContextUNet
+
+
+def test_the_blocks_of_the_context_unet():
+    x = torch.randn(2, 8, 6, 4)
+    # Space to depth: each 2x2 square of a channel becomes four channels.
+    squares = x.reshape(2, 8, 3, 2, 2, 2).permute(0, 1, 3, 5, 2, 4).reshape(2, 32, 3, 2)
+    pool = RearrangePoolBlock(8, groups=4)
+    assert torch.equal(pool(x), pool[1](squares)) and pool(x).shape == (2, 8, 3, 2)
+    block = ResidualConvBlock(8, 16, groups=4)
+    assert torch.equal(block(x), block.conv1(x) + block.conv2(block.conv1(x)))
+    assert DownBlock(8, 16, groups=4)(x).shape == (2, 16, 3, 2)
+    assert UpBlock(8, 16, groups=4)(x, x).shape == (2, 16, 12, 8)
+
+
+def test_the_way_up_is_scaled_by_the_label_and_shifted_by_the_time():
+    torch.manual_seed(0)
+    T, x, y, t = 50, torch.randn(3, 1, 8, 8), torch.tensor([2, 0, 4]), torch.tensor([0, 7, 49])
+    net = ContextUNet(T, 32, [1, 1, 2], img_size=8, num_classes=4)  # 4 is no label
+    seen = []
+    for up in net.ups:
+        up.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        up.register_forward_hook(lambda module, args, output: seen.append(output))
+    out = net(x, t, y)
+    assert out.shape == x.shape and [up.shape[1:] for up in seen[::2]] == [(64, 2, 2), (32, 4, 4)]
+    frequencies = torch.tensor([10000 ** (-i / 3) for i in range(4)])
+    angles = (t / T)[:, None] * frequencies
+    one_hot = torch.tensor([[0.0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]])
+    h = net.downs[1](net.downs[0](net.head(x)))
+    for i, before in enumerate((net.latent(h), seen[1])):
+        c, shift = net.label_embeds[i](one_hot), net.time_embeds[i](torch.cat([angles.sin(), angles.cos()], 1))
+        torch.testing.assert_close(seen[2 * i], c * before + shift)
+
+
+def test_the_context_unet_of_the_course():
+    net = ContextUNet(150, 64, [1, 1, 2], num_classes=10)
+    norms = [module for module in net.modules() if isinstance(module, torch.nn.GroupNorm)]
+    assert {norm.num_groups for norm in norms} == {8, 32}
+    assert net(torch.zeros(1, 1, 28, 28), torch.tensor([0])).shape == (1, 1, 28, 28)
+    for arguments, message in (
+        ({'ch': 48}, 'ch must be a multiple of 32'),
+        ({'img_size': 30}, 'img_size must be divisible by 4'),
+        ({'img_channels': 2}, '1 or 3 channels'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ContextUNet(**{'T': 10, 'ch': 32, 'ch_mult': [1, 1, 2], **arguments})
+
+
+# --- PointMLP
+
+
+def test_the_mlp_is_three_hidden_layers_each_told_the_step_and_the_label():
+    torch.manual_seed(0)
+    net = PointMLP(10, num_classes=2)
+    weights = {key: value.double().numpy() for key, value in net.state_dict().items()}
+    x, t, y = torch.randn(4, 2), torch.tensor([0, 3, 9, 9]), torch.tensor([0, 1, 2, 2])
+    h = x.double().numpy()
+    for i in range(3):
+        h = h @ weights[f'hidden.{i}.weight'].T + weights[f'hidden.{i}.bias']
+        h = h + weights[f'step_embeddings.{i}.weight'][t] + weights[f'label_embeddings.{i}.weight'][y]
+        assert h.shape == (4, 128)
+        h = h.clip(min=0)
+    h = h @ weights['tail.weight'].T + weights['tail.bias']
+    torch.testing.assert_close(net(x, t, y).double(), torch.from_numpy(h), atol=1e-5, rtol=1e-5)

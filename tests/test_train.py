@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from absl import flags
 from absl.testing import flagsaver
 from conftest import ROOT, TINY, spawn
 from PIL import Image
@@ -31,11 +30,9 @@ def config_of(*argv):
     """The config that main.py would make of these flags."""
     with flagsaver.flagsaver():
         main.parse_flags(['main.py', *map(str, argv)])
-        return SimpleNamespace(**{name: flags.FLAGS[name].value for name in own_flags()}, channels=1)
-
-
-def own_flags():
-    return [flag.name for flag in flags.FLAGS.get_flags_for_module(main)]
+        config, _ = main.configuration()
+        config.channels = 1
+        return config
 
 
 def load(logdir, name='ckpt.pt'):

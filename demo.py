@@ -1,0 +1,202 @@
+"""A page to step through the diffusion of a checkpoint: streamlit run demo.py -- --ckpt logs/DIGITS/ckpt.pt
+
+Denoise walks the reverse process p from the state shown, Diffuse the forward process q, a number of steps a click.
+After the demo of pesser/pytorch_diffusion. What was walked is kept in the session, step by step, so that any click may
+interrupt a walk, and the next one goes on from where it stopped.
+"""
+
+import argparse
+import io
+import math
+import os
+import time
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+
+import streamlit as st
+
+import build
+import main
+import picture
+import sample
+from checkpoint import CheckpointError
+
+FRAMES = 150  # of an animation; beyond, every second one is dropped
+SECONDS = 0.05  # at least, between two pictures of a walk
+
+
+def page():
+    """The script, which Streamlit runs anew at each click."""
+    st.set_page_config('Step through a diffusion', layout='wide')
+    st.title('Step through a diffusion')
+    path, weights = choose_checkpoint()
+    try:
+        config, net, trained = load(path, os.path.getmtime(path), weights)
+    except (CheckpointError, OSError, ValueError) as error:
+        st.error(f'This checkpoint cannot be used: {error}')
+        st.stop()
+    config, asked = choose(config)
+    sampler = build.sampler(config, net).to(build.device(config))
+    size = sum(p.numel() for p in net.parameters()) / 1e6
+    st.caption(f'{path}: {size:.2f} M parameters, {config.T} steps of diffusion, trained for {trained} steps')
+    walk = current_walk(config, sampler, (path, os.path.getmtime(path), config.seed, asked.n), asked.n)
+    controls(config, sampler, walk, asked)
+    with st.expander('Schedule'):
+        draw_schedule(sampler)
+
+
+def choose_checkpoint():
+    """The path of a checkpoint, of those under logs/ and the one named on the command line, and which weights."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument('--ckpt')
+    parser.add_argument('--logs', default='logs')
+    given, unknown = parser.parse_known_args()
+    if unknown:
+        st.error(f'Unknown arguments {" ".join(unknown)}: there are --ckpt PATH and --logs FOLDER')
+    paths = sorted(map(str, Path(given.logs).rglob('ckpt*.pt')))
+    if given.ckpt:
+        paths = [given.ckpt, *(path for path in paths if os.path.abspath(path) != os.path.abspath(given.ckpt))]
+    if not paths:
+        st.info(f'There is no checkpoint under {given.logs}/: train one, as `make demo` does, or name one by --ckpt')
+        st.stop()
+    path = st.sidebar.selectbox('Checkpoint', paths, format_func=lambda path: os.path.join(*Path(path).parts[-2:]))
+    names = {'ema': 'EMA', 'net': 'raw'}
+    return path, st.sidebar.radio('Weights', list(names), format_func=names.get, horizontal=True)
+
+
+@st.cache_resource(max_entries=4, show_spinner='Loading the checkpoint')
+def load(path, modified, weights):
+    """(config, network, training steps) of a checkpoint; `modified` has it loaded again after it changed."""
+    if not main.FLAGS.is_parsed():
+        main.FLAGS(['demo.py'])
+    config, _ = main.configuration()
+    config.ckpt, config.weights = path, weights
+    return sample.restore(config, {'weights'})
+
+
+def choose(config):
+    """The config with the sampler that the sidebar asks for, and what it asks beside."""
+    side = st.sidebar
+    chosen = SimpleNamespace(**vars(config))
+    ancestral = side.radio('Sampler', ['ancestral', 'DDIM'], horizontal=True) == 'ancestral'
+    chosen.eta = 1.0 if ancestral else side.slider('eta', 0.0, 1.0, 0.0)
+    chosen.sample_steps = side.number_input('Sampling steps', 1, config.T, config.sample_steps or config.T)
+    chosen.spacing = 'leading'
+    chosen.clip_denoised = side.checkbox('Clip outputs', config.clip_denoised)
+    if config.num_classes:
+        labels = ['all', *map(str, range(config.num_classes))]
+        chosen.labels = side.selectbox('Label', labels)
+        chosen.guidance = side.slider('Guidance', 0.0, 10.0, 1.0, 0.5)
+    chosen.seed = side.number_input('Seed', 0, 2**31 - 1, 0)
+    points = build.of_points(config)
+    n = side.number_input('Points', 1, 10000, 2000) if points else side.number_input('Images', 1, 64, 9)
+    return chosen, SimpleNamespace(
+        n=n,
+        steps=side.number_input('Steps a click', 1, config.T, min(10, config.T)),
+        show_x0=side.checkbox('Show predicted x0'),
+    )
+
+
+def current_walk(config, sampler, key, n):
+    """The walk in the session, or a new one from x_T where another checkpoint, seed or number was chosen.
+
+    A walk is t, the noisings left; x, the state [n, ...]; x0_hat, the prediction on the way to it, if any; the source
+    of its noise; and frames, the pictures so far.
+    """
+    walk = st.session_state.get('walk')
+    if walk is None or walk.key != key:
+        noise = sample.Noise(config.seed, range(n), build.shape(config), build.device(config))
+        walk = SimpleNamespace(key=key, z=noise(), noise=noise, t=None, x0_hat=None, frames=[])
+        st.session_state.walk = walk
+    if not walk.frames:  # not yet begun: it starts as the sampler chosen now does
+        walk.t, walk.x = sampler.states[-1], sampler.start(walk.z)
+    return walk
+
+
+def controls(config, sampler, walk, asked):
+    """The buttons, what they do, and the pictures."""
+    columns = st.columns(4)
+    denoise = columns[0].button(f'Denoise {asked.steps} steps', disabled=walk.t == 0, width='stretch', type='primary')
+    diffuse = columns[1].button(f'Diffuse {asked.steps} steps', disabled=walk.t == config.T, width='stretch')
+    columns[2].button('Stop', width='stretch')  # any click ends the run of the script, and with it a walk
+    if columns[3].button('Reset', width='stretch'):
+        del st.session_state.walk
+        st.rerun()
+    view = SimpleNamespace(status=st.empty(), progress=st.empty(), pictures=st.columns(2 if asked.show_x0 else 1))
+    view.pictures = [column.empty() for column in view.pictures]
+    show(config, sampler, walk, view)
+    if denoise or diffuse:
+        y = build.labels(config, range(asked.n))
+        if not walk.frames:
+            remember(walk)
+        with build.autocast(config):
+            states = (
+                sampler.trajectory(walk.x, y, walk.t, noise=walk.noise)
+                if denoise
+                else ((t, x_t, None) for t, x_t in sampler.diffuse(walk.x, walk.t, noise=walk.noise))
+            )
+            go(config, sampler, walk, view, islice(states, asked.steps), asked.steps)
+        st.rerun()
+    if len(walk.frames) > 1:
+        st.download_button(
+            'Download the animation',
+            lambda: animation(walk.frames),
+            'diffusion.gif',
+            'image/gif',
+            on_click='ignore',
+        )
+
+
+def go(config, sampler, walk, view, states, steps):
+    """Take the walk through `states`, (t, x_t, x0_hat or None) one after another, showing it now and then."""
+    shown = time.monotonic()
+    for i, (walk.t, walk.x, walk.x0_hat) in enumerate(states, 1):
+        view.progress.progress(i / steps, f'step {i} of {steps}')
+        if time.monotonic() - shown > SECONDS:
+            remember(walk)
+            show(config, sampler, walk, view)
+            shown = time.monotonic()
+    remember(walk)
+
+
+def show(config, sampler, walk, view):
+    """The current step, x_t and, where there is a place for it, the predicted x_0."""
+    view.status.markdown(f'**Step t = {walk.t}** of {config.T} noisings left')
+    view.pictures[0].image(draw(walk.x), caption=f'x_t at t = {walk.t}')
+    if len(view.pictures) > 1:
+        if walk.x0_hat is None:
+            view.pictures[1].info('No prediction yet: denoise a step')
+        else:
+            view.pictures[1].image(draw(walk.x0_hat), caption='predicted x_0')
+
+
+def draw(x):
+    """A picture of a batch about 480 pixels wide."""
+    return picture.of(x, 480 // math.ceil(math.sqrt(len(x))))
+
+
+def remember(walk):
+    """Add the state to the animation."""
+    walk.frames.append(draw(walk.x))
+    if len(walk.frames) > FRAMES:
+        del walk.frames[1::2]
+
+
+def animation(frames):
+    """A GIF of the frames, resting on the last one."""
+    file = io.BytesIO()
+    rest = [*[60] * (len(frames) - 1), 2000]  # milliseconds
+    frames[0].save(file, 'GIF', save_all=True, append_images=frames[1:], duration=rest, loop=0)
+    return file.getvalue()
+
+
+def draw_schedule(sampler):
+    """How much of the image and of the noise is in x_t."""
+    alphas_bar = sampler.alphas_bar.cpu()
+    curves = {'sqrt(alphas_bar): image': alphas_bar.sqrt(), 'sqrt(1 - alphas_bar): noise': (1 - alphas_bar).sqrt()}
+    data = {'t': list(range(1, len(alphas_bar) + 1)), **{name: curve.tolist() for name, curve in curves.items()}}
+    st.line_chart(data, x='t', y=list(curves), x_label='t, noisings', y_label='share in x_t')
+
+
+page()
