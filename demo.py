@@ -38,8 +38,8 @@ def page():
         st.stop()
     config, asked = choose(config)
     sampler = build.sampler(config, net).to(build.device(config))
-    size = sum(p.numel() for p in net.parameters()) / 1e6
-    st.caption(f'{path}: {size:.2f} M parameters, {config.T} steps of diffusion, trained for {trained} steps')
+    size = sum(p.numel() for p in net.parameters())
+    st.caption(f'{path}: {size:,} parameters, {config.T} steps of diffusion, trained for {trained} steps')
     walk = current_walk(config, sampler, (path, os.path.getmtime(path), config.seed, asked.n), asked.n)
     controls(config, sampler, walk, asked)
     with st.expander('Schedule'):
