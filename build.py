@@ -1,12 +1,14 @@
 """From a config, which holds the value of every flag, to the objects: the one place where they are made."""
 
-import contextlib
+import copy
 import hashlib
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import dataset as datasets
 from diffusion import GaussianDiffusionSampler, GaussianDiffusionTrainer, Guidance
@@ -89,8 +91,46 @@ def trainer(config, net):
     )
 
 
+class Inference(nn.Module):
+    """A network to draw with, model(x, t, y) -> out in float32: a frozen copy of `net` whose weights are of `dtype`.
+
+    t: int64 [B]; where it is one value expanded, as along a trajectory, what depends on t alone is computed once, not B
+    times. `compile` has the next calls compiled, for the sizes they come in.
+    """
+
+    def __init__(self, net, dtype):
+        super().__init__()
+        self.net = copy.deepcopy(net).eval().requires_grad_(False).to(dtype=dtype)
+        self.dtype, self.layout = dtype, torch.contiguous_format
+        self.call, self.compiled = self.net, False
+        if next(self.net.parameters()).is_cuda:
+            self._lay_out_channels_last()
+
+    def compile(self):
+        """Compile the network, weights as constants, for what follows: a minute or more at the first call."""
+        self._lay_out_channels_last()
+        torch._inductor.config.freezing = True
+        self.call, self.compiled = torch.compile(self.net, dynamic=False), True
+
+    def _lay_out_channels_last(self):
+        # On a CPU for compiled code alone: GroupNorm's own kernel there is up to 4 times slower in this layout.
+        self.net.to(memory_format=torch.channels_last)
+        self.layout = torch.channels_last
+
+    def forward(self, x, t, y=None):
+        x = x.to(self.dtype, memory_format=self.layout if x.ndim == 4 else torch.contiguous_format)
+        t = t[:1] if t.stride() == (0,) else t
+        with torch.no_grad():
+            return self.call(x, t, y).float().contiguous()
+
+
 def sampler(config, net):
-    """Algorithm 2 around `net`, guided by --guidance. Raises ValueError as `GaussianDiffusionSampler` does."""
+    """Algorithm 2 around `net`, guided by --guidance. Raises ValueError as `GaussianDiffusionSampler` does.
+
+    net: made an `Inference` of --precision, unless it is one or None.
+    """
+    if net is not None and not isinstance(net, Inference):
+        net = Inference(net, precision(config))
     if config.num_classes:
         net = Guidance(net, config.guidance, config.num_classes)
     return GaussianDiffusionSampler(
@@ -188,13 +228,32 @@ def device(config):
     return torch.device('cuda' if config.device != 'cpu' and torch.cuda.is_available() else 'cpu')
 
 
+def precision(config):
+    """The dtype of --precision: bfloat16 where asked for or, with auto, where the hardware computes in it."""
+    on_gpu = device(config).type == 'cuda'
+    native = torch.cuda.is_bf16_supported(False) if on_gpu else torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if config.precision == 'bf16' or (config.precision == 'auto' and native) else torch.float32
+
+
 def autocast(config):
-    """The context of network calls for --precision: bf16 where asked for or, with auto, where the hardware has it."""
-    kind = device(config).type
-    native = torch.cuda.is_bf16_supported(False) if kind == 'cuda' else torch.cpu._is_avx512_bf16_supported()
-    if config.precision == 'bf16' or (config.precision == 'auto' and native):
-        return torch.autocast(kind, torch.bfloat16)
-    return contextlib.nullcontext()
+    """The context of a training step for --precision, with weights in float32."""
+    return torch.autocast(device(config).type, torch.bfloat16, enabled=precision(config) == torch.bfloat16)
+
+
+# What an uncompiled network comes to, roughly, in floating-point operations a second, and how many seconds of it must
+# lie ahead for the minute or two of compiling to be won back.
+RATE = {'cuda': 2e14, 'cpu': 2e11}
+COMPILE_SECONDS = 600
+
+
+def compiles(config, images, backward=False):
+    """Whether to compile for the network to see so many images: --compile or, with auto, if it is long enough a run."""
+    if config.compile != 'auto':
+        return config.compile == 'on'
+    with torch.device('meta'), FlopCounterMode(display=False) as counter:
+        y = torch.zeros(1, dtype=torch.int64) if config.num_classes else None
+        network(config)(torch.zeros(1, *shape(config)), torch.zeros(1, dtype=torch.int64), y)
+    return counter.get_total_flops() * (3 if backward else 1) * images / RATE[device(config).type] > COMPILE_SECONDS
 
 
 def check(config):

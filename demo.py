@@ -130,13 +130,12 @@ def controls(config, sampler, walk, asked):
         y = build.labels(config, range(asked.n))
         if not walk.frames:
             remember(walk)
-        with build.autocast(config):
-            states = (
-                sampler.trajectory(walk.x, y, walk.t, noise=walk.noise)
-                if denoise
-                else ((t, x_t, None) for t, x_t in sampler.diffuse(walk.x, walk.t, noise=walk.noise))
-            )
-            go(config, sampler, walk, view, islice(states, asked.steps), asked.steps)
+        states = (
+            sampler.trajectory(walk.x, y, walk.t, noise=walk.noise)
+            if denoise
+            else ((t, x_t, None) for t, x_t in sampler.diffuse(walk.x, walk.t, noise=walk.noise))
+        )
+        go(config, sampler, walk, view, islice(states, asked.steps), asked.steps)
         st.rerun()
     if len(walk.frames) > 1:
         st.download_button(

@@ -369,7 +369,8 @@ class GaussianDiffusionSampler(nn.Module):
         chain, table = self._chain(start, stop)
         for i in reversed(range(len(chain))):
             c0, cx, std = table[i]
-            x0_hat = self.predict_xstart(x_t, torch.full((len(x_t),), chain[i], device=x_t.device), y)
+            t = torch.full((1,), chain[i], device=x_t.device).expand(len(x_t))
+            x0_hat = self.predict_xstart(x_t, t, y)
             x_t = c0 * x0_hat + cx * x_t
             if std > 0:
                 x_t = x_t + std * noise(x_t)

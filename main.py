@@ -106,6 +106,7 @@ flags.DEFINE_enum(
     ['auto', 'bf16', 'fp32'],
     'auto: bf16 where the hardware computes in it, fp32 for scores; bf16: scores too, shifting FID by about -0.8%',
 )
+flags.DEFINE_enum('compile', 'auto', ['auto', 'on', 'off'], 'torch.compile; auto: where a run is long enough to gain')
 flags.DEFINE_enum('device', 'auto', ['auto', 'cuda', 'cpu'], 'auto: CUDA where there is one')
 # Logging and previews
 flags.DEFINE_string('logdir', './logs/DDPM_CIFAR10_EPS', 'folder of the run: checkpoints, previews, TensorBoard, flags')
@@ -116,7 +117,7 @@ flags.DEFINE_integer('save_step', 5000, 'steps between checkpoints, 0 for one at
 flags.DEFINE_string('ckpt', '', 'checkpoint to use instead of the one in --logdir')
 flags.DEFINE_enum('weights', 'ema', ['ema', 'net'], 'averaged weights or the last ones')
 flags.DEFINE_integer('num_images', 50000, 'images to draw', lower_bound=1)
-flags.DEFINE_integer('sample_batch_size', 128, 'images drawn at once', lower_bound=1)
+flags.DEFINE_integer('sample_batch_size', 128, 'images drawn at once, 0 for as many as fit the device', lower_bound=0)
 flags.DEFINE_string('out', '', 'folder for the images; by default samples/ beside the checkpoint')
 flags.DEFINE_integer(
     'figure_t', 0, 'noisings before the mixing of --figure=interpolate, 0 for half of --T', lower_bound=0

@@ -366,9 +366,9 @@ class ContextUNet(nn.Module):
         for down in self.downs:
             hs.append(down(hs[-1]))
         up = self.latent(hs[-1])  # [B, ch * ch_mult[-1], H / 2^(levels-1), W / 2^(levels-1)]
-        temb = self.time(t / self.T)  # [B, tdim]
+        temb = self.time(t / self.T).to(x.dtype)  # [B, tdim]
         if y is not None:
-            c = F.one_hot(y, self.num_classes + 1)[:, :-1].float()  # [B, num_classes], zeros for no label
+            c = F.one_hot(y, self.num_classes + 1)[:, :-1].to(x.dtype)  # [B, num_classes], zeros for no label
         for i, layer in enumerate(self.ups):
             if y is not None:
                 up = self.label_embeds[i](c) * up

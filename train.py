@@ -109,8 +109,13 @@ class Run:
         self.autocast = build.autocast(config)
         torch.manual_seed(build.derive_seed('init', config.seed))
         self.net = build.network(config).to(self.device)
+        if self.device.type == 'cuda':
+            self.net.to(memory_format=torch.channels_last)  # on a CPU it slows the way back through GroupNorm
         self.ema = copy.deepcopy(self.net).eval()
         self.trainer = build.trainer(config, self.net).to(self.device)
+        self.loss = self._loss
+        if build.compiles(config, config.total_steps * config.batch_size, backward=True):
+            self.loss = torch.compile(self._loss, dynamic=False, fullgraph=True)
         # Every parameter, the frozen time table too: so Adam numbers them as pytorch-ddpm does.
         self.optim = torch.optim.Adam(self.net.parameters(), lr=config.lr, fused=True)
         self.sched = torch.optim.lr_scheduler.LambdaLR(self.optim, lambda step: lr_factor(config, step))
@@ -121,6 +126,9 @@ class Run:
         self.averaged = [p for p in self.ema.parameters() if p.requires_grad]
         self.average = get_ema_multi_avg_fn(config.ema_decay)
         self.broken = torch.zeros((), device=self.device)  # 1 from the first loss or gradient that is not finite on
+
+    def _loss(self, **batch):
+        return self.trainer(**batch).mean()
 
     def update(self, x_0, y=None):
         """One step of Algorithm 1 on a batch: its loss and the gradient's global norm, both still on the device.
@@ -137,7 +145,7 @@ class Run:
         loss = torch.zeros((), device=self.device)
         for part in zip(*(value.chunk(config.grad_accum) for value in whole.values()), strict=True):
             with self.autocast:
-                share = self.trainer(**dict(zip(whole, part, strict=True))).mean() / config.grad_accum
+                share = self.loss(**dict(zip(whole, part, strict=True))) / config.grad_accum
             share.backward()
             loss += share.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.trained, config.grad_clip or math.inf)
@@ -193,6 +201,9 @@ class Run:
         for group in state['optim']['param_groups']:
             group.update(fused=True, foreach=None, initial_lr=self.config.lr, lr=lr)
         self.optim.load_state_dict(state['optim'])
+        for parameter, moments in self.optim.state.items():  # in its layout, which the fused kernel takes for granted
+            for key in ('exp_avg', 'exp_avg_sq'):
+                moments[key] = torch.empty_like(parameter).copy_(moments[key])
         self.sched.load_state_dict({**state['sched'], 'base_lrs': [self.config.lr], '_last_lr': [lr]})
         self.x_T = state['x_T']
         logging.info('resuming %s at step %d', self.path, self.step)

@@ -1,80 +1,96 @@
-"""python -m bench [frechet] [inception]: interleaved repeats in one process, medians, and the ratio to the baseline."""
+"""python -m bench [TASK...]: ours against what people would otherwise use, in turn in one process.
+
+Ratios are medians of paired calls to the first candidate of the task. TFLOP/s counts the matrix products and
+convolutions of the network, three times those of one call for a training step; the share is of a large bf16 matrix
+product on the same device. GPU memory is the peak of a call.
+"""
 
 import argparse
-import statistics
-import time
+import json
+import platform
 
-import numpy as np
-import scipy.linalg
 import torch
 
-from score import calculate_frechet_distance
-from score.features import assemble
-from score.inception import FEATURE_DIM, NUM_CLASSES, FIDInception, pytorch_input
+import build
+import main as flags
+from bench.tasks import TASKS
+from bench.timing import flops, interleaved, peak_rate
 
 
-def interleaved(candidates, repeats):
-    """Median seconds of each of {name: function}, called in turn `repeats` times after one warm-up round."""
-    seconds = {name: [] for name in candidates}
-    for repeat in range(repeats + 1):
-        for name, function in candidates.items():
-            begin = time.perf_counter()
-            function()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if repeat:
-                seconds[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+def parse():
+    """The command line, in one object."""
+    parser = argparse.ArgumentParser(
+        prog='python -m bench', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('tasks', nargs='*', choices=[*TASKS, []], help='all by default')
+    parser.add_argument('--flagfile', default='config/CIFAR10.txt', help='of the network to time')
+    parser.add_argument('--batch_size', type=int, default=None, help='128 on a GPU, 8 on a CPU by default')
+    parser.add_argument('--repeats', type=int, default=5)
+    parser.add_argument('--reference', help='a checkout of w86763777/pytorch-ddpm to time as well')
+    parser.add_argument('--compile', action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument('--json', help='write the figures to this file too')
+    options = parser.parse_args()
+    if options.batch_size is None:
+        options.batch_size = 128 if torch.cuda.is_available() else 8
+    return options
 
 
-def frechet(repeats):
-    """The distance between two 2048-d Gaussians of full rank, against scipy's sqrtm of the product."""
-    rng = np.random.default_rng(0)
-    scale = np.exp(rng.normal(size=FEATURE_DIM))
-    sides = [rng.normal(size=(3000, FEATURE_DIM)) * scale + 0.1 * i for i in range(2)]
-    (mu1, sigma1), (mu2, sigma2) = ((x.mean(0), np.cov(x, rowvar=False)) for x in sides)
-
-    def by_sqrtm():
-        root = scipy.linalg.sqrtm(sigma1 @ sigma2).real
-        return ((mu1 - mu2) ** 2).sum() + np.trace(sigma1) + np.trace(sigma2) - 2 * np.trace(root)
-
-    def ours():
-        return calculate_frechet_distance(mu1, sigma1, mu2, sigma2)
-
-    expected = by_sqrtm()
-    print(f'  relative difference of the distances: {abs(ours() - expected) / expected:.1e}')
-    return interleaved({'scipy.linalg.sqrtm': by_sqrtm, 'ours': ours}, repeats)
+def machine():
+    """What this runs on, in words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    with open('/proc/cpuinfo') as file:
+        names = [line.partition(':')[2].strip() for line in file if line.startswith('model name')]
+    return f'{torch.get_num_threads()} threads of {names[0] if names else platform.processor()}'
 
 
-def inception(repeats, images=16):
-    """Features of 32x32 images by the FID Inception with random weights: what it computes does not alter its speed."""
-    torch.manual_seed(0)
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    x = torch.randint(256, (images, 3, 32, 32), dtype=torch.uint8)
-    about = {'name': 'inception', 'weights_hash': '', 'protocol': 'pytorch', 'prepare': pytorch_input}
-    nets = {
-        precision: assemble(FIDInception().eval(), precision, device, dim=FEATURE_DIM, num_classes=NUM_CLASSES, **about)
-        for precision in ('fp32', 'bf16')
-    }
-    return interleaved({name: lambda net=net: net(x) for name, net in nets.items()}, repeats)
-
-
-BENCHES = {'frechet': frechet, 'inception': inception}
+def line(row):
+    """A row of the table, blank where a figure has no meaning."""
+    formats = {'ms': '9.1f', 'ratio': '7.2f', 'images_per_second': '9.1f', 'tflops': '8.2f', 'share': '7.1%'}
+    cells = [f'{row[key]:{form}}' if key in row else ' ' * int(form.split('.')[0]) for key, form in formats.items()]
+    cells[1] += 'x'
+    return ' '.join([f'{row["candidate"]:22s}', *cells, f'{row["peak_gib"]:6.2f}' if 'peak_gib' in row else ''])
 
 
 def main():
-    parser = argparse.ArgumentParser(prog='python -m bench', description=__doc__)
-    parser.add_argument('names', nargs='*', choices=[*BENCHES, []], help='all by default')
-    parser.add_argument('--repeats', type=int, default=5)
-    options = parser.parse_args()
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f'{torch.get_num_threads()} CPU threads'
-    print(f'torch {torch.__version__}, {device}, medians of {options.repeats}')
-    for name in options.names or BENCHES:
-        print(f'{name}: {BENCHES[name].__doc__}')
-        medians = BENCHES[name](options.repeats)
-        baseline = next(iter(medians.values()))
-        for candidate, seconds in medians.items():
-            print(f'  {candidate:20s} {seconds * 1e3:10.1f} ms  {baseline / seconds:6.2f}x')
+    """Time the tasks asked for and print a table of each."""
+    options = parse()
+    flags.parse_flags(['bench', f'--flagfile={options.flagfile}', '--logdir=', '--sample_size=1'])
+    config, _ = flags.configuration()
+    device = build.device(config)
+    ceiling = peak_rate(device, 8192 if device.type == 'cuda' else 2048)
+    net = build.network(config).to(device)
+    x, t = torch.zeros(1, *build.shape(config), device=device), torch.zeros(1, dtype=torch.int64, device=device)
+    per_image = {'sample': flops(lambda: net(x, t)), 'train': 3 * flops(lambda: net(x, t))}
+    about = {
+        'machine': machine(),
+        'torch': torch.__version__,
+        'flagfile': options.flagfile,
+        'batch_size': options.batch_size,
+        'repeats': options.repeats,
+        'bf16_matmul_tflops': ceiling / 1e12,
+    }
+    print(', '.join(f'{key} {value}' for key, value in about.items()))
+    print(f'{per_image["sample"] / 1e9:.2f} GFLOP an image forward, {per_image["train"] / 1e9:.2f} a training step')
+    rows = []
+    for name in options.tasks or TASKS:
+        task, passes = TASKS[name]
+        print(f'\n{name}: {" ".join(task.__doc__.split())}')
+        print(f'{"":22s} {"ms":>9s} {"ratio":>8s} {"images/s":>9s} {"TFLOP/s":>8s} {"share":>7s} {"GiB":>6s}')
+        for candidate, (seconds, ratio, peak) in interleaved(task(config, options), options.repeats).items():
+            row = {'task': name, 'candidate': candidate, 'ms': seconds / max(passes, 1) * 1e3, 'ratio': ratio}
+            if passes:
+                row['images_per_second'] = options.batch_size * passes / seconds
+            if name in per_image:
+                row['tflops'] = row['images_per_second'] * per_image[name] / 1e12
+                row['share'] = row['tflops'] / about['bf16_matmul_tflops']
+            if peak is not None:
+                row['peak_gib'] = peak / 2**30
+            rows.append(row)
+            print(line(row))
+    if options.json:
+        with open(options.json, 'w') as file:
+            json.dump({**about, 'rows': rows}, file, indent=1)
 
 
 if __name__ == '__main__':

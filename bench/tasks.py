@@ -1,0 +1,136 @@
+"""The work that is timed: each task gives {candidate: function}, the first the one that ratios are to."""
+
+import copy
+from types import SimpleNamespace
+
+import numpy as np
+import scipy.linalg
+import torch
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+import build
+import train
+from bench.rivals import Diffusers, Reference
+from score import calculate_frechet_distance
+from score.features import assemble
+from score.inception import FEATURE_DIM, NUM_CLASSES, FIDInception, pytorch_input
+
+STEPS = 2  # of sampling that a call takes
+
+
+def _variants(config, **flags):
+    return SimpleNamespace(**{**vars(config), **flags})
+
+
+def _rivals(config, options):
+    rivals = {}
+    if options.reference:
+        rivals['pytorch-ddpm'] = Reference(options.reference, config, build.device(config))
+    rivals['diffusers'] = Diffusers(config, build.device(config))
+    return rivals
+
+
+def training(config, options):
+    """One training step: forward, backward, clipping, Adam, EMA, of a batch that is on the device."""
+    x_0 = torch.randn(options.batch_size, 3, config.img_size, config.img_size, device=build.device(config))
+    steps = {name: lambda rival=rival: rival.train_step(x_0) for name, rival in _rivals(config, options).items()}
+    kinds = {
+        'ours, fp32 eager': ('fp32', 'off'),
+        'ours, bf16 eager': ('bf16', 'off'),
+        'ours, bf16 compiled': ('bf16', 'on'),
+    }
+    for name, (precision, compiled) in kinds.items():
+        if compiled == 'off' or options.compile:
+            run = train.Run(_variants(config, precision=precision, compile=compiled, batch_size=options.batch_size))
+            steps[name] = lambda run=run: run.update(x_0)
+    return steps
+
+
+def sampling(config, options, steps=STEPS):
+    """One step of ancestral sampling, noise included, of a batch."""
+    device = build.device(config)
+    config = _variants(config, sample_steps=steps)
+    x_T = torch.randn(options.batch_size, 3, config.img_size, config.img_size, device=device)
+    walks = {name: lambda rival=rival: rival.sample(x_T, steps) for name, rival in _rivals(config, options).items()}
+    net = build.network(config).to(device).eval()
+    kinds = {'ours, fp32 eager': (torch.float32, False), 'ours, bf16 eager': (torch.bfloat16, False)}
+    if options.compile:
+        kinds |= {'ours, fp32 compiled': (torch.float32, True), 'ours, bf16 compiled': (torch.bfloat16, True)}
+    for name, (dtype, compiled) in kinds.items():
+        model = build.Inference(net, dtype)
+        if compiled:
+            model.compile()
+        sampler = build.sampler(config, model).to(device)
+        walks[name] = lambda sampler=sampler: sampler(x_T)
+    return walks
+
+
+def ema(config, options):
+    """The averaging of the weights after a step."""
+    rivals = _rivals(config, options)
+    rival = rivals.get('pytorch-ddpm')
+    averages = {'pytorch-ddpm': rival.average} if rival else {}
+    diffusers = rivals['diffusers']
+    averages['diffusers'] = lambda: diffusers.ema.step(diffusers.net.parameters())
+    net = build.network(config).to(build.device(config))
+    trained = [p for p in net.parameters() if p.requires_grad]
+    averaged = [p for p in copy.deepcopy(net).parameters() if p.requires_grad]
+    average = get_ema_multi_avg_fn(config.ema_decay)
+    averages['ours'] = lambda: average(averaged, trained, None)
+    return averages
+
+
+def optimizer(config, options):
+    """Adam's step on gradients that are there: torch's default, and the fused kernel we use."""
+    net = build.network(config).to(build.device(config))
+    steps = {}
+    for name, how in {'torch default': {}, 'ours, fused': {'fused': True}}.items():
+        params = [p for p in copy.deepcopy(net).parameters() if p.requires_grad]
+        for p in params:
+            p.grad = torch.randn_like(p)
+        steps[name] = torch.optim.Adam(params, lr=config.lr, **how).step
+    return steps
+
+
+def frechet(config, options):
+    """The distance between two 2048-d Gaussians of full rank, against scipy's sqrtm of the product."""
+    rng = np.random.default_rng(0)
+    scale = np.exp(rng.normal(size=FEATURE_DIM))
+    sides = [rng.normal(size=(3000, FEATURE_DIM)) * scale + 0.1 * i for i in range(2)]
+    (mu1, sigma1), (mu2, sigma2) = ((x.mean(0), np.cov(x, rowvar=False)) for x in sides)
+
+    def by_sqrtm():
+        root = scipy.linalg.sqrtm(sigma1 @ sigma2).real
+        return ((mu1 - mu2) ** 2).sum() + np.trace(sigma1) + np.trace(sigma2) - 2 * np.trace(root)
+
+    def ours():
+        return calculate_frechet_distance(mu1, sigma1, mu2, sigma2)
+
+    expected = by_sqrtm()
+    assert abs(ours() - expected) / expected < 1e-9
+    return {'scipy.linalg.sqrtm': by_sqrtm, 'ours': ours}
+
+
+def inception(config, options):
+    """Features of 32x32 images by the FID Inception with random weights: what it computes does not alter its speed."""
+    torch.manual_seed(0)
+    x = torch.randint(256, (options.batch_size, 3, 32, 32), dtype=torch.uint8)
+    about = {'name': 'inception', 'weights_hash': '', 'protocol': 'pytorch', 'prepare': pytorch_input}
+    nets = {
+        precision: assemble(
+            FIDInception().eval(), precision, build.device(config), dim=FEATURE_DIM, num_classes=NUM_CLASSES, **about
+        )
+        for precision in ('fp32', 'bf16')
+    }
+    return {name: lambda net=net: net(x) for name, net in nets.items()}
+
+
+# name -> (task, how often a call processes the batch of images; 0 where there is none)
+TASKS = {
+    'train': (training, 1),
+    'sample': (sampling, STEPS),
+    'ema': (ema, 0),
+    'optimizer': (optimizer, 0),
+    'frechet': (frechet, 0),
+    'inception': (inception, 1),
+}

@@ -1,0 +1,141 @@
+"""Each fast path against plain float32, uncompiled: what it computes, not how fast."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, largest_error
+from test_train import config_of, differences, load, without_logdir
+
+import build
+import sample
+import train
+from model import ContextUNet, PointMLP, UNet
+
+T = 20
+
+
+@pytest.fixture(scope='module')
+def net():
+    """A network of every kind of block, with label embeddings, whose every weight counts."""
+    torch.manual_seed(0)
+    net = UNet(T, 32, [1, 2], [1], 1, 0.0, num_classes=3).eval()
+    for module in net.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.xavier_uniform_(module.weight)
+    return net
+
+
+def inputs(shape=(4, 3, 8, 8)):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(shape, generator=generator), torch.tensor([7]).expand(4), torch.tensor([0, 1, 2, 3])
+
+
+def test_bf16_loss_and_gradient():
+    """Of the digits' network, after some steps on them."""
+    argv = [*TINY, '--ch_mult=1,2', '--lr=0.003', '--warmup=0', '--grad_clip=0', '--T=200', '--beta_T=0.1']
+    plain, fast = (train.Run(config_of(*argv, f'--precision={precision}')) for precision in ('fp32', 'bf16'))
+    stream = build.batches(plain.config, build.dataset(plain.config), 0)
+    torch.manual_seed(0)
+    for _ in range(100):
+        plain.update(next(stream)[0])
+    fast.net.load_state_dict(plain.net.state_dict())
+    x_0 = torch.cat([next(stream)[0] for _ in range(16)])
+    results = []
+    for run in (plain, fast):
+        torch.manual_seed(1)
+        loss, _ = run.update(x_0)
+        results.append((loss.item(), torch.cat([p.grad.flatten() for p in run.trained])))
+    (loss, gradient), (fast_loss, fast_gradient) = results
+    assert loss < 0.6 and fast_loss == pytest.approx(loss, rel=5e-4) and fast_loss != loss
+    assert torch.cosine_similarity(gradient, fast_gradient, dim=0) > 0.999
+
+
+@pytest.mark.parametrize(
+    'other', [None, ContextUNet(T, 32, [1, 1], img_channels=3, img_size=8, num_classes=3), PointMLP(T, num_classes=3)]
+)
+def test_drawing_in_bf16_and_float32(net, other):
+    net = other or net
+    x, t, y = inputs((4, 2) if isinstance(net, PointMLP) else (4, 3, 8, 8))
+    with torch.no_grad():
+        plain = net(x, t.contiguous(), y)
+    before = copy.deepcopy(net.state_dict())
+    exact, fast = (build.Inference(net, dtype)(x, t, y) for dtype in (torch.float32, torch.bfloat16))
+    assert largest_error(exact, plain) < 1e-6  # t is embedded once for the whole batch
+    assert fast.dtype == torch.float32 and fast.is_contiguous() and 0 < largest_error(fast, plain) < 3e-2
+    assert not differences(before, net.state_dict())  # a copy was made
+
+
+def test_compiled_in_float32():
+    torch.manual_seed(0)
+    net = UNet(T, 32, [1], [0], 1, 0.0).eval()
+    torch.nn.init.xavier_uniform_(net.tail[-1].weight)
+    model = build.Inference(net, torch.float32)
+    model.compile()
+    x, t, _ = inputs()
+    with torch.no_grad():
+        assert largest_error(model(x, t), net(x, t.contiguous())) < 1e-5
+
+
+def test_the_same_images_compiled_or_not(tmp_path, cli):
+    assert cli(*TINY, '--train', '--lr=0.01', f'--logdir={tmp_path / "run"}')[0] == 0
+    images = {}
+    for compiled in ('on', 'off'):
+        out = tmp_path / compiled
+        argv = [
+            '--sample',
+            f'--logdir={tmp_path / "run"}',
+            '--num_images=5',
+            '--sample_batch_size=3',
+            '--precision=fp32',
+        ]
+        assert cli(*argv, f'--compile={compiled}', f'--out={out}')[0] == 0
+        images[compiled] = np.load(out / 'samples.npz')['arr_0'].astype(int)
+    assert images['on'].shape == (5, 8, 8, 1) and abs(images['on'] - images['off']).max() <= 1
+
+
+def test_a_compiled_run_has_plain_keys_and_resumes_to_the_same_bits(tmp_path, cli):
+    argv = [*TINY, '--train', '--lr=0.01', '--compile=on']
+    assert cli(*argv, f'--logdir={tmp_path / "whole"}')[0] == 0
+    assert cli(*argv, '--total_steps=2', f'--logdir={tmp_path / "parts"}')[0] == 0
+    assert cli(*argv, f'--logdir={tmp_path / "parts"}')[0] == 0
+    whole, parts = (without_logdir(load(tmp_path / name)) for name in ('whole', 'parts'))
+    assert whole['step'] == 4 and not differences(whole, parts)
+    assert cli(*argv, '--compile=off', f'--logdir={tmp_path / "plain"}')[0] == 0
+    plain = load(tmp_path / 'plain')
+    assert list(plain['net_model']) == list(whole['net_model'])
+    for key, value in plain['ema_model'].items():
+        torch.testing.assert_close(value, whole['ema_model'][key], atol=1e-4, rtol=0)
+
+
+def test_auto_compiles_long_runs_alone():
+    config = config_of('--device=cpu')
+    assert not build.compiles(config, 1000) and build.compiles(config, 50_000 * 1000)
+    assert not build.compiles(config, 1000, backward=True) and build.compiles(config, 800_000 * 128, backward=True)
+    config.compile = 'on'
+    assert build.compiles(config, 1) and build.compiles(config, 1, backward=True)
+    config.compile = 'off'
+    assert not build.compiles(config, 50_000 * 1000)
+
+
+def test_a_batch_that_fits(tmp_path, cli):
+    assert cli(*TINY, '--train', f'--logdir={tmp_path}')[0] == 0
+    argv = [f'--logdir={tmp_path}', '--sample_batch_size=0', '--device=cpu', '--num_images=70']
+    config, net, _ = sample.restore(config_of(*argv), {'sample_batch_size', 'device'})
+    assert [len(x_0) for _, x_0 in sample.draw(config, net, list(range(70)))] == [64, 6]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+@pytest.mark.parametrize('compiled', ['off', 'on'])
+def test_a_step_on_a_gpu_waits_for_nothing(compiled):
+    run = train.Run(config_of('--device=cuda', f'--compile={compiled}', '--ch=64', '--batch_size=16'))
+    x_0 = torch.randn(16, 1, 32, 32, device='cuda')
+    run.update(x_0)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        run.update(x_0)
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
