@@ -109,8 +109,7 @@ class Inference(nn.Module):
     def compile(self):
         """Compile the network, weights as constants, for what follows: a minute or more at the first call."""
         self._lay_out_channels_last()
-        torch._inductor.config.freezing = True
-        self.call, self.compiled = torch.compile(self.net, dynamic=False), True
+        self.call, self.compiled = torch.compile(self.net, dynamic=False, options={'freezing': True}), True
 
     def _lay_out_channels_last(self):
         # On a CPU for compiled code alone: GroupNorm's own kernel there is up to 4 times slower in this layout.

@@ -7,6 +7,7 @@ product on the same device. GPU memory is the peak of a call.
 
 import argparse
 import json
+import os
 import platform
 
 import torch
@@ -22,7 +23,7 @@ def parse():
     parser = argparse.ArgumentParser(
         prog='python -m bench', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('tasks', nargs='*', choices=[*TASKS, []], help='all by default')
+    parser.add_argument('tasks', nargs='*', metavar='TASK', help=f'of {", ".join(TASKS)}; all by default')
     parser.add_argument('--flagfile', default='config/CIFAR10.txt', help='of the network to time')
     parser.add_argument('--batch_size', type=int, default=None, help='128 on a GPU, 8 on a CPU by default')
     parser.add_argument('--repeats', type=int, default=5)
@@ -30,6 +31,10 @@ def parse():
     parser.add_argument('--compile', action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument('--json', help='write the figures to this file too')
     options = parser.parse_args()
+    if unknown := set(options.tasks) - set(TASKS):
+        parser.error(f'no task {", ".join(unknown)}: there are {", ".join(TASKS)}')
+    if options.reference and not os.path.exists(os.path.join(options.reference, 'model.py')):
+        parser.error(f'--reference={options.reference} is no checkout of w86763777/pytorch-ddpm: it has no model.py')
     if options.batch_size is None:
         options.batch_size = 128 if torch.cuda.is_available() else 8
     return options
@@ -88,6 +93,9 @@ def main():
                 row['peak_gib'] = peak / 2**30
             rows.append(row)
             print(line(row))
+        if name == 'sample':
+            hours = 50_000 * config.T / row['images_per_second'] / 3600
+            print(f'50,000 images in {config.T} steps at the last rate: {hours:.2f} hours')
     if options.json:
         with open(options.json, 'w') as file:
             json.dump({**about, 'rows': rows}, file, indent=1)

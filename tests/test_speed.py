@@ -1,11 +1,14 @@
 """Each fast path against plain float32, uncompiled: what it computes, not how fast."""
 
 import copy
+import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, largest_error
+from conftest import ROOT, TINY, largest_error
 from test_train import config_of, differences, load, without_logdir
 
 import build
@@ -124,6 +127,25 @@ def test_a_batch_that_fits(tmp_path, cli):
     argv = [f'--logdir={tmp_path}', '--sample_batch_size=0', '--device=cpu', '--num_images=70']
     config, net, _ = sample.restore(config_of(*argv), {'sample_batch_size', 'device'})
     assert [len(x_0) for _, x_0 in sample.draw(config, net, list(range(70)))] == [64, 6]
+
+
+def test_the_bench_times_every_candidate(tmp_path):
+    (tmp_path / 'tiny.txt').write_text('\n'.join(TINY))
+    argv = ['-m', 'bench', 'train', 'sample', 'ema', 'optimizer', f'--flagfile={tmp_path / "tiny.txt"}', '--repeats=1']
+    argv += ['--batch_size=2', '--no-compile', f'--json={tmp_path / "figures.json"}']
+    done = subprocess.run([sys.executable, *argv], cwd=ROOT, capture_output=True, text=True, check=True)
+    rows = json.loads((tmp_path / 'figures.json').read_text())['rows']
+    assert all(row['ms'] > 0 and row['candidate'] in done.stdout for row in rows)
+    candidates = {
+        task: [row['candidate'] for row in rows if row['task'] == task] for task in ('train', 'sample', 'ema')
+    }
+    ours = ['ours, fp32 eager', 'ours, bf16 eager']
+    assert candidates == {'train': ['diffusers', *ours], 'sample': ['diffusers', *ours], 'ema': ['diffusers', 'ours']}
+    assert {row['ratio'] for row in rows if row['candidate'] == 'diffusers'} == {1}
+    done = subprocess.run(
+        [sys.executable, '-m', 'bench', '--reference=no/such'], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and '--reference=no/such is no checkout' in done.stderr
 
 
 @pytest.mark.gpu
