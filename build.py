@@ -31,29 +31,16 @@ class Network(NamedTuple):
 
 
 def _unet(config):
-    return UNet(
-        config.T,
-        config.ch,
-        config.ch_mult,
-        config.attn,
-        config.num_res_blocks,
-        config.dropout,
-        arch=config.arch,
-        img_channels=config.channels,
-        img_size=config.img_size,
-        num_classes=config.num_classes,
-    )
+    shape = (config.ch, config.ch_mult, config.attn, config.num_res_blocks, config.dropout)
+    return UNet(config.T, *shape, arch=config.arch, **_of_images(config))
 
 
 def _context_unet(config):
-    return ContextUNet(
-        config.T,
-        config.ch,
-        config.ch_mult,
-        img_channels=config.channels,
-        img_size=config.img_size,
-        num_classes=config.num_classes,
-    )
+    return ContextUNet(config.T, config.ch, config.ch_mult, **_of_images(config))
+
+
+def _of_images(config):
+    return {'img_channels': config.channels, 'img_size': config.img_size, 'num_classes': config.num_classes}
 
 
 def _point_mlp(config):
