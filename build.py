@@ -113,7 +113,7 @@ class Inference(nn.Module):
 def sampler(config, net):
     """Algorithm 2 around `net`, guided by --guidance. Raises ValueError as `GaussianDiffusionSampler` does.
 
-    net: made an `Inference` of --precision, unless it is one or None.
+    net: made an `Inference` of --precision, unless it is one or, where nothing is predicted, None.
     """
     if net is not None and not isinstance(net, Inference):
         net = Inference(net, precision(config))
@@ -236,10 +236,15 @@ def compiles(config, images, backward=False):
     """Whether to compile for the network to see so many images: --compile or, with auto, if it is long enough a run."""
     if config.compile != 'auto':
         return config.compile == 'on'
+    seconds = flops(config) * (3 if backward else 1) * images / RATE[device(config).type]
+    return seconds > COMPILE_SECONDS
+
+
+def flops(config):
+    """Floating-point operations of one network call on one image, two a multiplication and addition."""
     with torch.device('meta'), FlopCounterMode(display=False) as counter:
-        y = torch.zeros(1, dtype=torch.int64) if config.num_classes else None
-        network(config)(torch.zeros(1, *shape(config)), torch.zeros(1, dtype=torch.int64), y)
-    return counter.get_total_flops() * (3 if backward else 1) * images / RATE[device(config).type] > COMPILE_SECONDS
+        network(config)(torch.zeros(1, *shape(config)), torch.zeros(1, dtype=torch.int64))
+    return counter.get_total_flops()
 
 
 def check(config):

@@ -67,12 +67,13 @@ def choose_checkpoint():
 
 @st.cache_resource(max_entries=4, show_spinner='Loading the checkpoint')
 def load(path, modified, weights):
-    """(config, network, training steps) of a checkpoint; `modified` has it loaded again after it changed."""
+    """(config, network to draw with, training steps) of a checkpoint; `modified` has it loaded again once changed."""
     if not main.FLAGS.is_parsed():
         main.FLAGS(['demo.py'])
     config, _ = main.configuration()
     config.ckpt, config.weights = path, weights
-    return sample.restore(config, {'weights'})
+    config, net, trained = sample.restore(config, {'weights'})
+    return config, build.Inference(net, build.precision(config)), trained
 
 
 def choose(config):
@@ -125,7 +126,7 @@ def controls(config, sampler, walk, asked):
         st.rerun()
     view = SimpleNamespace(status=st.empty(), progress=st.empty(), pictures=st.columns(2 if asked.show_x0 else 1))
     view.pictures = [column.empty() for column in view.pictures]
-    show(config, sampler, walk, view)
+    show(config, walk, view)
     if denoise or diffuse:
         y = build.labels(config, range(asked.n))
         if not walk.frames:
@@ -135,7 +136,7 @@ def controls(config, sampler, walk, asked):
             if denoise
             else ((t, x_t, None) for t, x_t in sampler.diffuse(walk.x, walk.t, noise=walk.noise))
         )
-        go(config, sampler, walk, view, islice(states, asked.steps), asked.steps)
+        go(config, walk, view, islice(states, asked.steps), asked.steps)
         st.rerun()
     if len(walk.frames) > 1:
         st.download_button(
@@ -147,19 +148,19 @@ def controls(config, sampler, walk, asked):
         )
 
 
-def go(config, sampler, walk, view, states, steps):
+def go(config, walk, view, states, steps):
     """Take the walk through `states`, (t, x_t, x0_hat or None) one after another, showing it now and then."""
     shown = time.monotonic()
     for i, (walk.t, walk.x, walk.x0_hat) in enumerate(states, 1):
         view.progress.progress(i / steps, f'step {i} of {steps}')
         if time.monotonic() - shown > SECONDS:
             remember(walk)
-            show(config, sampler, walk, view)
+            show(config, walk, view)
             shown = time.monotonic()
     remember(walk)
 
 
-def show(config, sampler, walk, view):
+def show(config, walk, view):
     """The current step, x_t and, where there is a place for it, the predicted x_0."""
     view.status.markdown(f'**Step t = {walk.t}** of {config.T} noisings left')
     view.pictures[0].image(draw(walk.x), caption=f'x_t at t = {walk.t}')

@@ -38,7 +38,7 @@ def figure(config, net, step, interrupted=lambda: False):
 
 def progressive(config, net, interrupted):
     """x_t, and below it the x0_hat predicted from it, at ten times of Algorithm 2 (paper figure 6)."""
-    film = sample.Film(build.sampler(config, net))
+    film = sample.Film(build.sampler(config, None))
     n = min(config.num_images, SAMPLES)
     for _ in sample.draw(config, net, list(range(n)), interrupted, film):
         pass
@@ -51,7 +51,7 @@ def progressive(config, net, interrupted):
 
 def forward(config, net, interrupted):
     """x_t of real images at ten times of the forward process q (paper eq. 2)."""
-    sampler = build.sampler(config, net)
+    sampler = build.sampler(config, None)
     film = sample.Film(sampler)
     x_0 = build.some(config, build.dataset(config), min(config.num_images, SAMPLES))
     sample.diffuse(config, sampler, x_0, observe=film)
@@ -64,6 +64,7 @@ def guidance(config, net, interrupted):
     chosen = build.chosen_labels(config)
     if chosen is None:
         raise ValueError('--figure=guidance needs a checkpoint trained with --cond')
+    net = build.Inference(net, build.precision(config))
     n, columns = len(chosen), []
     for w in tqdm(WEIGHTS, 'guidance', unit='weight'):
         guided = SimpleNamespace(**{**vars(config), 'guidance': w})
@@ -78,6 +79,7 @@ def interpolate(config, net, interrupted):
 
     The noise of a and b, and that of the steps back, is the same for every lambda. Labels are left out.
     """
+    net = build.Inference(net, build.precision(config))
     sampler = build.sampler(config, net)
     t = config.figure_t or sampler.T // 2
     if t > sampler.T:

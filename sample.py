@@ -167,7 +167,7 @@ def sample(config, net, interrupted=lambda: False):
 def _sample_points(config, net, out, interrupted):
     names = ('points.npz', 'figure.png')
     _claim(out, _fingerprint(config, net), names)
-    sampler = build.sampler(config, net)
+    sampler = build.sampler(config, None)
     p, q = Film(sampler), Film(sampler)
     indices = list(range(config.num_images))
     points = [x_0.cpu() for _, x_0 in draw(config, net, indices, interrupted, p)]

@@ -15,7 +15,7 @@ import torch
 import build
 import main as flags
 from bench.tasks import TASKS
-from bench.timing import flops, interleaved, peak_rate
+from bench.timing import interleaved, peak_rate
 
 
 def parse():
@@ -64,9 +64,7 @@ def main():
     config, _ = flags.configuration()
     device = build.device(config)
     ceiling = peak_rate(device, 8192 if device.type == 'cuda' else 2048)
-    net = build.network(config).to(device)
-    x, t = torch.zeros(1, *build.shape(config), device=device), torch.zeros(1, dtype=torch.int64, device=device)
-    per_image = {'sample': flops(lambda: net(x, t)), 'train': 3 * flops(lambda: net(x, t))}
+    per_image = {'sample': build.flops(config), 'train': 3 * build.flops(config)}
     about = {
         'machine': machine(),
         'torch': torch.__version__,

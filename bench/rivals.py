@@ -66,7 +66,7 @@ class Diffusers:
         from diffusers.training_utils import EMAModel
 
         levels = range(len(config.ch_mult))
-        self.config, self.device = config, device
+        self.config = config
         self.net = UNet2DModel(
             sample_size=config.img_size,
             block_out_channels=[config.ch * mult for mult in config.ch_mult],

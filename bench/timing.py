@@ -1,10 +1,9 @@
-"""Seconds, bytes and operations of candidates for the same work, taken in turn in one process."""
+"""Seconds and bytes of candidates for the same work, taken in turn in one process."""
 
 import statistics
 import time
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 
 def synchronize():
@@ -40,13 +39,6 @@ def interleaved(candidates, repeats):
         )
         for name, values in seconds.items()
     }
-
-
-def flops(function):
-    """Floating-point operations of matrix products and convolutions in a call; two a multiplication and addition."""
-    with FlopCounterMode(display=False) as counter:
-        function()
-    return counter.get_total_flops()
 
 
 def peak_rate(device, n=4096):
