@@ -81,8 +81,13 @@ def page(address):
 
 
 def settled(page):
-    """Wait until the script behind the page has run to its end."""
-    expect(page.locator('[data-testid=stApp]')).to_have_attribute('data-test-script-state', 'notRunning')
+    """Wait until the script behind the page rests: between a click and its run, and between two runs, lies a gap."""
+    page.evaluate('window.restingSince = performance.now()')
+    page.wait_for_function("""() => {
+        const state = document.querySelector('[data-testid=stApp]').dataset.testScriptState
+        if (state !== 'notRunning') window.restingSince = performance.now()
+        return performance.now() - window.restingSince > 500
+    }""")
 
 
 def step(page):
@@ -160,10 +165,10 @@ def test_stopping_keeps_what_was_walked(page):
     expect(page.get_by_text(re.compile('Step t = [1-9]\\d\\d\\b'))).to_be_visible()  # live
     keep(page, 'running')
     click(page, 'Stop')
+    expect(button(page, 'Download the animation')).to_be_visible()
     settled(page)
     stopped = step(page)
     assert 0 < stopped < 1000
-    expect(button(page, 'Download the animation')).to_be_visible()
     keep(page, 'stopped')
     fill(page, 'Steps a click', 5)
     click(page, 'Denoise 5 steps')
