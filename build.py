@@ -303,7 +303,8 @@ def adopt(config, stored, given):
     if wrong:
         raise ValueError(f'the checkpoint is of another network than {", ".join(wrong)}: leave the flag out')
     adopted = {key: stored[key] for key in (*NETWORK_KEYS, 'moments') if key in stored}
-    adopted |= {key: stored[key] for key in SAMPLER_KEYS + SCORE_KEYS if key in stored and key not in given}
+    suggested = (*SAMPLER_KEYS, *SCORE_KEYS, 'dropout')
+    adopted |= {key: stored[key] for key in suggested if key in stored and key not in given}
     return SimpleNamespace(**{**vars(config), **adopted})
 
 

@@ -4,6 +4,8 @@ python main.py --flagfile config/CIFAR10.txt --train     trains, or goes on wher
 python main.py --flagfile config/CIFAR10.txt --sample    draws images from its checkpoint
 python main.py --flagfile config/CIFAR10.txt --eval      reports its FID, IS and KID
 python main.py --flagfile config/CIFAR10.txt --figure=progressive    draws the way from noise to images
+python main.py --import_ckpt ema_cifar10 --logdir logs/ema_cifar10   makes a run of a published checkpoint
+python main.py --export=diffusers --logdir logs/ema_cifar10          hands a run's model to others
 """
 
 import contextlib
@@ -21,6 +23,7 @@ from absl import app, flags
 import build
 import evaluate
 import figure
+import interop
 import sample
 import train
 from checkpoint import CheckpointError
@@ -51,6 +54,10 @@ flags.DEFINE_bool('train', False, 'train to --total_steps, going on from the che
 flags.DEFINE_bool('sample', False, 'draw --num_images images from a checkpoint')
 flags.DEFINE_bool('eval', False, 'FID, IS and KID of a checkpoint, or of --images')
 flags.DEFINE_enum('figure', None, list(figure.FIGURES), 'draw one picture of the diffusion of a checkpoint')
+flags.DEFINE_string(
+    'import_ckpt', '', 'begin a run in --logdir with the weights of this file, folder or published name'
+)
+flags.DEFINE_enum('export', None, list(interop.EXPORTS), 'write the model of a checkpoint to --out, for other programs')
 flags.DEFINE_bool('stats', False, 'build the statistics of the data set that --eval compares with')
 # Network
 flags.DEFINE_enum('net', 'unet', list(build.NETWORKS), 'the network: context_unet is small, point_mlp for 2-D points')
@@ -118,7 +125,8 @@ flags.DEFINE_string('ckpt', '', 'checkpoint to use instead of the one in --logdi
 flags.DEFINE_enum('weights', 'ema', ['ema', 'net'], 'averaged weights or the last ones')
 flags.DEFINE_integer('num_images', 50000, 'images to draw', lower_bound=1)
 flags.DEFINE_integer('sample_batch_size', 128, 'images drawn at once, 0 for as many as fit the device', lower_bound=0)
-flags.DEFINE_string('out', '', 'folder for the images; by default samples/ beside the checkpoint')
+flags.DEFINE_string('out', '', 'where to write; by default samples/, figures/ or the export beside the checkpoint')
+flags.DEFINE_string('license', 'unknown', 'of an exported model, for its card: an identifier such as mit')
 flags.DEFINE_integer(
     'figure_t', 0, 'noisings before the mixing of --figure=interpolate, 0 for half of --T', lower_bound=0
 )
@@ -134,7 +142,7 @@ flags.DEFINE_string('images', '', 'score this folder, zip or npz of images, or n
 flags.DEFINE_integer('eval_step', 0, 'training steps between evaluations, 0 for none', lower_bound=0)
 flags.DEFINE_bool('fid_use_torch', False, 'the linear algebra of FID on the GPU')
 
-MODES = ('train', 'sample', 'figure', 'stats', 'eval')
+MODES = ('import_ckpt', 'train', 'sample', 'figure', 'stats', 'eval', 'export')
 
 
 def parse_flags(argv):
@@ -182,6 +190,13 @@ def configuration():
     return config, {flag.name for flag in own_flags() if flag.present}
 
 
+def flagfile(config):
+    """The text of a flagfile for a config."""
+    for flag in own_flags():
+        flag.value = getattr(config, flag.name)
+    return ''.join(f'{flag.serialize()}\n' for flag in own_flags() if flag.value is not None)
+
+
 class Interruption:
     """Whether SIGINT or SIGTERM has come; a second one ends the process at once."""
 
@@ -212,11 +227,15 @@ def main(argv):
                 raise ValueError('--parallel is not available yet')
             if not any(getattr(config, mode) for mode in MODES):
                 raise ValueError(f'nothing to do: add {" or ".join(f"--{mode}" for mode in MODES)}')
-            build.check(config)
+            if not config.import_ckpt:
+                build.check(config)
+        if config.import_ckpt:
+            config = import_run(config, given)
         if config.train:
-            said = (flag.serialize() for flag in own_flags() if flag.value is not None)
-            train.train(config, ''.join(f'{line}\n' for line in said), interrupted)
-        if not interrupted() and (config.sample or config.figure or (config.eval and not config.images)):
+            train.train(config, flagfile(config), interrupted)
+        if not interrupted() and (
+            config.sample or config.figure or config.export or (config.eval and not config.images)
+        ):
             with exits(2, ValueError):
                 config, net, step = sample.restore(config, given)
         if config.sample and not interrupted():
@@ -229,7 +248,22 @@ def main(argv):
         if config.eval and not interrupted():
             with exits(1, ValueError):  # of images that cannot be scored
                 evaluate.evaluate_images(config) if config.images else evaluate.evaluate(config, net, step, interrupted)
+        if config.export and not interrupted():
+            with exits(2, ValueError):  # of a model that the format cannot represent
+                print(f'{interop.export(config, net, step)}: the {config.weights} weights of step {step}')
     return 128 + interrupted.signum if interrupted() else 0
+
+
+def import_run(config, given):
+    """Begin the run of --import_ckpt; returns its config."""
+    source = interop.read(config.import_ckpt)
+    with exits(2, ValueError):
+        config = build.adopt(config, source.config, given)
+        config.cond = bool(config.num_classes)
+        begun = SimpleNamespace(**{**vars(config), **dict.fromkeys(MODES)})
+        train.begin(config, source.net, source.ema, flagfile(begun))
+    print(f'{config.logdir}: a run of {config.import_ckpt}, to --sample, --eval or --train with its flagfile.txt')
+    return config
 
 
 if __name__ == '__main__':

@@ -41,9 +41,33 @@ def train(config, flagfile='', interrupted=lambda: False):
         run = Run(config)
         logging.info('%.2f M parameters on %s', sum(p.numel() for p in run.trained) / 1e6, run.device)
         run.resume()
-        with open(os.path.join(config.logdir, 'flagfile.txt'), 'w') as file:
-            file.write(flagfile)
+        write_flagfile(config, flagfile)
         loop(run, data, interrupted)
+
+
+def begin(config, net, ema, flagfile=''):
+    """A run at step 0 in --logdir, of state dicts of a network and its average, which may lack what is not trained.
+
+    Raises FileExistsError where --logdir holds a run, ValueError as `build.check`, CheckpointError where the weights
+    are not of the config's network or the checkpoint cannot be written, OSError.
+    """
+    build.check(config)
+    run = Run(config)
+    for module, weights in ((run.net, net), (run.ema, ema)):
+        fixed = {key: value for key, value in module.named_parameters() if not value.requires_grad}
+        checkpoint.load_weights(module, {**fixed, **weights}, config.import_ckpt)
+    os.makedirs(os.path.join(config.logdir, 'sample'), exist_ok=True)
+    with checkpoint.exclusive(config.logdir):
+        if os.path.exists(run.path):
+            raise FileExistsError(f'{run.path} is there already: choose another --logdir')
+        run.save()
+        write_flagfile(config, flagfile)
+
+
+def write_flagfile(config, text):
+    """Write logdir/flagfile.txt."""
+    with open(os.path.join(config.logdir, 'flagfile.txt'), 'w') as file:
+        file.write(text)
 
 
 def loop(run, data, interrupted):
