@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import math
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -170,14 +171,13 @@ def fit(config, data):
 
 def batches(config, data, step):
     """Endless training batches from `step` on, as `dataset.batches` gives them."""
-    return datasets.batches(
-        data, config.batch_size, config.seed, step, device(config), config.random_flip, config.num_workers
-    )
+    how = (device(config), config.random_flip, config.num_workers, config.loader_timeout)
+    return datasets.batches(data, config.batch_size, config.seed, step, *how)
 
 
 def in_order(config, data):
     """Every item of a data set once, as `dataset.in_order` gives them."""
-    return datasets.in_order(data, config.num_workers)
+    return datasets.in_order(data, config.num_workers, config.loader_timeout)
 
 
 def some(config, data, n):
@@ -194,9 +194,9 @@ def labelled(config):
     train = dataset(config)
     if not train.num_classes:
         raise datasets.DataError(f'{config.dataset} has no labels: --feature_net=classifier learns from labels')
-    images, labels = datasets.decode_all(train, config.num_workers)
+    images, labels = datasets.decode_all(train, config.num_workers, config.loader_timeout)
     if config.dataset in datasets.DATASETS or config.test_dataset:
-        return images, labels, *datasets.decode_all(dataset(config, 'test'), config.num_workers)
+        return images, labels, *datasets.decode_all(dataset(config, 'test'), config.num_workers, config.loader_timeout)
     held_out = torch.arange(len(images)) % 10 == 9
     return images[~held_out], labels[~held_out], images[held_out], labels[held_out]
 
@@ -249,6 +249,9 @@ def flops(config):
 
 def check(config):
     """Raise ValueError, naming what is wrong, where a config describes no network, sampler or device."""
+    for key, value in vars(config).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f'{key} must be finite, not {value}')
     if config.batch_size % config.grad_accum:
         raise ValueError(f'grad_accum {config.grad_accum} must divide batch_size {config.batch_size}')
     with torch.device('meta'):

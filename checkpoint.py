@@ -101,6 +101,8 @@ def read(path, map_location='cpu'):
             zipped = file.read(2) != b'\x80\x02'  # the pickle that torch before 1.6 wrote
         if zipped:
             with zipfile.ZipFile(path) as archive:
+                if sum(entry.file_size for entry in archive.infolist()) > os.path.getsize(path):
+                    raise CheckpointError(f'{path} is no checkpoint: it would unpack to more bytes than it has')
                 damaged = archive.testzip()
             if damaged:
                 raise CheckpointError(f'{path} is damaged: the CRC of {damaged} does not match')
@@ -112,6 +114,22 @@ def read(path, map_location='cpu'):
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f'{path} is damaged or no checkpoint ({_first_line(error)})') from error
+
+
+@contextlib.contextmanager
+def blamed(path, *errors):
+    """Raise CheckpointError where what is done with the state at `path` shows that it is of another form.
+
+    errors: exceptions that say so, beside those of a missing key or a value of another type.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, LookupError, OverflowError, RuntimeError, TypeError, *errors) as error:
+        raise CheckpointError(
+            f'{path} is no checkpoint of this program or pytorch-ddpm ({type(error).__name__}: {_first_line(error)})'
+        ) from error
 
 
 def load_weights(module, weights, path):
@@ -137,9 +155,15 @@ def check_weights(wanted, found, path):
 def exclusive(logdir):
     """Hold `logdir` for one training process; the hold ends with the process, however it dies.
 
-    Raises CheckpointError where another live process holds it, OSError where the folder cannot be written.
+    Raises CheckpointError where another live process holds it, or the folder cannot be made or written.
     """
-    with open(os.path.join(logdir, '.lock'), 'a+') as file:
+    try:
+        os.makedirs(logdir, exist_ok=True)
+        lock = open(os.path.join(logdir, '.lock'), 'a+')  # noqa: SIM115
+    except OSError as error:
+        raise CheckpointError(f'cannot write {logdir}: {error.strerror}; choose another --logdir') from error
+    with lock as file:
+        os.register_at_fork(after_in_child=file.close)  # a data worker that outlives this process holds nothing
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

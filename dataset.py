@@ -6,10 +6,10 @@ epoch is a function of (seed, epoch), and a batch of images is flipped and norma
 
 import contextlib
 import math
+import multiprocessing
 import os
 import signal
 import zipfile
-import zlib
 from collections.abc import Callable
 from itertools import groupby, islice
 from typing import NamedTuple
@@ -23,6 +23,9 @@ from tqdm import tqdm
 
 RESIDENT_BYTES = 2**30  # a decoded data set up to this size is kept on the device
 EXTENSIONS = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
+FORMATS = ('PNG', 'JPEG', 'BMP', 'GIF', 'WEBP', 'TIFF', 'PPM')  # others, such as EPS, would start programs
+FILE_BYTES, PIXELS = 2**28, 2**26  # of an image: decoding it takes a few times as much memory
+POLL_SECONDS = 2.0  # between two looks at whether the worker processes live
 GREY_MODES = ('1', 'L', 'LA', 'I', 'I;16', 'I;16B')
 
 
@@ -113,7 +116,7 @@ class ImageFiles:
             self._is_zip = True
             try:
                 names = self._archive().namelist()
-            except (OSError, zipfile.BadZipFile) as error:
+            except Exception as error:  # a broken table of contents makes zipfile raise nearly anything
                 raise DataError(f'cannot read {path} as a zip of images: {error}') from error
         self.names = sorted(name for name in names if _is_image(name))
         if not self.names:
@@ -135,9 +138,18 @@ class ImageFiles:
         return len(self.names)
 
     def __getitem__(self, i):
-        if not self._is_zip:
-            return Image.open(os.path.join(self.path, self.names[i])), self.labels[i]
-        return Image.open(self._archive().open(self.names[i])), self.labels[i]
+        if self._is_zip:
+            info = self._archive().getinfo(self.names[i])
+            size, file = info.file_size, self._archive().open(info)
+        else:
+            file = os.path.join(self.path, self.names[i])
+            size = os.path.getsize(file)
+        if not 0 < size <= FILE_BYTES:
+            raise ValueError(f'a file of {size} bytes')
+        image = Image.open(file, formats=FORMATS)
+        if image.width * image.height > PIXELS:
+            raise ValueError(f'{image.width}x{image.height} pixels are more than {PIXELS}')
+        return image, self.labels[i]
 
     def looks_grey(self):
         """Whether 64 images spread over the set are all stored without colour."""
@@ -298,7 +310,7 @@ def _read_npz(path):
         try:
             with zipfile.ZipFile(path) as archive:
                 yield archive
-        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except Exception as error:  # as above
             raise DataError(f'{path} is no npz of images (arr_0, uint8 [N, H, W, C]): {error}') from error
 
     with opened() as archive, archive.open('arr_0.npy') as file:
@@ -318,54 +330,57 @@ def index_batches(n, batch_size, seed, step):
         step += per_epoch - position
 
 
-def batches(data, batch_size, seed, step, device, random_flip, num_workers):
+def batches(data, batch_size, seed, step, device, random_flip, num_workers, loader_timeout=0):
     """Endless (x, y) from training step `step` on: x float on `device`, y int64 [B] or None.
 
     data: `Images`, whose x are [B, C, H, W] in [-1, 1], or `Points`, [B, D]. The indices are a function of (seed,
     step). Flips are drawn from torch's generator when the batch is asked for.
 
-    Raises DataError where the set has fewer than batch_size items, or an image cannot be decoded.
+    Raises DataError where the set has fewer than batch_size items, an image cannot be decoded, a worker process dies,
+    or none brings a batch within `loader_timeout` seconds (0 for any).
     """
     if len(data) < batch_size:
         raise DataError(f'batch_size {batch_size} is more than the {len(data)} {data.unit} of the data set')
     indices = index_batches(len(data), batch_size, seed, step)
     stream = _resident if data.nbytes <= RESIDENT_BYTES else _streamed
-    for x, y in stream(data, indices, device, num_workers):
+    for x, y in stream(data, indices, device, num_workers, loader_timeout):
         yield data.prepare(x, random_flip), y
 
 
-def _resident(data, indices, device, num_workers):
-    x, y = (None if part is None else part.to(device) for part in decode_all(data, num_workers))
+def _resident(data, indices, device, num_workers, loader_timeout):
+    x, y = (None if part is None else part.to(device) for part in decode_all(data, num_workers, loader_timeout))
     for chosen in indices:
         chosen = chosen.to(device, non_blocking=True)
         yield x[chosen], None if y is None else y[chosen]
 
 
-def _streamed(data, indices, device, num_workers):
-    for x, y in _decoded(data, indices, num_workers):
+def _streamed(data, indices, device, num_workers, loader_timeout):
+    for x, y in _decoded(data, indices, num_workers, loader_timeout):
         yield x.to(device, non_blocking=True), None if y is None else y.to(device, non_blocking=True)
 
 
-def decode_all(data, num_workers=0):
+def decode_all(data, num_workers=0, loader_timeout=0):
     """The whole set in order, as stored: uint8 [N, C, H, W] or points, and int64 [N] or None. Raises DataError."""
-    parts = tqdm(in_order(data, num_workers), 'decoding', -(-len(data) // 256), leave=False, disable=None)
+    parts = in_order(data, num_workers, loader_timeout)
+    parts = tqdm(parts, 'decoding', -(-len(data) // 256), leave=False, disable=None)
     x, y = zip(*parts, strict=True)
     return torch.cat(x), torch.cat(y) if data.num_classes else None
 
 
 def pick(data, indices):
     """The items of `indices`, int64 [n], as stored: uint8 [n, C, H, W] or points. Raises DataError."""
-    ((x, _),) = _decoded(data, [indices], 0)
+    ((x, _),) = _decoded(data, [indices])
     return x
 
 
-def in_order(data, num_workers=0, batch_size=256):
+def in_order(data, num_workers=0, loader_timeout=0, batch_size=256):
     """(uint8 [n, C, H, W] or points, int64 [n] or None) a batch, every item once. Raises DataError."""
     few = data.nbytes < 2**22  # decoded before worker processes would have started
-    return _decoded(data, torch.arange(len(data)).split(batch_size), 0 if few else num_workers)
+    return _decoded(data, torch.arange(len(data)).split(batch_size), 0 if few else num_workers, loader_timeout)
 
 
-def _decoded(data, indices, num_workers):
+def _decoded(data, indices, num_workers=0, loader_timeout=0):
+    poll = min(POLL_SECONDS, loader_timeout or POLL_SECONDS)
     loader = DataLoader(
         data,
         batch_sampler=indices,
@@ -374,10 +389,33 @@ def _decoded(data, indices, num_workers):
         worker_init_fn=_leave_signals_to_parent,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else it would draw from the global generator
+        timeout=poll if num_workers else 0,
     )
-    for batch in loader:
+    on_child, others = signal.getsignal(signal.SIGCHLD), multiprocessing.active_children()
+    stream = iter(loader)
+    workers = set(multiprocessing.active_children()).difference(others)
+    with contextlib.suppress(ValueError):  # in a thread, where the DataLoader has set none either
+        signal.signal(signal.SIGCHLD, on_child)  # its own raises wherever the loop is, be it within a checkpoint
+    waited = 0
+    while True:
+        try:
+            batch = next(stream, None)
+        except RuntimeError as error:
+            if not str(error).startswith('DataLoader '):
+                raise
+            waited += poll
+            hangs = 'timed out' in str(error)
+            if hangs and not 0 < loader_timeout <= waited:
+                continue
+            for worker in workers:
+                worker.kill()  # one that hangs would hold up the end of the run
+            what = f'no batch came within {loader_timeout:g} seconds' if hangs else 'a worker process died'
+            raise DataError(f'{what}: see to memory and disk, run it again, or lower --num_workers') from error
+        if batch is None:
+            return
         if isinstance(batch, DataError):
             raise batch
+        waited = 0
         yield batch
 
 

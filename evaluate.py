@@ -163,6 +163,7 @@ def load_reference(config, feature_net):
     """The statistics at `reference_path`, built from the data set where they are missing."""
     path = reference_path(config)
     if not os.path.exists(path):
+        score.check_writable(path)
         images = build.dataset(config, config.split)
         logging.info('%s is missing: building it from the %d images of %s', path, len(images), config.dataset)
         batches = (x for x, _ in build.in_order(config, images))

@@ -95,6 +95,7 @@ flags.DEFINE_string('data_dir', './data', 'where named data sets are kept')
 flags.DEFINE_integer('img_size', 32, 'image size', lower_bound=1)
 flags.DEFINE_bool('random_flip', True, 'mirror images with probability 1/2')
 flags.DEFINE_integer('num_workers', 4, 'worker processes for data sets too large to keep on the device', lower_bound=0)
+flags.DEFINE_float('loader_timeout', 300, 'seconds to wait for a batch of those processes, 0 for any', lower_bound=0)
 # Training
 flags.DEFINE_bool('antithetic_t', False, 'half of each batch at t, the other half at T - 1 - t')
 flags.DEFINE_float('lr', 2e-4, 'learning rate', lower_bound=0)

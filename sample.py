@@ -136,7 +136,11 @@ def restore(config, given):
     kind = f'{config.weights}_model'
     if kind not in state:
         raise checkpoint.CheckpointError(f'{path} holds no {kind}: it has {", ".join(map(str, state))}')
-    weights = state[kind]
+    with checkpoint.blamed(path):
+        return _restored(config, given, path, state[kind], state)
+
+
+def _restored(config, given, path, weights, state):
     stored = state.get('config')
     if stored is None:  # pytorch-ddpm's own: the flags describe it, but for the channels, which it had no flag for
         stored = {'channels': weights['head.weight'].shape[1]} if 'head.weight' in weights else {}

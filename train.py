@@ -20,6 +20,7 @@ import checkpoint
 import evaluate
 import picture
 import sample
+from dataset import DataError
 from events import Events
 
 LOG_SECONDS = 1.0  # between two readings of the losses on a GPU, each of which waits for it
@@ -36,8 +37,8 @@ def train(config, flagfile='', interrupted=lambda: False):
     data = build.dataset(config)
     config = build.fit(config, data)
     build.check(config)
-    os.makedirs(os.path.join(config.logdir, 'sample'), exist_ok=True)
     with checkpoint.exclusive(config.logdir):
+        os.makedirs(os.path.join(config.logdir, 'sample'), exist_ok=True)
         run = Run(config)
         logging.info('%.2f M parameters on %s', sum(p.numel() for p in run.trained) / 1e6, run.device)
         run.resume()
@@ -81,7 +82,12 @@ def loop(run, data, interrupted):
     with Log(run, bar) as log:
         while run.step < config.total_steps and not interrupted():
             torch.manual_seed(build.derive_seed('step', config.seed, 0, run.step))
-            x_0, y = next(stream)
+            try:
+                x_0, y = next(stream)
+            except DataError:
+                if interrupted():  # by a signal that ended the worker processes too
+                    break
+                raise
             if run.step == 0:
                 log.image('real_sample', x_0[: config.sample_size])
             lr = run.optim.param_groups[0]['lr']
@@ -213,6 +219,11 @@ class Run:
             state = checkpoint.load(self.path, self.device, repair=True)
         except FileNotFoundError:
             return
+        with checkpoint.blamed(self.path, ValueError):
+            self._restore(state)
+        logging.info('resuming %s at step %d', self.path, self.step)
+
+    def _restore(self, state):
         stored = state.get('config', {})
         if wrong := build.disagreements(self.config, stored):
             raise checkpoint.CheckpointError(
@@ -221,6 +232,8 @@ class Run:
         checkpoint.load_weights(self.net, state['net_model'], self.path)
         checkpoint.load_weights(self.ema, state['ema_model'], self.path)
         self.step = self.saved = state['sched']['last_epoch']  # pytorch-ddpm's `step` is one less: the last one's index
+        if self.step < 0 or state['x_T'].shape[1:] != self.x_T.shape[1:]:
+            raise ValueError(f'step {self.step}, x_T {list(state["x_T"].shape)}')
         lr = self.config.lr * lr_factor(self.config, self.step)
         for group in state['optim']['param_groups']:
             group.update(fused=True, foreach=None, initial_lr=self.config.lr, lr=lr)
@@ -230,7 +243,6 @@ class Run:
                 moments[key] = torch.empty_like(parameter).copy_(moments[key])
         self.sched.load_state_dict({**state['sched'], 'base_lrs': [self.config.lr], '_last_lr': [lr]})
         self.x_T = state['x_T']
-        logging.info('resuming %s at step %d', self.path, self.step)
 
 
 class Log:
@@ -239,8 +251,7 @@ class Log:
     def __init__(self, run, bar):
         self.run, self.bar = run, bar
         self.events = Events(run.config.logdir)
-        if run.step:
-            self.events.restart(run.step + 1)
+        self.events.restart(run.step + 1 if run.step else 0)
         self.pending = []  # (step, loss, norm, lr), not yet read
         self.restart_clock()
 
