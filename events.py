@@ -4,6 +4,7 @@ Not tensorboardX's SummaryWriter: its queue is in no flush, so that a kill after
 before it.
 """
 
+import contextlib
 import os
 import re
 import socket
@@ -23,8 +24,8 @@ class Events:
         found = (re.match(r'events\.out\.tfevents\.(\d{10})\.', name) for name in os.listdir(folder))
         stamp = max([int(time.time()), *(int(name[1]) + 1 for name in found if name)])
         name = f'events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}'
-        self.writer = RecordWriter(os.path.join(folder, name))
-        self.flush, self.close = self.writer.flush, self.writer.close
+        self.path = os.path.join(folder, name)
+        self.writer = RecordWriter(self.path)
         self._write(file_version='brain.Event:2')
 
     def restart(self, step):
@@ -39,5 +40,24 @@ class Events:
         """Note a PIL image."""
         self._write(step=step, summary=summary.image(name, np.asarray(picture), dataformats='HWC'))
 
+    def flush(self):
+        """Have on disk what was noted."""
+        with self._named():
+            self.writer.flush()
+
+    def close(self):
+        """End the file."""
+        with self._named():
+            self.writer.close()
+
     def _write(self, **event):
-        self.writer.write(Event(wall_time=time.time(), **event).SerializeToString())
+        with self._named():
+            self.writer.write(Event(wall_time=time.time(), **event).SerializeToString())
+
+    @contextlib.contextmanager
+    def _named(self):
+        try:
+            yield
+        except OSError as error:  # of a full disk, which names no file
+            error.filename = self.path
+            raise

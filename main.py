@@ -9,6 +9,7 @@ python main.py --export=diffusers --logdir logs/ema_cifar10          hands a run
 """
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -175,9 +176,16 @@ def exits(status, *errors):
     try:
         yield
     except errors as error:
-        hint = ': lower --batch_size or raise --grad_accum' if isinstance(error, torch.OutOfMemoryError) else ''
-        print(f'main.py: error: {" ".join(str(error).split())}{hint}', file=sys.stderr)
+        print(f'main.py: error: {" ".join(str(error).split())}{_remedy(error)}', file=sys.stderr)
         sys.exit(status)
+
+
+def _remedy(error):
+    if isinstance(error, torch.OutOfMemoryError):
+        return ': lower --batch_size or raise --grad_accum'
+    if getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return ': make room and run the same command again'
+    return ''
 
 
 def own_flags():

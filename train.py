@@ -263,8 +263,10 @@ class Log:
         return self
 
     def __exit__(self, *_):
-        self.events.close()
-        self.bar.close()
+        try:
+            self.events.close()
+        finally:
+            self.bar.close()
 
     def add(self, loss, norm, lr):
         """Note one step."""

@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import TINY
 from PIL import Image
+from runs import config_of, scalars
 from score_fakes import random_inception_state
-from test_train import config_of, scalars
 
 import build
 import dataset

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY, largest_error
-from test_train import config_of, differences, load, without_logdir
+from runs import config_of, differences, load, without_logdir
 
 import build
 import sample
