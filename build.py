@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import dataset as datasets
+import distributed
 from diffusion import GaussianDiffusionSampler, GaussianDiffusionTrainer, Guidance
 from model import ContextUNet, PointMLP, UNet
 
@@ -170,9 +171,10 @@ def fit(config, data):
 
 
 def batches(config, data, step):
-    """Endless training batches from `step` on, as `dataset.batches` gives them."""
+    """Endless training batches from `step` on, this rank's share of each, as `dataset.batches` gives them."""
     how = (device(config), config.random_flip, config.num_workers, config.loader_timeout)
-    return datasets.batches(data, config.batch_size, config.seed, step, *how)
+    share = distributed.share(config.batch_size)
+    return datasets.batches(data, config.batch_size, config.seed, step, *how, share)
 
 
 def in_order(config, data):
@@ -183,7 +185,7 @@ def in_order(config, data):
 def some(config, data, n):
     """n images or points of a data set, or all of fewer, as the network sees them: those that --seed picks."""
     chosen = next(datasets.index_batches(len(data), min(n, len(data)), config.seed, 0))
-    return data.prepare(datasets.pick(data, chosen), random_flip=False).to(device(config))
+    return data.prepare(datasets.pick(data, chosen)).to(device(config))
 
 
 def labelled(config):
@@ -252,6 +254,8 @@ def check(config):
     for key, value in vars(config).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f'{key} must be finite, not {value}')
+    if config.batch_size < distributed.world():
+        raise ValueError(f'batch_size {config.batch_size} gives nothing to some of {distributed.world()} processes')
     if config.batch_size % config.grad_accum:
         raise ValueError(f'grad_accum {config.grad_accum} must divide batch_size {config.batch_size}')
     with torch.device('meta'):

@@ -215,13 +215,10 @@ class Images:
             return error
         return torch.stack(images), torch.tensor(labels) if self.num_classes else None
 
-    def prepare(self, x, random_flip):
-        """uint8 [B, C, H, W] -> float in [-1, 1], each mirrored with probability 1/2 where `random_flip`."""
+    def prepare(self, x, flip=None):
+        """uint8 [B, C, H, W] -> float in [-1, 1], mirrored where `flip`, bool [B]."""
         x = x.float() / 127.5 - 1
-        if random_flip:
-            flip = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5
-            x = torch.where(flip, x.flip(3), x)
-        return x
+        return x if flip is None else torch.where(flip[:, None, None, None], x.flip(3), x)
 
 
 class Points:
@@ -240,7 +237,7 @@ class Points:
         """A batch for DataLoader: (float32 [B, channels], labels)."""
         return self.x[indices], self.y[indices] if self.num_classes else None
 
-    def prepare(self, x, random_flip):
+    def prepare(self, x, flip=None):
         """The points as they are."""
         return x
 
@@ -330,21 +327,23 @@ def index_batches(n, batch_size, seed, step):
         step += per_epoch - position
 
 
-def batches(data, batch_size, seed, step, device, random_flip, num_workers, loader_timeout=0):
+def batches(data, batch_size, seed, step, device, random_flip, num_workers, loader_timeout=0, share=slice(None)):
     """Endless (x, y) from training step `step` on: x float on `device`, y int64 [B] or None.
 
     data: `Images`, whose x are [B, C, H, W] in [-1, 1], or `Points`, [B, D]. The indices are a function of (seed,
-    step). Flips are drawn from torch's generator when the batch is asked for.
+    step). Flips are drawn from torch's generator when the batch is asked for. share: what to give of each batch, whose
+    other items are not read, though flips are drawn for all.
 
     Raises DataError where the set has fewer than batch_size items, an image cannot be decoded, a worker process dies,
     or none brings a batch within `loader_timeout` seconds (0 for any).
     """
     if len(data) < batch_size:
         raise DataError(f'batch_size {batch_size} is more than the {len(data)} {data.unit} of the data set')
-    indices = index_batches(len(data), batch_size, seed, step)
+    indices = (chosen[share] for chosen in index_batches(len(data), batch_size, seed, step))
     stream = _resident if data.nbytes <= RESIDENT_BYTES else _streamed
+    mirrors = random_flip and isinstance(data, Images)
     for x, y in stream(data, indices, device, num_workers, loader_timeout):
-        yield data.prepare(x, random_flip), y
+        yield data.prepare(x, torch.rand(batch_size, device=device)[share] < 0.5 if mirrors else None), y
 
 
 def _resident(data, indices, device, num_workers, loader_timeout):
@@ -424,5 +423,6 @@ def _unchanged(batch):
 
 
 def _leave_signals_to_parent(worker):
+    os.setpgrp()  # out of reach of what is sent to the whole group, as by Ctrl-C and torchrun
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

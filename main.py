@@ -22,6 +22,7 @@ import torch
 from absl import app, flags
 
 import build
+import distributed
 import evaluate
 import figure
 import interop
@@ -107,7 +108,7 @@ flags.DEFINE_integer('total_steps', 800000, 'training steps', lower_bound=1)
 flags.DEFINE_integer('batch_size', 128, 'images of a training step', lower_bound=1)
 flags.DEFINE_integer('grad_accum', 1, 'parts a batch is computed in, to save memory', lower_bound=1)
 flags.DEFINE_float('ema_decay', 0.9999, 'decay of the averaged weights', lower_bound=0, upper_bound=1)
-flags.DEFINE_bool('parallel', False, 'not available yet: several GPUs')
+flags.DEFINE_bool('parallel', False, 'share the work with the other processes that torchrun starts')
 flags.DEFINE_integer('seed', 0, 'of everything random', lower_bound=0)
 flags.DEFINE_enum(
     'precision',
@@ -122,6 +123,7 @@ flags.DEFINE_string('logdir', './logs/DDPM_CIFAR10_EPS', 'folder of the run: che
 flags.DEFINE_integer('sample_size', 64, 'images of a preview', lower_bound=1)
 flags.DEFINE_integer('sample_step', 1000, 'training steps between previews, 0 for none', lower_bound=0)
 flags.DEFINE_integer('save_step', 5000, 'steps between checkpoints, 0 for one at the end alone', lower_bound=0)
+flags.DEFINE_float('save_minutes', 0, 'minutes between checkpoints, beside --save_step; 0 for none', lower_bound=0)
 # Sampling from a checkpoint
 flags.DEFINE_string('ckpt', '', 'checkpoint to use instead of the one in --logdir')
 flags.DEFINE_enum('weights', 'ema', ['ema', 'net'], 'averaged weights or the last ones')
@@ -176,7 +178,11 @@ def exits(status, *errors):
     try:
         yield
     except errors as error:
-        print(f'main.py: error: {" ".join(str(error).split())}{_remedy(error)}', file=sys.stderr)
+        said = ' '.join(str(error).split()) + _remedy(error)
+        if not distributed.rank():
+            print(f'main.py: error: {said}', file=sys.stderr)
+        elif status != 2:  # which rank 0 has said too
+            print(f'main.py: error: rank {distributed.rank()}: {said}', file=sys.stderr)
         sys.exit(status)
 
 
@@ -218,7 +224,8 @@ class Interruption:
         if self.signum:
             os._exit(128 + signum)
         self.signum = signum
-        print('\nstopping after this step; once more stops at once, unsaved', file=sys.stderr)
+        if not distributed.rank():
+            print('\nstopping after this step; once more stops at once, unsaved', file=sys.stderr)
 
     def __call__(self):
         return self.signum is not None
@@ -230,37 +237,65 @@ def main(argv):
     warnings.showwarning = lambda message, *_: logging.warning('%s', message)
     config, given = configuration()
     interrupted = Interruption()
-    with exits(1, OSError, CheckpointError, DataError, ScoreError, FloatingPointError, torch.OutOfMemoryError):
+    failures = OSError, CheckpointError, DataError, ScoreError, FloatingPointError, torch.OutOfMemoryError
+    with exits(1, *failures, distributed.LostRank), distributed.joined():
         with exits(2, ValueError):
-            if config.parallel:
-                raise ValueError('--parallel is not available yet')
+            if config.parallel or os.environ.get('WORLD_SIZE', '1') != '1':
+                share_work(config)
             if not any(getattr(config, mode) for mode in MODES):
                 raise ValueError(f'nothing to do: add {" or ".join(f"--{mode}" for mode in MODES)}')
             if not config.import_ckpt:
                 build.check(config)
-        if config.import_ckpt:
+        run_modes(config, given, interrupted)
+        signum = distributed.highest(interrupted.signum or 0)
+    return 128 + signum if signum else 0
+
+
+def run_modes(config, given, interrupted):
+    """What main does, once all is well with the flags; what cannot be shared is rank 0's."""
+
+    def go_on():
+        return not distributed.any_rank(interrupted())
+
+    alone = distributed.rank() == 0
+    if config.import_ckpt:
+        with distributed.main_first():
             config = import_run(config, given)
-        if config.train:
-            train.train(config, flagfile(config), interrupted)
-        if not interrupted() and (
-            config.sample or config.figure or config.export or (config.eval and not config.images)
-        ):
-            with exits(2, ValueError):
-                config, net, step = sample.restore(config, given)
-        if config.sample and not interrupted():
-            sample.sample(config, net, interrupted)
-        if config.figure and not interrupted():
-            with exits(2, ValueError):  # of a network that this figure is not for
-                figure.figure(config, net, step, interrupted)
-        if config.stats and not interrupted():
-            evaluate.build_reference(config)
-        if config.eval and not interrupted():
-            with exits(1, ValueError):  # of images that cannot be scored
-                evaluate.evaluate_images(config) if config.images else evaluate.evaluate(config, net, step, interrupted)
-        if config.export and not interrupted():
-            with exits(2, ValueError):  # of a model that the format cannot represent
-                print(f'{interop.export(config, net, step)}: the {config.weights} weights of step {step}')
-    return 128 + interrupted.signum if interrupted() else 0
+    if config.train:
+        train.train(config, flagfile(config), interrupted)
+    if (config.sample or config.figure or config.export or (config.eval and not config.images)) and go_on():
+        with exits(2, ValueError):
+            config, net, step = sample.restore(config, given)
+    if config.sample and go_on():
+        sample.sample(config, net, interrupted)
+    if config.figure and go_on() and alone:
+        with exits(2, ValueError):  # of a network that this figure is not for
+            figure.figure(config, net, step, interrupted)
+    if config.stats and go_on() and alone:
+        evaluate.build_reference(config)
+    if config.eval and go_on():
+        with exits(1, ValueError):  # of images that cannot be scored
+            if not config.images:
+                evaluate.evaluate(config, net, step, interrupted)
+            elif alone:
+                evaluate.evaluate_images(config)
+    if config.export and go_on() and alone:
+        with exits(2, ValueError):  # of a model that the format cannot represent
+            print(f'{interop.export(config, net, step)}: the {config.weights} weights of step {step}')
+
+
+def share_work(config):
+    """Join the processes that torchrun started. Raises ValueError, saying what to run, where that is amiss."""
+    if not config.parallel:
+        raise ValueError('torchrun started several processes: add --parallel for them to share the work')
+    if distributed.launched():
+        distributed.start(build.device(config))
+        logging.info('sharing the work of %d processes', distributed.world())
+    elif build.device(config).type == 'cuda' and torch.cuda.device_count() > 1:
+        n = torch.cuda.device_count()
+        raise ValueError(f'--parallel on {n} GPUs: torchrun --nproc_per_node={n} main.py ... --parallel')
+    else:
+        logging.info('--parallel: there is one device, which does all the work')
 
 
 def import_run(config, given):

@@ -103,7 +103,7 @@ def test_what_a_run_writes(tmp_path, cli):
     status, _, error = cli(*argv)
     assert status == 0 and '6/6' in error and 'loss=' in error and 'lr=' in error and 'img_s=' in error
     state = load(tmp_path)
-    assert set(state) == {'net_model', 'ema_model', 'optim', 'sched', 'step', 'x_T', 'config'}
+    assert set(state) == {'net_model', 'ema_model', 'optim', 'sched', 'step', 'x_T', 'config', 'ranks'}
     assert state['step'] == state['sched']['last_epoch'] == 6 and load(tmp_path, 'ckpt.prev.pt')['step'] == 4
     assert sorted(os.listdir(tmp_path / 'sample')) == ['3.png', '6.png']
     for tag in ('loss', 'lr', 'grad_norm', 'img_per_sec'):

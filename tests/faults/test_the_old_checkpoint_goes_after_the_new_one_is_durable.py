@@ -9,7 +9,7 @@ import checkpoint
 
 @pytest.fixture
 def disk(monkeypatch):
-    """What would outlive a loss of power: [(inode, content) as synced], and ['rename' or 'sync of folder'] as called."""
+    """What would outlive a loss of power: [(inode, content) as synced], ['rename' or 'sync of folder'] as called."""
     durable, calls = {}, []
     fsync, replace = os.fsync, os.replace
 
