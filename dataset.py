@@ -5,12 +5,14 @@ epoch is a function of (seed, epoch), and a batch of images is flipped and norma
 """
 
 import contextlib
+import io
 import math
 import multiprocessing
 import os
 import signal
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from itertools import groupby, islice
 from typing import NamedTuple
 
@@ -25,7 +27,6 @@ RESIDENT_BYTES = 2**30  # a decoded data set up to this size is kept on the devi
 EXTENSIONS = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
 FORMATS = ('PNG', 'JPEG', 'BMP', 'GIF', 'WEBP', 'TIFF', 'PPM')  # others, such as EPS, would start programs
 FILE_BYTES, PIXELS = 2**28, 2**26  # of an image: decoding it takes a few times as much memory
-POLL_SECONDS = 2.0  # between two looks at whether the worker processes live
 GREY_MODES = ('1', 'L', 'LA', 'I', 'I;16', 'I;16B')
 
 
@@ -52,10 +53,7 @@ def _celeba(root, split):
 
 
 def _lsun(train, test):
-    def load(root, split):
-        return torchvision.datasets.lsun.LSUNClass(os.path.join(root, 'lsun', test if split == 'test' else train))
-
-    return Source(load, 3, 0)
+    return Source(lambda root, split: LMDB(os.path.join(root, 'lsun', test if split == 'test' else train)), 3, 0)
 
 
 def _digits(root, split):
@@ -94,6 +92,33 @@ DATASETS = {
     'circles': _points('circles', 2, noise=0.05, factor=0.5),
     'swiss_roll': _points('swiss_roll', 0, columns=(0, 2), scale=100, noise=0.5),
 }
+
+
+class LMDB:
+    """Items (PIL image, 0) of a database of image files, in the order of its keys.
+
+    torchvision's would unpickle a list of keys from whatever file of its name lies in the working folder.
+    """
+
+    def __init__(self, path):
+        import lmdb
+
+        self._open = partial(lmdb.open, path, readonly=True, lock=False, readahead=False, meminit=False)
+        self._handle = None, None  # (process, its environment), which forked workers cannot share
+        with self._transaction() as transaction:
+            self.keys = list(transaction.cursor().iternext(values=False))
+
+    def _transaction(self):
+        if self._handle[0] != os.getpid():
+            self._handle = os.getpid(), self._open()
+        return self._handle[1].begin()
+
+    def __len__(self):
+        return len(self.keys)
+
+    def __getitem__(self, i):
+        with self._transaction() as transaction:
+            return Image.open(io.BytesIO(transaction.get(self.keys[i])), formats=FORMATS), 0
 
 
 class ImageFiles:
@@ -335,7 +360,7 @@ def batches(data, batch_size, seed, step, device, random_flip, num_workers, load
     other items are not read, though flips are drawn for all.
 
     Raises DataError where the set has fewer than batch_size items, an image cannot be decoded, a worker process dies,
-    or none brings a batch within `loader_timeout` seconds (0 for any).
+    or none brings a batch within `loader_timeout` seconds (0 for any, the only choice outside the main thread).
     """
     if len(data) < batch_size:
         raise DataError(f'batch_size {batch_size} is more than the {len(data)} {data.unit} of the data set')
@@ -379,7 +404,6 @@ def in_order(data, num_workers=0, loader_timeout=0, batch_size=256):
 
 
 def _decoded(data, indices, num_workers=0, loader_timeout=0):
-    poll = min(POLL_SECONDS, loader_timeout or POLL_SECONDS)
     loader = DataLoader(
         data,
         batch_sampler=indices,
@@ -388,34 +412,51 @@ def _decoded(data, indices, num_workers=0, loader_timeout=0):
         worker_init_fn=_leave_signals_to_parent,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else it would draw from the global generator
-        timeout=poll if num_workers else 0,
     )
+    for batch in _awaited(loader, loader_timeout):
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch
+
+
+def _awaited(loader, loader_timeout):
+    """The batches of a loader. Raises DataError where a worker process has died or none brought one for too long."""
     on_child, others = signal.getsignal(signal.SIGCHLD), multiprocessing.active_children()
     stream = iter(loader)
     workers = set(multiprocessing.active_children()).difference(others)
-    with contextlib.suppress(ValueError):  # in a thread, where the DataLoader has set none either
-        signal.signal(signal.SIGCHLD, on_child)  # its own raises wherever the loop is, be it within a checkpoint
-    waited = 0
+    with contextlib.suppress(ValueError):  # in a thread, where the loader has set none either
+        signal.signal(signal.SIGCHLD, on_child)  # its own raises wherever the run is, be it within a checkpoint
     while True:
         try:
-            batch = next(stream, None)
-        except RuntimeError as error:
-            if not str(error).startswith('DataLoader '):
+            with _alarm(loader_timeout if workers else 0):
+                batch = next(stream, None)
+        except (RuntimeError, TimeoutError) as error:
+            if not str(error).startswith(('DataLoader ', 'Pin memory ', 'no batch ')):
                 raise
-            waited += poll
-            hangs = 'timed out' in str(error)
-            if hangs and not 0 < loader_timeout <= waited:
-                continue
             for worker in workers:
                 worker.kill()  # one that hangs would hold up the end of the run
-            what = f'no batch came within {loader_timeout:g} seconds' if hangs else 'a worker process died'
-            raise DataError(f'{what}: see to memory and disk, run it again, or lower --num_workers') from error
+            raise DataError(f'{error}: see to memory and disk, run it again, or lower --num_workers') from error
         if batch is None:
             return
-        if isinstance(batch, DataError):
-            raise batch
-        waited = 0
         yield batch
+
+
+@contextlib.contextmanager
+def _alarm(seconds):
+    # Not DataLoader's timeout: it would still wait for ever for the pixels of a process that has stopped.
+    def ring(*_):
+        raise TimeoutError(f'no batch came from the worker processes for {seconds:g} seconds')
+
+    if not seconds:
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _unchanged(batch):

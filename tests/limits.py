@@ -1,4 +1,4 @@
-"""What an administrator or a full disk takes from a process, for the length of a test."""
+"""What a full disk or an administrator takes from a process, for the length of a test."""
 
 import contextlib
 import resource
@@ -8,17 +8,27 @@ import pytest
 
 
 @contextlib.contextmanager
-def mounted(folder, options):
+def mounted(folder, size):
     """A tmpfs at `folder`, unmounted whatever happens; skips where mounting is not allowed."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir()
     try:
-        subprocess.run(['mount', '-t', 'tmpfs', '-o', options, 'tmpfs', folder], check=True, capture_output=True)
+        subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={size}', 'tmpfs', folder], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f'mounting a tmpfs is not allowed here: {error}')
     try:
         yield folder
     finally:
         subprocess.run(['umount', '--lazy', folder], check=True)
+
+
+@contextlib.contextmanager
+def read_only(folder):
+    """A mounted `folder` that nobody can write, not even root."""
+    subprocess.run(['mount', '-o', 'remount,ro', folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(['mount', '-o', 'remount,rw', folder], check=True)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """--eval, --stats and --images: which images are scored against which statistics, and what is said and kept of it."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -11,30 +10,12 @@ from PIL import Image
 from runs import config_of, scalars
 from score_fakes import random_inception_state
 
-import build
 import dataset
 import evaluate
 import sample
 import score
 
 CLASSIFIER = '--feature_net=classifier'
-
-
-@pytest.fixture(scope='session')
-def classifier(tmp_path_factory):
-    """The classifier of the digits, trained once."""
-    path = tmp_path_factory.mktemp('classifier') / 'digits.classifier.pt'
-    score.FEATURE_NETS['classifier'](path, data=lambda: build.labelled(config_of(*TINY)))
-    return path
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch, classifier):
-    """A working folder of its own, with the digits' classifier in its stats/."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / 'stats').mkdir()
-    shutil.copy(classifier, 'stats')
-    return tmp_path
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import checkpoint
 
 @pytest.fixture
 def disk(monkeypatch):
-    """What would outlive a loss of power: [(inode, content) as synced], ['rename' or 'sync of folder'] as called."""
+    """The calls that renamed or synced a folder; what is renamed, or lies there, must be on disk as it was synced."""
     durable, calls = {}, []
     fsync, replace = os.fsync, os.replace
 
