@@ -5,30 +5,16 @@ FUZZ=10000 makes so many mutated inputs of each, other ones every time, in place
 
 import io
 import os
-import resource
 import zipfile
-from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
-from conftest import TINY
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
-from runs import config_of, forked
-
-import build
-import checkpoint
-import dataset
-import sample
-import score
-import train
 
 TIMES = int(os.environ.get('FUZZ', 0))
 SECONDS, BYTES = 20, 2**31  # of one input
 EDITS = st.lists(
-    st.tuples(st.sampled_from(['flip', 'set', 'cut', 'insert', 'repeat', 'number']), st.floats(0, 1), st.integers(0, 255)),
+    st.tuples(
+        st.sampled_from(['flip', 'set', 'cut', 'insert', 'repeat', 'number']), st.floats(0, 1), st.integers(0, 255)
+    ),
     min_size=1,
     max_size=8,
 )
