@@ -26,7 +26,6 @@ import distributed
 import evaluate
 import picture
 import sample
-from dataset import DataError
 from events import Events
 
 LOG_SECONDS = 1.0  # between two readings of the losses on a GPU, each of which waits for it
@@ -103,12 +102,7 @@ def loop(run, data, interrupted):
                 run.save()
                 log.restart_clock()
             torch.manual_seed(build.derive_seed('step', config.seed, 0, run.step))
-            try:
-                x_0, y = next(stream)
-            except DataError:
-                if interrupted():  # by a signal that ended the worker processes too
-                    break
-                raise
+            x_0, y = next(stream)
             if run.step == 0:
                 log.image('real_sample', x_0[: config.sample_size])
             lr = run.optim.param_groups[0]['lr']

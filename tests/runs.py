@@ -113,6 +113,7 @@ def _child(argv, log, before):
         os.dup2(file.fileno(), 2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     torch.set_num_threads(1)
+    multiprocessing.set_start_method('fork', force=True)  # of data workers, as in a process that a shell started
     if before:
         before()
     sys.exit(main.main(main.parse_flags(['main.py', *argv])))

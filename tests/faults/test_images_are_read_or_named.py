@@ -26,9 +26,11 @@ def chunk(kind, content):
 
 
 def bomb(side):
-    """A PNG of side x side grey pixels in a few kB, all zero but never all there."""
+    """A PNG of side x side grey pixels in a few kB."""
     header = chunk(b'IHDR', struct.pack('>IIBBBBB', side, side, 8, 0, 0, 0, 0))
-    return b'\x89PNG\r\n\x1a\n' + header + chunk(b'IDAT', zlib.compress(bytes(10**6))) + chunk(b'IEND', b'')
+    return (
+        b'\x89PNG\r\n\x1a\n' + header + chunk(b'IDAT', zlib.compress(bytes(side * (side + 1)), 1)) + chunk(b'IEND', b'')
+    )
 
 
 GREY = np.full((8, 8), 128, np.uint8)
@@ -52,8 +54,8 @@ BAD = {
     'truncated.jpg': encoded(COLOUR, 'JPEG')[:-40],
     'zero bytes.png': b'',
     'text.png': b'no image',
-    'huge.png': bomb(10**4),
-    'too huge for Pillow.png': bomb(2**15),
+    'huge.png': bomb(8193),
+    'too huge for Pillow.png': bomb(14000),
     'program.png': b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n',
 }
 
