@@ -11,10 +11,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import dataset as datasets
-from diffusion import GaussianDiffusionSampler, GaussianDiffusionTrainer, Guidance
+from diffusion import GaussianDiffusionSampler, GaussianDiffusionTrainer, Guidance, learns_variance
 from model import ContextUNet, PointMLP, UNet
+from objective import LOSSES
 
-# What decides the meaning of the weights: a checkpoint is used with these as it was trained.
+# What decides the meaning of the weights: a checkpoint is used with these as it was trained. So is a learned variance.
 NETWORK_KEYS = (
     'net', 'arch', 'ch', 'ch_mult', 'attn', 'num_res_blocks', 'img_size', 'channels', 'num_classes',
     'T', 'beta_1', 'beta_T', 'schedule', 'mean_type',
@@ -40,10 +41,17 @@ def _context_unet(config):
 
 
 def _of_images(config):
-    return {'img_channels': config.channels, 'img_size': config.img_size, 'num_classes': config.num_classes}
+    return {
+        'img_channels': config.channels,
+        'out_channels': config.channels * (1 + learns_variance(config.var_type)),
+        'img_size': config.img_size,
+        'num_classes': config.num_classes,
+    }
 
 
 def _point_mlp(config):
+    if learns_variance(config.var_type):
+        raise ValueError(f'--var_type={config.var_type} is of images: --net=point_mlp predicts no variance')
     return PointMLP(config.T, config.ch, dim=config.channels, num_classes=config.num_classes)
 
 
@@ -66,7 +74,9 @@ def shape(config):
 
 
 def trainer(config, net):
-    """Algorithm 1 around `net`. Raises ValueError as `GaussianDiffusionTrainer` does."""
+    """Algorithm 1 around `net`. Raises ValueError as `GaussianDiffusionTrainer` does, and for a bound of points."""
+    if of_points(config) and LOSSES[config.loss].of_bound:
+        raise ValueError(f'--loss={config.loss} is of 8-bit images: --net={config.net} is of points')
     return GaussianDiffusionTrainer(
         net,
         config.beta_1,
@@ -75,6 +85,10 @@ def trainer(config, net):
         schedule=config.schedule,
         mean_type=config.mean_type,
         antithetic_t=config.antithetic_t,
+        var_type=config.var_type,
+        loss=config.loss,
+        min_snr_gamma=config.min_snr_gamma,
+        t_sampler=config.t_sampler,
     )
 
 
@@ -253,7 +267,8 @@ def check(config):
         raise ValueError(f'grad_accum {config.grad_accum} must divide batch_size {config.batch_size}')
     with torch.device('meta'):
         network(config)
-    trainer(config, None)
+    if config.train:
+        trainer(config, None)
     sampler(config, None)
     device(config)
 
@@ -283,10 +298,11 @@ def labels(config, indices):
 
 
 def disagreements(config, stored):
-    """One phrase for each of NETWORK_KEYS in which a config differs from a checkpoint's."""
+    """One phrase for each of NETWORK_KEYS, and a learned variance, in which a config differs from a checkpoint's."""
+    learned = any(learns_variance(side.get('var_type', 'fixedlarge')) for side in (vars(config), stored))
     return [
         f'--{key}={getattr(config, key)} (trained with {stored[key]})'
-        for key in NETWORK_KEYS
+        for key in (*NETWORK_KEYS, *(['var_type'] if learned else []))
         if key in stored and stored[key] != getattr(config, key)
     ]
 

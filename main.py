@@ -27,6 +27,7 @@ from checkpoint import CheckpointError
 from dataset import DATASETS, DataError
 from diffusion import PARAMETERISATIONS, SCHEDULES, SPACINGS, VAR_TYPES
 from model import ARCHS
+from objective import LOSSES, T_SAMPLERS
 from score import FEATURE_NETS, PROTOCOLS, ScoreError
 
 FLAGS = flags.FLAGS
@@ -66,7 +67,9 @@ flags.DEFINE_float('beta_1', 1e-4, 'first beta')
 flags.DEFINE_float('beta_T', 0.02, 'last beta')
 flags.DEFINE_integer('T', 1000, 'diffusion steps', lower_bound=1)
 flags.DEFINE_enum('mean_type', 'epsilon', list(PARAMETERISATIONS), 'what the network predicts')
-flags.DEFINE_enum('var_type', 'fixedlarge', list(VAR_TYPES), 'variance of a sampling step at --eta=1')
+flags.DEFINE_enum(
+    'var_type', 'fixedlarge', list(VAR_TYPES), "variance of a sampling step at --eta=1; learned ones are the network's"
+)
 flags.DEFINE_integer('sample_steps', 0, 'sampling steps, 0 for all T', lower_bound=0)
 flags.DEFINE_enum('spacing', 'leading', list(SPACINGS), 'which timesteps --sample_steps takes')
 flags.DEFINE_float('eta', 1.0, '1 for ancestral sampling, 0 for DDIM', lower_bound=0, upper_bound=1)
@@ -89,6 +92,11 @@ flags.DEFINE_integer('img_size', 32, 'image size', lower_bound=1)
 flags.DEFINE_bool('random_flip', True, 'mirror images with probability 1/2')
 flags.DEFINE_integer('num_workers', 4, 'worker processes for data sets too large to keep on the device', lower_bound=0)
 # Training
+flags.DEFINE_enum('loss', 'mse', list(LOSSES), 'kl: the variational bound; hybrid: mse, and the bound for the variance')
+flags.DEFINE_float('min_snr_gamma', 5.0, "largest signal-to-noise ratio by which --loss=min_snr weights x_0's error")
+flags.DEFINE_enum(
+    't_sampler', 'uniform', list(T_SAMPLERS), 'how timesteps are drawn; loss_aware: where losses are large'
+)
 flags.DEFINE_bool('antithetic_t', False, 'half of each batch at t, the other half at T - 1 - t')
 flags.DEFINE_float('lr', 2e-4, 'learning rate', lower_bound=0)
 flags.DEFINE_enum('lr_schedule', 'constant', ['constant', 'cosine'], 'learning rate after the warm-up')

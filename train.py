@@ -100,7 +100,7 @@ def p_uncond(config, step):
 
 
 class Run:
-    """What a checkpoint holds (network, EMA, optimiser, schedule, step, x_T), and the two things done to it."""
+    """What a checkpoint holds (network, EMA, optimiser, schedule, step, x_T, sampler of t), and what is done to it."""
 
     def __init__(self, config):
         self.config = config
@@ -177,6 +177,8 @@ class Run:
             'x_T': self.x_T,
             'config': vars(self.config),
         }
+        if drawn_by := self.trainer.t_sampler.state_dict():
+            state['t_sampler'] = drawn_by
         checkpoint.save(self.path, state)
         self.saved = self.step
 
@@ -206,6 +208,9 @@ class Run:
                 moments[key] = torch.empty_like(parameter).copy_(moments[key])
         self.sched.load_state_dict({**state['sched'], 'base_lrs': [self.config.lr], '_last_lr': [lr]})
         self.x_T = state['x_T']
+        self.trainer.t_sampler.load_state_dict(
+            state.get('t_sampler', {}), strict=False
+        )  # of another one, or none: anew
         logging.info('resuming %s at step %d', self.path, self.step)
 
 
