@@ -189,9 +189,9 @@ def batches(config, data, step):
     )
 
 
-def in_order(config, data):
+def in_order(config, data, batch_size=256):
     """Every item of a data set once, as `dataset.in_order` gives them."""
-    return datasets.in_order(data, config.num_workers)
+    return datasets.in_order(data, config.num_workers, batch_size)
 
 
 def some(config, data, n):

@@ -3,6 +3,7 @@
 python main.py --flagfile config/CIFAR10.txt --train     trains, or goes on where it stopped
 python main.py --flagfile config/CIFAR10.txt --sample    draws images from its checkpoint
 python main.py --flagfile config/CIFAR10.txt --eval      reports its FID, IS and KID
+python main.py --flagfile config/CIFAR10.txt --nll       reports its bits/dim
 python main.py --flagfile config/CIFAR10.txt --figure=progressive    draws the way from noise to images
 """
 
@@ -21,6 +22,7 @@ from absl import app, flags
 import build
 import evaluate
 import figure
+import nll
 import sample
 import train
 from checkpoint import CheckpointError
@@ -52,6 +54,7 @@ flags.DEFINE_bool('train', False, 'train to --total_steps, going on from the che
 flags.DEFINE_bool('sample', False, 'draw --num_images images from a checkpoint')
 flags.DEFINE_bool('eval', False, 'FID, IS and KID of a checkpoint, or of --images')
 flags.DEFINE_enum('figure', None, list(figure.FIGURES), 'draw one picture of the diffusion of a checkpoint')
+flags.DEFINE_bool('nll', False, 'the variational bound of a checkpoint in bits/dim')
 flags.DEFINE_bool('stats', False, 'build the statistics of the data set that --eval compares with')
 # Network
 flags.DEFINE_enum('net', 'unet', list(build.NETWORKS), 'the network: context_unet is small, point_mlp for 2-D points')
@@ -134,7 +137,8 @@ flags.DEFINE_integer(
 flags.DEFINE_enum('feature_net', 'inception', list(FEATURE_NETS), 'features: classifier where images are not natural')
 flags.DEFINE_enum('fid_protocol', 'pytorch', list(PROTOCOLS), "Inception's input: pytorch-fid's or torch-fidelity's")
 flags.DEFINE_string('inception_weights', '', 'file of the FID Inception; by default downloaded once')
-flags.DEFINE_enum('split', 'train', ['train', 'test'], 'of the data set to compare with')
+flags.DEFINE_enum('split', None, ['train', 'test'], 'of the data set: by default train to compare with, test for --nll')
+flags.DEFINE_integer('nll_steps', 0, 'terms of the bound that --nll computes for each image, 0 for all', lower_bound=0)
 flags.DEFINE_string(
     'fid_cache', '', 'statistics to compare with; by default stats/<dataset>.<split>.npz, built if missing'
 )
@@ -142,7 +146,7 @@ flags.DEFINE_string('images', '', 'score this folder, zip or npz of images, or n
 flags.DEFINE_integer('eval_step', 0, 'training steps between evaluations, 0 for none', lower_bound=0)
 flags.DEFINE_bool('fid_use_torch', False, 'the linear algebra of FID on the GPU')
 
-MODES = ('train', 'sample', 'figure', 'stats', 'eval')
+MODES = ('train', 'sample', 'figure', 'nll', 'stats', 'eval')
 
 
 def parse_flags(argv):
@@ -224,7 +228,7 @@ def main(argv):
         if config.train:
             said = (flag.serialize() for flag in own_flags() if flag.value is not None)
             train.train(config, ''.join(f'{line}\n' for line in said), interrupted)
-        if not interrupted() and (config.sample or config.figure or (config.eval and not config.images)):
+        if not interrupted() and (config.sample or config.figure or config.nll or (config.eval and not config.images)):
             with exits(2, ValueError):
                 config, net, step = sample.restore(config, given)
         if config.sample and not interrupted():
@@ -232,6 +236,9 @@ def main(argv):
         if config.figure and not interrupted():
             with exits(2, ValueError):  # of a network that this figure is not for
                 figure.figure(config, net, step, interrupted)
+        if config.nll and not interrupted():
+            with exits(2, ValueError):  # of points, or of steps that the chain does not have
+                nll.nll(config, net, step, interrupted)
         if config.stats and not interrupted():
             evaluate.build_reference(config)
         if config.eval and not interrupted():

@@ -1,16 +1,29 @@
 """The terms of the variational bound against openai/improved-diffusion, scipy and closed forms; learned variances."""
 
 import math
+from collections import deque
 
+import diffusers
 import numpy as np
 import pytest
 import torch
-from conftest import golden
+from conftest import TINY, golden, largest_error
 from scipy import stats
 from torch.nn import functional as F
 
-from diffusion import VAR_TYPES, GaussianDiffusionSampler
+import nll
+import sample
+from diffusion import (
+    VAR_TYPES,
+    GaussianDiffusionSampler,
+    GaussianDiffusionTrainer,
+    Guidance,
+    make_betas,
+    make_timesteps,
+    step_table,
+)
 from likelihood import discretised_log_likelihood, normal_kl, prior_term, variational_term
+from objective import LossAware
 
 T = 50
 BETAS = 1e-4, 0.02
@@ -110,3 +123,106 @@ def test_terms_equal_reference(reference_net, monkeypatch, var_type, clip):
     torch.testing.assert_close(torch.stack(mse, dim=1), arrays[f'x0mse_{var_type}_clip{clip}'], rtol=1e-5, atol=1e-5)
     prior = prior_term(sampler, x_0).mean((1, 2, 3))
     torch.testing.assert_close(prior, arrays['prior_bpd'], rtol=1e-5, atol=1e-5)
+
+
+# --- a Gaussian data set, whose best denoiser is linear
+
+
+class MomentMatched:
+    """sample.Noise, but that the draws of a batch have mean 0 and variance 1, and no covariance with its images."""
+
+    def __init__(self, x_0):
+        self.basis = torch.linalg.qr(torch.stack([torch.ones(x_0.numel()), x_0.flatten()], dim=1).double())[0]
+        self.shape = x_0.shape
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __call__(self, x=None):
+        z = torch.randn(self.basis.shape[0], dtype=torch.float64, generator=self.generator)
+        z = z - self.basis @ (self.basis.T @ z)
+        return (z / z.square().mean().sqrt()).float().view(self.shape)
+
+
+MEAN, STD = -0.1, 0.2
+GAUSSIAN_T, GAUSSIAN_BETAS = 100, (0.01, 0.2)
+
+
+def gaussian_pixels():
+    """8-bit images of N(MEAN, STD^2), stratified so that they are as normal as 8 bits can be."""
+    quantiles = stats.norm(MEAN, STD).ppf((np.arange(64 * 64) + 0.5) / 64**2)
+    pixels = np.round((quantiles + 1) * 127.5)
+    assert 0 < pixels.min() and pixels.max() < 255
+    return torch.from_numpy(np.random.default_rng(0).permutation(pixels).reshape(64, 1, 8, 8) / 127.5 - 1).float()
+
+
+def moments_of_x0(alphas_bar):
+    """E[x_0 | x_t] = m + gain (x_t - alpha m), and its variance: of N(MEAN, STD^2), by t."""
+    variance = alphas_bar * STD**2 + 1 - alphas_bar
+    return alphas_bar.sqrt() * STD**2 / variance, STD**2 * (1 - alphas_bar) / variance
+
+
+def denoiser(sampler, v):
+    """The best epsilon for N(MEAN, STD^2), and the second half of channels `v` [T] or None."""
+    ab = sampler.alphas_bar
+    gain, _ = moments_of_x0(ab)
+
+    def model(x_t, t, y=None):
+        alpha, k, sigma = (table[t].float().view(-1, 1, 1, 1) for table in (ab.sqrt(), gain, (1 - ab).sqrt()))
+        out = (x_t - alpha * (MEAN + k * (x_t - alpha * MEAN))) / sigma
+        return out if v is None else torch.cat([out, v[t].float().view(-1, 1, 1, 1).expand_as(out)], dim=1)
+
+    return model
+
+
+def bits_per_dim(var_type, v, monkeypatch, **options):
+    sampler = GaussianDiffusionSampler(None, *GAUSSIAN_BETAS, GAUSSIAN_T, var_type=var_type, **options)
+    sampler.model = denoiser(sampler, v)
+    x_0 = gaussian_pixels()
+    monkeypatch.setattr(sample, 'Noise', lambda seed, indices, shape, device: MomentMatched(x_0))
+    batches = [(torch.arange(len(x_0)), x_0, None)]
+    p = nll.chances(sampler.alphas_bar[sampler.timesteps], len(sampler.timesteps))
+    return nll.estimate(sampler, batches, len(x_0), p, 0).result()
+
+
+def test_nll_with_the_best_variance_is_the_exact_one(monkeypatch):
+    """The reverse of a Gaussian chain is Gaussian: with its mean and variance the bound is -log p(x_0) itself."""
+    ab = (1 - make_betas('linear', *GAUSSIAN_BETAS, GAUSSIAN_T)).cumprod(0)
+    c0, _, sigma = step_table(ab, range(GAUSSIAN_T)).unbind(1)
+    v = (sigma**2 + c0**2 * moments_of_x0(ab)[1]).log()
+    result, _ = bits_per_dim('learned', v, monkeypatch)
+    x_0, normal = gaussian_pixels().double().numpy(), stats.norm(MEAN, STD)
+    exact = -np.log2(normal.cdf(x_0 + 1 / 255) - normal.cdf(x_0 - 1 / 255)).mean()
+    assert exact > 6 and result['bits_per_dim'] == pytest.approx(exact, abs=1e-3)
+
+
+@pytest.mark.parametrize('var_type', ['fixedlarge', 'fixedsmall', 'learned_range'])
+@pytest.mark.parametrize('steps', [None, 20])
+def test_each_term_is_its_closed_form(monkeypatch, var_type, steps):
+    v = None if var_type.startswith('fixed') else torch.full((GAUSSIAN_T,), 0.3)
+    result, arrays = bits_per_dim(var_type, v, monkeypatch, steps=steps)
+    timesteps = make_timesteps(GAUSSIAN_T, steps)
+    full = (1 - make_betas('linear', *GAUSSIAN_BETAS, GAUSSIAN_T)).cumprod(0)
+    ab = full[timesteps].numpy()
+    # Of the data as they are, 8 bits deep: E (x_0 - x0_hat)^2 for x_t = alpha x_0 + sigma eps.
+    x_0 = gaussian_pixels().double().numpy().ravel()
+    gain = moments_of_x0(full)[0][timesteps].numpy()
+    square = (1 - np.sqrt(ab) * gain) ** 2 * np.mean((x_0 - MEAN) ** 2) + gain**2 * (1 - ab)
+    before = np.append(1, ab[:-1])
+    beta = 1 - ab / before
+    small = (1 - before) / (1 - ab) * beta
+    small[0] = small[1]
+    variance = {'fixedlarge': np.append(small[0], beta[1:]), 'fixedsmall': small}.get(
+        var_type, np.exp(0.65 * np.log(beta) + 0.35 * np.log(small))
+    )
+    kl = 0.5 * (np.log(variance / small) + (small + before * beta**2 / (1 - ab) ** 2 * square) / variance - 1)
+    np.testing.assert_allclose(arrays['terms'][1:].numpy(), kl[1:] / math.log(2), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(arrays['x0_mse'], square, rtol=1e-4)
+    nodes = np.linspace(-6, 6, 201)
+    weights = stats.norm.pdf(nodes)
+    x0_hat = MEAN + gain[0] * (np.sqrt(ab[0]) * (x_0[:, None] - MEAN) + np.sqrt(1 - ab[0]) * nodes)
+    away, p = abs(x_0[:, None] - x0_hat), stats.norm(0, np.sqrt(variance[0]))
+    decoder = -np.log2(p.cdf(1 / 255 - away) - p.cdf(-1 / 255 - away)) @ weights / weights.sum()
+    prior = 0.5 * (ab[-1] * np.mean(x_0**2) - ab[-1] - np.log1p(-ab[-1])) / math.log(2)
+    exact = prior + kl[1:].sum() / math.log(2) + decoder.mean()
+    assert result['L_0'] == pytest.approx(decoder.mean(), abs=1e-3)
+    assert result['L_T'] == pytest.approx(prior, rel=1e-4)
+    assert result['bits_per_dim'] == pytest.approx(exact, abs=1e-3)
