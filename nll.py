@@ -16,6 +16,7 @@ from tqdm import tqdm
 import build
 import picture
 import sample
+from dataset import DataError
 from diffusion import extract
 from likelihood import prior_term, variational_term
 
@@ -30,7 +31,7 @@ def nll(config, net, step=None, interrupted=lambda: False):
     interrupted.
 
     config, net, step: of `sample.restore`. The chain is that of the flags at eta = 1, all T steps unless --sample_steps
-    says otherwise. Raises ValueError for points and as `chances`, DataError where there are no images.
+    says otherwise. Raises ValueError for points and as `chances`, DataError where there are no images for the network.
     """
     if build.of_points(config):
         raise ValueError('--nll is of 8-bit images: points are scored by --eval')
@@ -43,6 +44,8 @@ def nll(config, net, step=None, interrupted=lambda: False):
     steps = config.nll_steps or len(sampler.timesteps)
     p = chances(sampler.alphas_bar.cpu()[sampler.timesteps], steps)
     data = build.dataset(config, config.split)
+    if data.channels != config.channels or data.num_classes < config.num_classes:
+        raise DataError(f'the images of {config.dataset}, or their labels, are not what the checkpoint was trained on')
     size = config.sample_batch_size or sample.batch_that_fits(config, sampler)
     if build.compiles(config, len(data) * steps):
         model.compile()

@@ -1,6 +1,7 @@
 """What a network is trained for: each loss against its definition, and that the sampler of t changes no expectation."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -174,7 +175,9 @@ def test_a_loss_aware_run_in_two_parts_equals_a_whole_one(tmp_path, cli):
     assert load(tmp_path / 'parts')['t_sampler']['pending'][0].sum() == 32
 
 
-def test_compiled_in_float32(tmp_path):
+def test_compiled_in_float32(tmp_path, monkeypatch):
+    """As one graph, losses noted; without the minute that generating code of it takes."""
+    monkeypatch.setattr(torch, 'compile', functools.partial(torch.compile, backend='aot_eager'))
     losses = []
     for compiled in ('off', 'on'):
         flags = ['--loss=hybrid', '--var_type=learned_range', '--t_sampler=loss_aware', f'--compile={compiled}']
