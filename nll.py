@@ -24,11 +24,11 @@ GOLDEN = (5**0.5 - 1) / 2  # whose multiples, modulo 1, are spread evenly howeve
 
 
 def nll(config, net, step=None, interrupted=lambda: False):
-    """Bound -log p(x) of every image of --split, by default test, print it and append it to logdir/nll.txt.
+    """-log p(x_0) <= L_T + sum_t L_{t-1} (paper eq. 5), the mean over --split, by default test, in bits/dim.
 
-    Writes nll.npz and nll.png beside it: for each timestep its mean term in bits/dim and the mean squared error of
-    x0_hat, clipped as an image is; for each image, in order, L_T and the total. Returns the record, or None once
-    interrupted.
+    Prints it, appends it to logdir/nll.txt as a line of JSON, and writes nll.npz and nll.png beside it: for each
+    timestep its mean term and the mean squared error of x0_hat, clipped as an image is; for each image, in order, L_T
+    and the total. Returns the record, or None once interrupted.
 
     config, net, step: of `sample.restore`. The chain is that of the flags at eta = 1, all T steps unless --sample_steps
     says otherwise. Raises ValueError for points and as `chances`, DataError where there are no images for the network.
