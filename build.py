@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import math
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import dataset as datasets
+import distributed
 from diffusion import GaussianDiffusionSampler, GaussianDiffusionTrainer, Guidance, learns_variance
 from model import ContextUNet, PointMLP, UNet
 from objective import LOSSES
@@ -183,21 +185,21 @@ def fit(config, data):
 
 
 def batches(config, data, step):
-    """Endless training batches from `step` on, as `dataset.batches` gives them."""
-    return datasets.batches(
-        data, config.batch_size, config.seed, step, device(config), config.random_flip, config.num_workers
-    )
+    """Endless training batches from `step` on, this rank's share of each, as `dataset.batches` gives them."""
+    how = (device(config), config.random_flip, config.num_workers, config.loader_timeout)
+    share = distributed.share(config.batch_size)
+    return datasets.batches(data, config.batch_size, config.seed, step, *how, share)
 
 
 def in_order(config, data, batch_size=256):
     """Every item of a data set once, as `dataset.in_order` gives them."""
-    return datasets.in_order(data, config.num_workers, batch_size)
+    return datasets.in_order(data, config.num_workers, config.loader_timeout, batch_size)
 
 
 def some(config, data, n):
     """n images or points of a data set, or all of fewer, as the network sees them: those that --seed picks."""
     chosen = next(datasets.index_batches(len(data), min(n, len(data)), config.seed, 0))
-    return data.prepare(datasets.pick(data, chosen), random_flip=False).to(device(config))
+    return data.prepare(datasets.pick(data, chosen)).to(device(config))
 
 
 def labelled(config):
@@ -208,9 +210,9 @@ def labelled(config):
     train = dataset(config)
     if not train.num_classes:
         raise datasets.DataError(f'{config.dataset} has no labels: --feature_net=classifier learns from labels')
-    images, labels = datasets.decode_all(train, config.num_workers)
+    images, labels = datasets.decode_all(train, config.num_workers, config.loader_timeout)
     if config.dataset in datasets.DATASETS or config.test_dataset:
-        return images, labels, *datasets.decode_all(dataset(config, 'test'), config.num_workers)
+        return images, labels, *datasets.decode_all(dataset(config, 'test'), config.num_workers, config.loader_timeout)
     held_out = torch.arange(len(images)) % 10 == 9
     return images[~held_out], labels[~held_out], images[held_out], labels[held_out]
 
@@ -263,6 +265,11 @@ def flops(config):
 
 def check(config):
     """Raise ValueError, naming what is wrong, where a config describes no network, sampler or device."""
+    for key, value in vars(config).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f'{key} must be finite, not {value}')
+    if config.batch_size < distributed.world():
+        raise ValueError(f'batch_size {config.batch_size} gives nothing to some of {distributed.world()} processes')
     if config.batch_size % config.grad_accum:
         raise ValueError(f'grad_accum {config.grad_accum} must divide batch_size {config.batch_size}')
     with torch.device('meta'):
@@ -319,7 +326,8 @@ def adopt(config, stored, given):
     if wrong:
         raise ValueError(f'the checkpoint is of another network than {", ".join(wrong)}: leave the flag out')
     adopted = {key: stored[key] for key in (*NETWORK_KEYS, 'moments') if key in stored}
-    adopted |= {key: stored[key] for key in SAMPLER_KEYS + SCORE_KEYS if key in stored and key not in given}
+    suggested = (*SAMPLER_KEYS, *SCORE_KEYS, 'dropout')
+    adopted |= {key: stored[key] for key in suggested if key in stored and key not in given}
     return SimpleNamespace(**{**vars(config), **adopted})
 
 

@@ -85,12 +85,28 @@ def load(path, map_location='cpu', repair=False):
 
 
 def _load_verified(path, map_location):
+    state = read(path, map_location)
+    if not isinstance(state, dict):
+        raise CheckpointError(f'{path} is no checkpoint: it holds a {type(state).__name__}')
+    return state
+
+
+def read(path, map_location='cpu'):
+    """What torch.save wrote to `path`: tensors and plain values alone, every byte checked where it is a zip.
+
+    Raises CheckpointError where it is missing, damaged or holds anything else.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged:
-            raise CheckpointError(f'{path} is damaged: the CRC of {damaged} does not match')
-        state = torch.load(path, map_location=map_location, weights_only=True)
+        with open(path, 'rb') as file:
+            zipped = file.read(2) != b'\x80\x02'  # the pickle that torch before 1.6 wrote
+        if zipped:
+            with zipfile.ZipFile(path) as archive:
+                if sum(entry.file_size for entry in archive.infolist()) > os.path.getsize(path):
+                    raise CheckpointError(f'{path} is no checkpoint: it would unpack to more bytes than it has')
+                damaged = archive.testzip()
+            if damaged:
+                raise CheckpointError(f'{path} is damaged: the CRC of {damaged} does not match')
+        return torch.load(path, map_location=map_location, weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f'{path} is missing') from error
     except Exception as error:
@@ -98,18 +114,33 @@ def _load_verified(path, map_location):
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f'{path} is damaged or no checkpoint ({_first_line(error)})') from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f'{path} is no checkpoint: it holds a {type(state).__name__}')
-    return state
+
+
+@contextlib.contextmanager
+def blamed(path, *errors):
+    """Raise CheckpointError where what is done with the state at `path` shows that it is of another form.
+
+    errors: exceptions that say so, beside those of a missing key or a value of another type.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, LookupError, OverflowError, RuntimeError, TypeError, *errors) as error:
+        raise CheckpointError(
+            f'{path} is no checkpoint of this program or pytorch-ddpm ({type(error).__name__}: {_first_line(error)})'
+        ) from error
 
 
 def load_weights(module, weights, path):
-    """Load a state dict into `module`, strictly; `path` names its file in the error.
+    """Load a state dict into `module`, strictly; `path` names its file in the error. Raises as `check_weights`."""
+    check_weights(module.state_dict(), weights, path)
+    module.load_state_dict(weights)
 
-    Raises CheckpointError, naming keys and shapes, unless every key and shape is the module's.
-    """
-    wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    found = {key: tuple(value.shape) for key, value in weights.items()}
+
+def check_weights(wanted, found, path):
+    """Raise CheckpointError, naming keys and shapes, unless two dicts of tensors have the same of them."""
+    wanted, found = ({key: tuple(value.shape) for key, value in weights.items()} for weights in (wanted, found))
     complaints = [f'{key} {wanted[key]} is missing' for key in wanted.keys() - found.keys()]
     complaints += [f'{key} {found[key]} is not of this network' for key in found.keys() - wanted.keys()]
     complaints += [
@@ -118,16 +149,21 @@ def load_weights(module, weights, path):
     if complaints:
         more = f' and {len(complaints) - 3} more' if len(complaints) > 3 else ''
         raise CheckpointError(f'{path} is of another architecture: {"; ".join(sorted(complaints)[:3])}{more}')
-    module.load_state_dict(weights)
 
 
 @contextlib.contextmanager
 def exclusive(logdir):
     """Hold `logdir` for one training process; the hold ends with the process, however it dies.
 
-    Raises CheckpointError where another live process holds it, OSError where the folder cannot be written.
+    Raises CheckpointError where another live process holds it, or the folder cannot be made or written.
     """
-    with open(os.path.join(logdir, '.lock'), 'a+') as file:
+    try:
+        os.makedirs(logdir, exist_ok=True)
+        lock = open(os.path.join(logdir, '.lock'), 'a+')  # noqa: SIM115
+    except OSError as error:
+        raise CheckpointError(f'cannot write {logdir}: {error.strerror}; choose another --logdir') from error
+    with lock as file:
+        os.register_at_fork(after_in_child=file.close)  # a data worker that outlives this process holds nothing
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -5,12 +5,14 @@ epoch is a function of (seed, epoch), and a batch of images is flipped and norma
 """
 
 import contextlib
+import io
 import math
+import multiprocessing
 import os
 import signal
 import zipfile
-import zlib
 from collections.abc import Callable
+from functools import partial
 from itertools import groupby, islice
 from typing import NamedTuple
 
@@ -23,6 +25,8 @@ from tqdm import tqdm
 
 RESIDENT_BYTES = 2**30  # a decoded data set up to this size is kept on the device
 EXTENSIONS = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
+FORMATS = ('PNG', 'JPEG', 'BMP', 'GIF', 'WEBP', 'TIFF', 'PPM')  # others, such as EPS, would start programs
+FILE_BYTES, PIXELS = 2**28, 2**26  # of an image: decoding it takes a few times as much memory
 GREY_MODES = ('1', 'L', 'LA', 'I', 'I;16', 'I;16B')
 
 
@@ -49,10 +53,7 @@ def _celeba(root, split):
 
 
 def _lsun(train, test):
-    def load(root, split):
-        return torchvision.datasets.lsun.LSUNClass(os.path.join(root, 'lsun', test if split == 'test' else train))
-
-    return Source(load, 3, 0)
+    return Source(lambda root, split: LMDB(os.path.join(root, 'lsun', test if split == 'test' else train)), 3, 0)
 
 
 def _digits(root, split):
@@ -93,6 +94,33 @@ DATASETS = {
 }
 
 
+class LMDB:
+    """Items (PIL image, 0) of a database of image files, in the order of its keys.
+
+    torchvision's would unpickle a list of keys from whatever file of its name lies in the working folder.
+    """
+
+    def __init__(self, path):
+        import lmdb
+
+        self._open = partial(lmdb.open, path, readonly=True, lock=False, readahead=False, meminit=False)
+        self._handle = None, None  # (process, its environment), which forked workers cannot share
+        with self._transaction() as transaction:
+            self.keys = list(transaction.cursor().iternext(values=False))
+
+    def _transaction(self):
+        if self._handle[0] != os.getpid():
+            self._handle = os.getpid(), self._open()
+        return self._handle[1].begin()
+
+    def __len__(self):
+        return len(self.keys)
+
+    def __getitem__(self, i):
+        with self._transaction() as transaction:
+            return Image.open(io.BytesIO(transaction.get(self.keys[i])), formats=FORMATS), 0
+
+
 class ImageFiles:
     """Items (PIL image, label) of a folder or zip, any nesting; the first folder level is the class.
 
@@ -113,7 +141,7 @@ class ImageFiles:
             self._is_zip = True
             try:
                 names = self._archive().namelist()
-            except (OSError, zipfile.BadZipFile) as error:
+            except Exception as error:  # a broken table of contents makes zipfile raise nearly anything
                 raise DataError(f'cannot read {path} as a zip of images: {error}') from error
         self.names = sorted(name for name in names if _is_image(name))
         if not self.names:
@@ -135,9 +163,18 @@ class ImageFiles:
         return len(self.names)
 
     def __getitem__(self, i):
-        if not self._is_zip:
-            return Image.open(os.path.join(self.path, self.names[i])), self.labels[i]
-        return Image.open(self._archive().open(self.names[i])), self.labels[i]
+        if self._is_zip:
+            info = self._archive().getinfo(self.names[i])
+            size, file = info.file_size, self._archive().open(info)
+        else:
+            file = os.path.join(self.path, self.names[i])
+            size = os.path.getsize(file)
+        if not 0 < size <= FILE_BYTES:
+            raise ValueError(f'a file of {size} bytes')
+        image = Image.open(file, formats=FORMATS)
+        if image.width * image.height > PIXELS:
+            raise ValueError(f'{image.width}x{image.height} pixels are more than {PIXELS}')
+        return image, self.labels[i]
 
     def looks_grey(self):
         """Whether 64 images spread over the set are all stored without colour."""
@@ -203,13 +240,10 @@ class Images:
             return error
         return torch.stack(images), torch.tensor(labels) if self.num_classes else None
 
-    def prepare(self, x, random_flip):
-        """uint8 [B, C, H, W] -> float in [-1, 1], each mirrored with probability 1/2 where `random_flip`."""
+    def prepare(self, x, flip=None):
+        """uint8 [B, C, H, W] -> float in [-1, 1], mirrored where `flip`, bool [B]."""
         x = x.float() / 127.5 - 1
-        if random_flip:
-            flip = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5
-            x = torch.where(flip, x.flip(3), x)
-        return x
+        return x if flip is None else torch.where(flip[:, None, None, None], x.flip(3), x)
 
 
 class Points:
@@ -228,7 +262,7 @@ class Points:
         """A batch for DataLoader: (float32 [B, channels], labels)."""
         return self.x[indices], self.y[indices] if self.num_classes else None
 
-    def prepare(self, x, random_flip):
+    def prepare(self, x, flip=None):
         """The points as they are."""
         return x
 
@@ -298,7 +332,7 @@ def _read_npz(path):
         try:
             with zipfile.ZipFile(path) as archive:
                 yield archive
-        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except Exception as error:  # as above
             raise DataError(f'{path} is no npz of images (arr_0, uint8 [N, H, W, C]): {error}') from error
 
     with opened() as archive, archive.open('arr_0.npy') as file:
@@ -318,54 +352,58 @@ def index_batches(n, batch_size, seed, step):
         step += per_epoch - position
 
 
-def batches(data, batch_size, seed, step, device, random_flip, num_workers):
+def batches(data, batch_size, seed, step, device, random_flip, num_workers, loader_timeout=0, share=slice(None)):
     """Endless (x, y) from training step `step` on: x float on `device`, y int64 [B] or None.
 
     data: `Images`, whose x are [B, C, H, W] in [-1, 1], or `Points`, [B, D]. The indices are a function of (seed,
-    step). Flips are drawn from torch's generator when the batch is asked for.
+    step). Flips are drawn from torch's generator when the batch is asked for. share: what to give of each batch, whose
+    other items are not read, though flips are drawn for all.
 
-    Raises DataError where the set has fewer than batch_size items, or an image cannot be decoded.
+    Raises DataError where the set has fewer than batch_size items, an image cannot be decoded, a worker process dies,
+    or none brings a batch within `loader_timeout` seconds (0 for any, the only choice outside the main thread).
     """
     if len(data) < batch_size:
         raise DataError(f'batch_size {batch_size} is more than the {len(data)} {data.unit} of the data set')
-    indices = index_batches(len(data), batch_size, seed, step)
+    indices = (chosen[share] for chosen in index_batches(len(data), batch_size, seed, step))
     stream = _resident if data.nbytes <= RESIDENT_BYTES else _streamed
-    for x, y in stream(data, indices, device, num_workers):
-        yield data.prepare(x, random_flip), y
+    mirrors = random_flip and isinstance(data, Images)
+    for x, y in stream(data, indices, device, num_workers, loader_timeout):
+        yield data.prepare(x, torch.rand(batch_size, device=device)[share] < 0.5 if mirrors else None), y
 
 
-def _resident(data, indices, device, num_workers):
-    x, y = (None if part is None else part.to(device) for part in decode_all(data, num_workers))
+def _resident(data, indices, device, num_workers, loader_timeout):
+    x, y = (None if part is None else part.to(device) for part in decode_all(data, num_workers, loader_timeout))
     for chosen in indices:
         chosen = chosen.to(device, non_blocking=True)
         yield x[chosen], None if y is None else y[chosen]
 
 
-def _streamed(data, indices, device, num_workers):
-    for x, y in _decoded(data, indices, num_workers):
+def _streamed(data, indices, device, num_workers, loader_timeout):
+    for x, y in _decoded(data, indices, num_workers, loader_timeout):
         yield x.to(device, non_blocking=True), None if y is None else y.to(device, non_blocking=True)
 
 
-def decode_all(data, num_workers=0):
+def decode_all(data, num_workers=0, loader_timeout=0):
     """The whole set in order, as stored: uint8 [N, C, H, W] or points, and int64 [N] or None. Raises DataError."""
-    parts = tqdm(in_order(data, num_workers), 'decoding', -(-len(data) // 256), leave=False, disable=None)
+    parts = in_order(data, num_workers, loader_timeout)
+    parts = tqdm(parts, 'decoding', -(-len(data) // 256), leave=False, disable=None)
     x, y = zip(*parts, strict=True)
     return torch.cat(x), torch.cat(y) if data.num_classes else None
 
 
 def pick(data, indices):
     """The items of `indices`, int64 [n], as stored: uint8 [n, C, H, W] or points. Raises DataError."""
-    ((x, _),) = _decoded(data, [indices], 0)
+    ((x, _),) = _decoded(data, [indices])
     return x
 
 
-def in_order(data, num_workers=0, batch_size=256):
+def in_order(data, num_workers=0, loader_timeout=0, batch_size=256):
     """(uint8 [n, C, H, W] or points, int64 [n] or None) a batch, every item once. Raises DataError."""
     few = data.nbytes < 2**22  # decoded before worker processes would have started
-    return _decoded(data, torch.arange(len(data)).split(batch_size), 0 if few else num_workers)
+    return _decoded(data, torch.arange(len(data)).split(batch_size), 0 if few else num_workers, loader_timeout)
 
 
-def _decoded(data, indices, num_workers):
+def _decoded(data, indices, num_workers=0, loader_timeout=0):
     loader = DataLoader(
         data,
         batch_sampler=indices,
@@ -375,10 +413,50 @@ def _decoded(data, indices, num_workers):
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else it would draw from the global generator
     )
-    for batch in loader:
+    for batch in _awaited(loader, loader_timeout):
         if isinstance(batch, DataError):
             raise batch
         yield batch
+
+
+def _awaited(loader, loader_timeout):
+    """The batches of a loader. Raises DataError where a worker process has died or none brought one for too long."""
+    on_child, others = signal.getsignal(signal.SIGCHLD), multiprocessing.active_children()
+    stream = iter(loader)
+    workers = set(multiprocessing.active_children()).difference(others)
+    with contextlib.suppress(ValueError):  # in a thread, where the loader has set none either
+        signal.signal(signal.SIGCHLD, on_child)  # its own raises wherever the run is, be it within a checkpoint
+    while True:
+        try:
+            with _alarm(loader_timeout if workers else 0):
+                batch = next(stream, None)
+        except (RuntimeError, TimeoutError) as error:
+            if not str(error).startswith(('DataLoader ', 'Pin memory ', 'no batch ')):
+                raise
+            for worker in workers:
+                worker.kill()  # one that hangs would hold up the end of the run
+            raise DataError(f'{error}: see to memory and disk, run it again, or lower --num_workers') from error
+        if batch is None:
+            return
+        yield batch
+
+
+@contextlib.contextmanager
+def _alarm(seconds):
+    # Not DataLoader's timeout: it would still wait for ever for the pixels of a process that has stopped.
+    def ring(*_):
+        raise TimeoutError(f'no batch came from the worker processes for {seconds:g} seconds')
+
+    if not seconds:
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _unchanged(batch):
@@ -386,5 +464,6 @@ def _unchanged(batch):
 
 
 def _leave_signals_to_parent(worker):
+    os.setpgrp()  # out of reach of what is sent to the whole group, as by Ctrl-C and torchrun
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 import build
 import dataset
+import distributed
 import picture
 import sample
 import score
@@ -25,12 +26,14 @@ FEW = 50000  # below this many images the published protocol's FID is biased upw
 def evaluate(config, net, step=None, interrupted=lambda: False):
     """Draw --num_images with `net` and score them in a stream; returns the record, or None once interrupted.
 
+    Each rank draws and scores a share of the images; rank 0 has the record, the others None.
+
     Appends the record as one JSON line to logdir/eval.txt and writes samples_ema.png (256 images, 16 a row) beside it.
 
     Raises ScoreError for unusable weights or statistics, DataError where these cannot be built.
     """
     scores = (_score_points if build.of_points(config) else _score_images)(config, net, interrupted)
-    if interrupted():
+    if scores is None:
         return None
     sampling = {key: getattr(config, key) for key in (*build.SAMPLER_KEYS, *build.LABEL_KEYS, 'T', 'seed')}
     record = {'step': step, 'weights': config.weights, **sampling, **scores}
@@ -41,19 +44,29 @@ def evaluate(config, net, step=None, interrupted=lambda: False):
 
 def _score_images(config, net, interrupted):
     begin = time.monotonic()
-    feature_net = load_feature_net(config)
-    reference = load_reference(config, feature_net)
+    with distributed.main_first():  # to train a classifier and build statistics, where they are missing
+        feature_net = load_feature_net(config)
+        reference = load_reference(config, feature_net)
     scorer = score.Scorer(feature_net, config.num_images, min(10, config.num_images))
     # Labels mean the same to both where the classifier learned those of the data set.
     labelled = config.num_classes and config.feature_net == 'classifier'
-    hits, shown = 0, []
-    for chunk, x_0 in sample.draw(config, net, list(range(config.num_images)), interrupted):
-        logits = scorer.update((x_0 + 1) / 2)
-        hits += (logits.argmax(1) == build.labels(config, chunk)).sum().item() if labelled else 0
-        shown += picture.to_uint8(x_0[: max(0, 256 - chunk[0])]).cpu()
-    if interrupted():
+    hits = torch.zeros((), dtype=torch.int64, device=build.device(config))
+    shown = torch.zeros(min(256, config.num_images), *build.shape(config), dtype=torch.uint8, device=hits.device)
+    indices = list(range(config.num_images))[distributed.share(config.num_images)]
+    for chunk, x_0 in sample.draw(config, net, indices, interrupted):
+        logits = scorer.update((x_0 + 1) / 2, torch.tensor(chunk))
+        hits += (logits.argmax(1) == build.labels(config, chunk)).sum() if labelled else 0
+        seen = [i for i in chunk if i < len(shown)]
+        shown[seen] = picture.to_uint8(x_0[: len(seen)])
+    if distributed.any_rank(interrupted()):
         return None
-    grid = picture.grid(torch.stack(shown), columns=16)
+    scorer.reduce(distributed.all_sum)
+    for gathered in (hits, shown):
+        distributed.all_sum(gathered)
+    if distributed.rank():
+        return None
+    hits = hits.item()
+    grid = picture.grid(shown.cpu(), columns=16)
     sample.save(os.path.join(sample.folder(config), f'samples_{config.weights}.png'), grid)
     scores = report(config, feature_net, scorer.result(reference, config.fid_use_torch), time.monotonic() - begin)
     if labelled:
@@ -64,6 +77,8 @@ def _score_images(config, net, interrupted):
 
 
 def _score_points(config, net, interrupted):
+    if distributed.rank():  # quick, and wanted in one piece
+        return None
     drawn = [x_0.cpu() for _, x_0 in sample.draw(config, net, list(range(config.num_images)), interrupted)]
     if interrupted():
         return None
@@ -163,6 +178,7 @@ def load_reference(config, feature_net):
     """The statistics at `reference_path`, built from the data set where they are missing."""
     path = reference_path(config)
     if not os.path.exists(path):
+        score.check_writable(path)
         images = build.dataset(config, config.split or 'train')
         logging.info('%s is missing: building it from the %d images of %s', path, len(images), config.dataset)
         batches = (x for x, _ in build.in_order(config, images))

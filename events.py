@@ -4,34 +4,60 @@ Not tensorboardX's SummaryWriter: its queue is in no flush, so that a kill after
 before it.
 """
 
+import contextlib
 import os
+import re
+import socket
 import time
 
 import numpy as np
 from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
 
 
 class Events:
     """Scalars and images of a run, by step. Raises OSError where the folder cannot be written."""
 
     def __init__(self, folder):
-        # The process is in the file's name, since another run started within the same second would overwrite it.
-        self.writer = EventsWriter(os.path.join(folder, 'events'), f'.{os.getpid()}')
-        self.flush, self.close = self.writer.flush, self.writer.close
+        # TensorBoard reads the files in the order of their names: a new one goes last, be the clock set back.
+        found = (re.match(r'events\.out\.tfevents\.(\d{10})\.', name) for name in os.listdir(folder))
+        stamp = max([int(time.time()), *(int(name[1]) + 1 for name in found if name)])
+        name = f'events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}'
+        self.path = os.path.join(folder, name)
+        self.writer = RecordWriter(self.path)
+        self._write(file_version='brain.Event:2')
 
     def restart(self, step):
         """Hide what a killed run wrote of steps from `step` on."""
-        self.writer.write_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
+        self._write(step=step, session_log=SessionLog(status=SessionLog.START))
 
     def scalar(self, name, value, step):
         """Note a number."""
-        self._write(summary.scalar(name, value), step)
+        self._write(step=step, summary=summary.scalar(name, value))
 
     def image(self, name, picture, step):
         """Note a PIL image."""
-        self._write(summary.image(name, np.asarray(picture), dataformats='HWC'), step)
+        self._write(step=step, summary=summary.image(name, np.asarray(picture), dataformats='HWC'))
 
-    def _write(self, content, step):
-        self.writer.write_event(Event(wall_time=time.time(), step=step, summary=content))
+    def flush(self):
+        """Have on disk what was noted."""
+        with self._named():
+            self.writer.flush()
+
+    def close(self):
+        """End the file."""
+        with self._named():
+            self.writer.close()
+
+    def _write(self, **event):
+        with self._named():
+            self.writer.write(Event(wall_time=time.time(), **event).SerializeToString())
+
+    @contextlib.contextmanager
+    def _named(self):
+        try:
+            yield
+        except OSError as error:  # of a full disk, which names no file
+            error.filename = self.path
+            raise

@@ -5,9 +5,12 @@ python main.py --flagfile config/CIFAR10.txt --sample    draws images from its c
 python main.py --flagfile config/CIFAR10.txt --eval      reports its FID, IS and KID
 python main.py --flagfile config/CIFAR10.txt --nll       reports its bits/dim
 python main.py --flagfile config/CIFAR10.txt --figure=progressive    draws the way from noise to images
+python main.py --import_ckpt ema_cifar10 --logdir logs/ema_cifar10   makes a run of a published checkpoint
+python main.py --export=diffusers --logdir logs/ema_cifar10          hands a run's model to others
 """
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -20,8 +23,10 @@ import torch
 from absl import app, flags
 
 import build
+import distributed
 import evaluate
 import figure
+import interop
 import nll
 import sample
 import train
@@ -55,6 +60,10 @@ flags.DEFINE_bool('sample', False, 'draw --num_images images from a checkpoint')
 flags.DEFINE_bool('eval', False, 'FID, IS and KID of a checkpoint, or of --images')
 flags.DEFINE_enum('figure', None, list(figure.FIGURES), 'draw one picture of the diffusion of a checkpoint')
 flags.DEFINE_bool('nll', False, 'the variational bound of a checkpoint in bits/dim')
+flags.DEFINE_string(
+    'import_ckpt', '', 'begin a run in --logdir with the weights of this file, folder or published name'
+)
+flags.DEFINE_enum('export', None, list(interop.EXPORTS), 'write the model of a checkpoint to --out, for other programs')
 flags.DEFINE_bool('stats', False, 'build the statistics of the data set that --eval compares with')
 # Network
 flags.DEFINE_enum('net', 'unet', list(build.NETWORKS), 'the network: context_unet is small, point_mlp for 2-D points')
@@ -94,6 +103,7 @@ flags.DEFINE_string('data_dir', './data', 'where named data sets are kept')
 flags.DEFINE_integer('img_size', 32, 'image size', lower_bound=1)
 flags.DEFINE_bool('random_flip', True, 'mirror images with probability 1/2')
 flags.DEFINE_integer('num_workers', 4, 'worker processes for data sets too large to keep on the device', lower_bound=0)
+flags.DEFINE_float('loader_timeout', 300, 'seconds to wait for a batch of those processes, 0 for any', lower_bound=0)
 # Training
 flags.DEFINE_enum('loss', 'mse', list(LOSSES), 'kl: the variational bound; hybrid: mse, and the bound for the variance')
 flags.DEFINE_float('min_snr_gamma', 5.0, "largest signal-to-noise ratio by which --loss=min_snr weights x_0's error")
@@ -109,7 +119,7 @@ flags.DEFINE_integer('total_steps', 800000, 'training steps', lower_bound=1)
 flags.DEFINE_integer('batch_size', 128, 'images of a training step', lower_bound=1)
 flags.DEFINE_integer('grad_accum', 1, 'parts a batch is computed in, to save memory', lower_bound=1)
 flags.DEFINE_float('ema_decay', 0.9999, 'decay of the averaged weights', lower_bound=0, upper_bound=1)
-flags.DEFINE_bool('parallel', False, 'not available yet: several GPUs')
+flags.DEFINE_bool('parallel', False, 'share the work with the other processes that torchrun starts')
 flags.DEFINE_integer('seed', 0, 'of everything random', lower_bound=0)
 flags.DEFINE_enum(
     'precision',
@@ -124,12 +134,14 @@ flags.DEFINE_string('logdir', './logs/DDPM_CIFAR10_EPS', 'folder of the run: che
 flags.DEFINE_integer('sample_size', 64, 'images of a preview', lower_bound=1)
 flags.DEFINE_integer('sample_step', 1000, 'training steps between previews, 0 for none', lower_bound=0)
 flags.DEFINE_integer('save_step', 5000, 'steps between checkpoints, 0 for one at the end alone', lower_bound=0)
+flags.DEFINE_float('save_minutes', 0, 'minutes between checkpoints, beside --save_step; 0 for none', lower_bound=0)
 # Sampling from a checkpoint
 flags.DEFINE_string('ckpt', '', 'checkpoint to use instead of the one in --logdir')
 flags.DEFINE_enum('weights', 'ema', ['ema', 'net'], 'averaged weights or the last ones')
 flags.DEFINE_integer('num_images', 50000, 'images to draw', lower_bound=1)
 flags.DEFINE_integer('sample_batch_size', 128, 'images drawn at once, 0 for as many as fit the device', lower_bound=0)
-flags.DEFINE_string('out', '', 'folder for the images; by default samples/ beside the checkpoint')
+flags.DEFINE_string('out', '', 'where to write; by default samples/, figures/ or the export beside the checkpoint')
+flags.DEFINE_string('license', 'unknown', 'of an exported model, for its card: an identifier such as mit')
 flags.DEFINE_integer(
     'figure_t', 0, 'noisings before the mixing of --figure=interpolate, 0 for half of --T', lower_bound=0
 )
@@ -146,7 +158,7 @@ flags.DEFINE_string('images', '', 'score this folder, zip or npz of images, or n
 flags.DEFINE_integer('eval_step', 0, 'training steps between evaluations, 0 for none', lower_bound=0)
 flags.DEFINE_bool('fid_use_torch', False, 'the linear algebra of FID on the GPU')
 
-MODES = ('train', 'sample', 'figure', 'nll', 'stats', 'eval')
+MODES = ('import_ckpt', 'train', 'sample', 'figure', 'nll', 'stats', 'eval', 'export')
 
 
 def parse_flags(argv):
@@ -178,9 +190,20 @@ def exits(status, *errors):
     try:
         yield
     except errors as error:
-        hint = ': lower --batch_size or raise --grad_accum' if isinstance(error, torch.OutOfMemoryError) else ''
-        print(f'main.py: error: {" ".join(str(error).split())}{hint}', file=sys.stderr)
+        said = ' '.join(str(error).split()) + _remedy(error)
+        if not distributed.rank():
+            print(f'main.py: error: {said}', file=sys.stderr)
+        elif status != 2:  # which rank 0 has said too
+            print(f'main.py: error: rank {distributed.rank()}: {said}', file=sys.stderr)
         sys.exit(status)
+
+
+def _remedy(error):
+    if isinstance(error, torch.OutOfMemoryError):
+        return ': lower --batch_size or raise --grad_accum'
+    if getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return ': make room and run the same command again'
+    return ''
 
 
 def own_flags():
@@ -192,6 +215,13 @@ def configuration():
     """From the flags as parsed: the value of each, with what only the data decides; and the names of those given."""
     config = SimpleNamespace(**{flag.name: flag.value for flag in own_flags()}, channels=3, moments=None)
     return config, {flag.name for flag in own_flags() if flag.present}
+
+
+def flagfile(config):
+    """The text of a flagfile for a config."""
+    for flag in own_flags():
+        flag.value = getattr(config, flag.name)
+    return ''.join(f'{flag.serialize()}\n' for flag in own_flags() if flag.value is not None)
 
 
 class Interruption:
@@ -206,7 +236,8 @@ class Interruption:
         if self.signum:
             os._exit(128 + signum)
         self.signum = signum
-        print('\nstopping after this step; once more stops at once, unsaved', file=sys.stderr)
+        if not distributed.rank():
+            print('\nstopping after this step; once more stops at once, unsaved', file=sys.stderr)
 
     def __call__(self):
         return self.signum is not None
@@ -218,33 +249,82 @@ def main(argv):
     warnings.showwarning = lambda message, *_: logging.warning('%s', message)
     config, given = configuration()
     interrupted = Interruption()
-    with exits(1, OSError, CheckpointError, DataError, ScoreError, FloatingPointError, torch.OutOfMemoryError):
+    failures = OSError, CheckpointError, DataError, ScoreError, FloatingPointError, torch.OutOfMemoryError
+    with exits(1, *failures, distributed.LostRank), distributed.joined():
         with exits(2, ValueError):
-            if config.parallel:
-                raise ValueError('--parallel is not available yet')
+            if config.parallel or os.environ.get('WORLD_SIZE', '1') != '1':
+                share_work(config)
             if not any(getattr(config, mode) for mode in MODES):
                 raise ValueError(f'nothing to do: add {" or ".join(f"--{mode}" for mode in MODES)}')
-            build.check(config)
-        if config.train:
-            said = (flag.serialize() for flag in own_flags() if flag.value is not None)
-            train.train(config, ''.join(f'{line}\n' for line in said), interrupted)
-        if not interrupted() and (config.sample or config.figure or config.nll or (config.eval and not config.images)):
-            with exits(2, ValueError):
-                config, net, step = sample.restore(config, given)
-        if config.sample and not interrupted():
-            sample.sample(config, net, interrupted)
-        if config.figure and not interrupted():
-            with exits(2, ValueError):  # of a network that this figure is not for
-                figure.figure(config, net, step, interrupted)
-        if config.nll and not interrupted():
-            with exits(2, ValueError):  # of points, or of steps that the chain does not have
-                nll.nll(config, net, step, interrupted)
-        if config.stats and not interrupted():
-            evaluate.build_reference(config)
-        if config.eval and not interrupted():
-            with exits(1, ValueError):  # of images that cannot be scored
-                evaluate.evaluate_images(config) if config.images else evaluate.evaluate(config, net, step, interrupted)
-    return 128 + interrupted.signum if interrupted() else 0
+            if not config.import_ckpt:
+                build.check(config)
+        run_modes(config, given, interrupted)
+        signum = distributed.highest(interrupted.signum or 0)
+    return 128 + signum if signum else 0
+
+
+def run_modes(config, given, interrupted):
+    """What main does, once all is well with the flags; what cannot be shared is rank 0's."""
+
+    def go_on():
+        return not distributed.any_rank(interrupted())
+
+    alone = distributed.rank() == 0
+    if config.import_ckpt:
+        with distributed.main_first():
+            config = import_run(config, given)
+    if config.train:
+        train.train(config, flagfile(config), interrupted)
+    if (
+        config.sample or config.figure or config.nll or config.export or (config.eval and not config.images)
+    ) and go_on():
+        with exits(2, ValueError):
+            config, net, step = sample.restore(config, given)
+    if config.sample and go_on():
+        sample.sample(config, net, interrupted)
+    if config.figure and go_on() and alone:
+        with exits(2, ValueError):  # of a network that this figure is not for
+            figure.figure(config, net, step, interrupted)
+    if config.nll and go_on() and alone:
+        with exits(2, ValueError):  # of points, or of steps that the chain does not have
+            nll.nll(config, net, step, interrupted)
+    if config.stats and go_on() and alone:
+        evaluate.build_reference(config)
+    if config.eval and go_on():
+        with exits(1, ValueError):  # of images that cannot be scored
+            if not config.images:
+                evaluate.evaluate(config, net, step, interrupted)
+            elif alone:
+                evaluate.evaluate_images(config)
+    if config.export and go_on() and alone:
+        with exits(2, ValueError):  # of a model that the format cannot represent
+            print(f'{interop.export(config, net, step)}: the {config.weights} weights of step {step}')
+
+
+def share_work(config):
+    """Join the processes that torchrun started. Raises ValueError, saying what to run, where that is amiss."""
+    if not config.parallel:
+        raise ValueError('torchrun started several processes: add --parallel for them to share the work')
+    if distributed.launched():
+        distributed.start(build.device(config))
+        logging.info('sharing the work of %d processes', distributed.world())
+    elif build.device(config).type == 'cuda' and torch.cuda.device_count() > 1:
+        n = torch.cuda.device_count()
+        raise ValueError(f'--parallel on {n} GPUs: torchrun --nproc_per_node={n} main.py ... --parallel')
+    else:
+        logging.info('--parallel: there is one device, which does all the work')
+
+
+def import_run(config, given):
+    """Begin the run of --import_ckpt; returns its config."""
+    source = interop.read(config.import_ckpt)
+    with exits(2, ValueError):
+        config = build.adopt(config, source.config, given)
+        config.cond = bool(config.num_classes)
+        begun = SimpleNamespace(**{**vars(config), **dict.fromkeys(MODES)})
+        train.begin(config, source.net, source.ema, flagfile(begun))
+    print(f'{config.logdir}: a run of {config.import_ckpt}, to --sample, --eval or --train with its flagfile.txt')
+    return config
 
 
 if __name__ == '__main__':

@@ -78,7 +78,7 @@ def _batches(config, data, size):
         indices = torch.arange(start, start + len(x))
         start += len(x)
         y = y.to(build.device(config)) if config.num_classes else None
-        yield indices, data.prepare(x.to(build.device(config)), random_flip=False), y
+        yield indices, data.prepare(x.to(build.device(config))), y
 
 
 def _report(config, record, terms):

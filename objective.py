@@ -65,6 +65,10 @@ class Uniform(nn.Module):
         """The loss [B, ...] as it is."""
         return loss
 
+    def noted(self):
+        """Nothing."""
+        return ()
+
 
 class LossAware(nn.Module):
     """t ~ p_t, proportional to sqrt(E[L_t^2]), each loss weighted by 1 / (T p_t) (Nichol and Dhariwal 2021, eq. 18).
@@ -104,6 +108,10 @@ class LossAware(nn.Module):
         self.pending.index_add_(1, t, torch.stack([torch.ones_like(squares), squares]))
         return loss / (self.T * self.probabilities()[t]).view(-1, *[1] * (loss.ndim - 1))
 
+    def noted(self):
+        """What was noted since the last draw: sums, for several processes to add up."""
+        return (self.pending,)
 
-# name -> function of T giving a module with draw(n, device) -> t and weigh(loss, t) -> loss.
+
+# name -> function of T giving a module with draw(n, device) -> t, weigh(loss, t) -> loss and noted() -> tensors to sum.
 T_SAMPLERS = {'uniform': Uniform, 'loss_aware': LossAware}

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 import build
 import checkpoint
+import distributed
 import picture
 
 BLOCK = 64  # images a generator draws the noise of: one each is too slow on a GPU
@@ -136,7 +137,11 @@ def restore(config, given):
     kind = f'{config.weights}_model'
     if kind not in state:
         raise checkpoint.CheckpointError(f'{path} holds no {kind}: it has {", ".join(map(str, state))}')
-    weights = state[kind]
+    with checkpoint.blamed(path):
+        return _restored(config, given, path, state[kind], state)
+
+
+def _restored(config, given, path, weights, state):
     stored = state.get('config')
     if stored is None:  # pytorch-ddpm's own: the flags describe it, but for the channels, which it had no flag for
         stored = {'channels': weights['head.weight'].shape[1]} if 'head.weight' in weights else {}
@@ -165,6 +170,8 @@ def sample(config, net, interrupted=lambda: False):
 
 
 def _sample_points(config, net, out, interrupted):
+    if distributed.rank():  # quick, and wanted in one piece
+        return
     names = ('points.npz', 'figure.png')
     _claim(out, _fingerprint(config, net), names)
     sampler = build.sampler(config, None)
@@ -186,13 +193,15 @@ def _sample_points(config, net, out, interrupted):
 
 def _sample_images(config, net, out, interrupted):
     names = [f'{i:06d}.png' for i in range(config.num_images)]
-    _claim(out, _fingerprint(config, net), names)
+    with distributed.main_first():
+        if not distributed.rank():
+            _claim(out, _fingerprint(config, net), names)
     paths = [os.path.join(out, name) for name in names]
-    pending = [i for i, path in enumerate(paths) if not os.path.exists(path)]
-    for chunk, x_0 in draw(config, net, pending, interrupted):
+    pending = distributed.from_main([i for i, path in enumerate(paths) if not os.path.exists(path)])
+    for chunk, x_0 in draw(config, net, pending[distributed.share(len(pending))], interrupted):
         for i, image in zip(chunk, picture.to_uint8(x_0).permute(0, 2, 3, 1).cpu().numpy(), strict=True):
             save(paths[i], Image.fromarray(image.squeeze(2) if config.channels == 1 else image))
-    if interrupted():
+    if distributed.any_rank(interrupted()) or distributed.rank():
         return
     _pack(os.path.join(out, 'samples.npz'), paths, (config.img_size, config.img_size, config.channels))
     shown = np.stack([np.array(Image.open(path)).reshape(config.img_size, config.img_size, -1) for path in paths[:256]])

@@ -1,10 +1,14 @@
 """The training loop: Algorithm 1 with EMA, warm-up and clipping, resumed by running the same command again.
 
-Every random number of a step is a function of (seed, rank, step), and the order of an epoch of (seed, epoch), so that a
-checkpoint needs no generator state and a resumed run equals an unbroken one bit for bit on the CPU.
+Every random number of a step is a function of (seed, step), and the order of an epoch of (seed, epoch), so that a
+checkpoint needs no generator state and a resumed run equals an unbroken one bit for bit on the CPU. Of several ranks
+each draws what the whole batch needs and takes its share, so that all together take the steps of one process; only the
+masks of dropout are functions of (seed, rank, step). Rank 0 writes and logs.
 """
 
+import contextlib
 import copy
+import hashlib
 import logging
 import math
 import os
@@ -12,14 +16,17 @@ import time
 from types import SimpleNamespace
 
 import torch
+from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 import build
 import checkpoint
+import distributed
 import evaluate
 import picture
 import sample
+from dataset import DataError
 from events import Events
 
 LOG_SECONDS = 1.0  # between two readings of the losses on a GPU, each of which waits for it
@@ -33,17 +40,49 @@ def train(config, flagfile='', interrupted=lambda: False):
     Raises ValueError, DataError, CheckpointError or OSError where the run cannot start or go on, and FloatingPointError
     where a loss or gradient is not finite; no update with it was made and none is saved.
     """
-    data = build.dataset(config)
+    with distributed.main_first():  # to download
+        data = build.dataset(config)
     config = build.fit(config, data)
     build.check(config)
-    os.makedirs(os.path.join(config.logdir, 'sample'), exist_ok=True)
-    with checkpoint.exclusive(config.logdir):
+    with contextlib.nullcontext() if distributed.rank() else checkpoint.exclusive(config.logdir):
+        os.makedirs(os.path.join(config.logdir, 'sample'), exist_ok=True)
         run = Run(config)
         logging.info('%.2f M parameters on %s', sum(p.numel() for p in run.trained) / 1e6, run.device)
-        run.resume()
-        with open(os.path.join(config.logdir, 'flagfile.txt'), 'w') as file:
-            file.write(flagfile)
+        with distributed.main_first():  # to put a damaged checkpoint aside
+            run.resume()
+        if not distributed.same(run.digest()):
+            raise checkpoint.CheckpointError(
+                f'{run.path} is not the same on every rank: --logdir must be one they share'
+            )
+        write_flagfile(config, flagfile)
         loop(run, data, interrupted)
+
+
+def begin(config, net, ema, flagfile=''):
+    """A run at step 0 in --logdir, of state dicts of a network and its average, which may lack what is not trained.
+
+    Raises FileExistsError where --logdir holds a run, ValueError as `build.check`, CheckpointError where the weights
+    are not of the config's network or the checkpoint cannot be written, OSError.
+    """
+    build.check(config)
+    run = Run(config)
+    for module, weights in ((run.net, net), (run.ema, ema)):
+        fixed = {key: value for key, value in module.named_parameters() if not value.requires_grad}
+        checkpoint.load_weights(module, {**fixed, **weights}, config.import_ckpt)
+    os.makedirs(os.path.join(config.logdir, 'sample'), exist_ok=True)
+    with checkpoint.exclusive(config.logdir):
+        if os.path.exists(run.path):
+            raise FileExistsError(f'{run.path} is there already: choose another --logdir')
+        run.save()
+        write_flagfile(config, flagfile)
+
+
+def write_flagfile(config, text):
+    """Write logdir/flagfile.txt, on rank 0."""
+    if distributed.rank():
+        return
+    with open(os.path.join(config.logdir, 'flagfile.txt'), 'w') as file:
+        file.write(text)
 
 
 def loop(run, data, interrupted):
@@ -53,11 +92,23 @@ def loop(run, data, interrupted):
         logging.info('%s is at step %d of %d: raise --total_steps to go on', run.path, run.step, config.total_steps)
         return
     stream = build.batches(config, data, run.step)
-    bar = tqdm(total=config.total_steps, initial=run.step, unit='step', dynamic_ncols=True)
-    with Log(run, bar) as log:
-        while run.step < config.total_steps and not interrupted():
+    agree, due = distributed.Consensus(), Alarm(config.save_minutes)
+    with Silence() if distributed.rank() else Log(run) as log:
+        while run.step < config.total_steps:
+            stop, save = agree(interrupted(), due())
+            if stop:
+                break
+            if save and run.saved != run.step:
+                log.flush()
+                run.save()
+                log.restart_clock()
             torch.manual_seed(build.derive_seed('step', config.seed, 0, run.step))
-            x_0, y = next(stream)
+            try:
+                x_0, y = next(stream)
+            except DataError:
+                if interrupted():  # by a signal that ended the worker processes too
+                    break
+                raise
             if run.step == 0:
                 log.image('real_sample', x_0[: config.sample_size])
             lr = run.optim.param_groups[0]['lr']
@@ -99,6 +150,31 @@ def p_uncond(config, step):
     return 1 + (config.p_uncond - 1) * min(step / max(1, config.total_steps - 1), 1.0)
 
 
+class Alarm:
+    """Whether so many minutes have passed since it last said so, by rank 0's clock; 0 for never."""
+
+    def __init__(self, minutes):
+        self.seconds = 60 * minutes if distributed.rank() == 0 else 0
+        self.last = time.monotonic()
+
+    def __call__(self):
+        if not 0 < self.seconds <= time.monotonic() - self.last:
+            return False
+        self.last = time.monotonic()
+        return True
+
+
+class MeanLoss(nn.Module):
+    """The mean of a trainer's loss: what is compiled, and whose gradients are averaged over the ranks."""
+
+    def __init__(self, trainer):
+        super().__init__()
+        self.trainer = trainer
+
+    def forward(self, **batch):
+        return self.trainer(**batch).mean()
+
+
 class Run:
     """What a checkpoint holds (network, EMA, optimiser, schedule, step, x_T, sampler of t), and what is done to it."""
 
@@ -113,9 +189,10 @@ class Run:
             self.net.to(memory_format=torch.channels_last)  # on a CPU it slows the way back through GroupNorm
         self.ema = copy.deepcopy(self.net).eval()
         self.trainer = build.trainer(config, self.net).to(self.device)
-        self.loss = self._loss
-        if build.compiles(config, config.total_steps * config.batch_size, backward=True):
-            self.loss = torch.compile(self._loss, dynamic=False, fullgraph=True)
+        self.loss = MeanLoss(self.trainer)
+        if build.compiles(config, config.total_steps * config.batch_size / distributed.world(), backward=True):
+            self.loss.compile(dynamic=False, fullgraph=True)
+        self.loss = distributed.parallel(self.loss, accumulates=config.grad_accum > 1)
         # Every parameter, the frozen time table too: so Adam numbers them as pytorch-ddpm does.
         self.optim = torch.optim.Adam(self.net.parameters(), lr=config.lr, fused=True)
         self.sched = torch.optim.lr_scheduler.LambdaLR(self.optim, lambda step: lr_factor(config, step))
@@ -127,27 +204,34 @@ class Run:
         self.average = get_ema_multi_avg_fn(config.ema_decay)
         self.broken = torch.zeros((), device=self.device)  # 1 from the first loss or gradient that is not finite on
 
-    def _loss(self, **batch):
-        return self.trainer(**batch).mean()
-
     def update(self, x_0, y=None):
-        """One step of Algorithm 1 on a batch: its loss and the gradient's global norm, both still on the device.
+        """One step of Algorithm 1 on this rank's share of a batch.
 
         Labels y are left out with probability `p_uncond`, so that the network learns to do without.
+
+        Returns the loss of the whole batch and its gradient's global norm, both still on the device.
         """
-        config = self.config
+        config, share = self.config, distributed.share(self.config.batch_size)
         self.optim.zero_grad()
-        t, eps = self.trainer.draw(x_0)
-        whole = {'x_0': x_0, 't': t, 'eps': eps}
+        t, eps = self.trainer.draw(x_0.new_empty(config.batch_size, *x_0.shape[1:]))
+        batch = {'x_0': x_0, 't': t[share], 'eps': eps[share]}
         if y is not None:
-            dropped = torch.rand(y.shape, device=y.device) < p_uncond(config, self.step)
-            whole['y'] = torch.where(dropped, config.num_classes, y)
+            dropped = torch.rand(config.batch_size, device=y.device)[share] < p_uncond(config, self.step)
+            batch['y'] = torch.where(dropped, config.num_classes, y)
+        if distributed.rank():  # masks of dropout of its own
+            torch.manual_seed(build.derive_seed('dropout', config.seed, distributed.rank(), self.step))
         loss = torch.zeros((), device=self.device)
-        for part in zip(*(value.chunk(config.grad_accum) for value in whole.values()), strict=True):
-            with self.autocast:
-                share = self.loss(**dict(zip(whole, part, strict=True))) / config.grad_accum
-            share.backward()
-            loss += share.detach()
+        parts = list(zip(*(value.chunk(config.grad_accum) for value in batch.values()), strict=True))
+        for part in parts:
+            last = part is parts[-1]
+            with contextlib.nullcontext() if last else distributed.unsynced(self.loss):
+                with self.autocast:
+                    mean = self.loss(**dict(zip(batch, part, strict=True)))
+                of_batch = mean / (config.batch_size / len(part[0]))
+                (of_batch * distributed.world()).backward()  # as the ranks' gradients are averaged, not summed
+            loss += of_batch.detach()
+        for sums in (loss, *self.trainer.t_sampler.noted()):
+            distributed.all_sum(sums)
         norm = torch.nn.utils.clip_grad_norm_(self.trained, config.grad_clip or math.inf)
         # The fused kernel makes no update where found_inf is 1: the check without waiting for the device.
         self.broken = torch.maximum(self.broken, (~torch.isfinite(loss + norm)).float())
@@ -159,15 +243,20 @@ class Run:
         return loss, norm
 
     def preview(self, interrupted):
-        """x_0 [sample_size, ...] of the EMA network from the fixed x_T; None once interrupted."""
-        seed, indices = build.derive_seed('preview', self.config.seed), range(len(self.x_T))
-        noise = sample.Noise(seed, indices, self.x_T.shape[1:], self.device)
-        sampler = build.sampler(self.config, self.ema).to(self.device)
-        x_T, y = sampler.start(self.x_T), build.labels(self.config, indices)
-        return sample.denoise(self.config, sampler, x_T, y, noise, interrupted)
+        """x_0 [sample_size, ...] of the EMA network from the fixed x_T, a share a rank; None once interrupted."""
+        n = len(self.x_T)
+        share = distributed.share(n)
+        seed, indices = build.derive_seed('preview', self.config.seed), range(n)[share]
+        x_0 = self.x_T[share]
+        if indices:
+            noise = sample.Noise(seed, indices, self.x_T.shape[1:], self.device)
+            sampler = build.sampler(self.config, self.ema).to(self.device)
+            y = build.labels(self.config, indices)
+            x_0 = sample.denoise(self.config, sampler, sampler.start(x_0), y, noise, interrupted)
+        return None if distributed.any_rank(x_0 is None) else distributed.whole(x_0, share, n)
 
     def save(self):
-        """Write the checkpoint. Raises CheckpointError where it cannot be written."""
+        """Write the checkpoint, on rank 0. Raises CheckpointError where it cannot be written."""
         state = {
             'net_model': self.net.state_dict(),
             'ema_model': self.ema.state_dict(),
@@ -176,11 +265,23 @@ class Run:
             'step': self.step,
             'x_T': self.x_T,
             'config': vars(self.config),
+            'ranks': distributed.world(),
         }
         if drawn_by := self.trainer.t_sampler.state_dict():
             state['t_sampler'] = drawn_by
-        checkpoint.save(self.path, state)
+        if not distributed.rank():
+            checkpoint.save(self.path, state)
         self.saved = self.step
+
+    def digest(self):
+        """A hash of what the next step depends on, of which every rank must have the same."""
+        digest = hashlib.sha256(str(self.step).encode())
+        moments = [value for state in self.optim.state.values() for value in state.values()]
+        modules = self.net, self.ema, self.trainer.t_sampler
+        weights = [value for module in modules for value in module.state_dict().values()]
+        for value in (*weights, *moments, self.x_T):
+            digest.update(value.cpu().contiguous().numpy())
+        return digest.hexdigest()
 
     def resume(self):
         """Go on from the checkpoint, ours or pytorch-ddpm's, if there is one; --lr and its schedule are the flags'.
@@ -191,6 +292,14 @@ class Run:
             state = checkpoint.load(self.path, self.device, repair=True)
         except FileNotFoundError:
             return
+        with checkpoint.blamed(self.path, ValueError):
+            self._restore(state)
+        ranks = state.get('ranks', 1)
+        now = distributed.world()
+        changed = '' if ranks == now else f', on {now} {"process" if now == 1 else "processes"} in place of {ranks}'
+        logging.info('resuming %s at step %d%s', self.path, self.step, changed)
+
+    def _restore(self, state):
         stored = state.get('config', {})
         if wrong := build.disagreements(self.config, stored):
             raise checkpoint.CheckpointError(
@@ -199,6 +308,8 @@ class Run:
         checkpoint.load_weights(self.net, state['net_model'], self.path)
         checkpoint.load_weights(self.ema, state['ema_model'], self.path)
         self.step = self.saved = state['sched']['last_epoch']  # pytorch-ddpm's `step` is one less: the last one's index
+        if self.step < 0 or state['x_T'].shape[1:] != self.x_T.shape[1:]:
+            raise ValueError(f'step {self.step}, x_T {list(state["x_T"].shape)}')
         lr = self.config.lr * lr_factor(self.config, self.step)
         for group in state['optim']['param_groups']:
             group.update(fused=True, foreach=None, initial_lr=self.config.lr, lr=lr)
@@ -208,20 +319,31 @@ class Run:
                 moments[key] = torch.empty_like(parameter).copy_(moments[key])
         self.sched.load_state_dict({**state['sched'], 'base_lrs': [self.config.lr], '_last_lr': [lr]})
         self.x_T = state['x_T']
-        self.trainer.t_sampler.load_state_dict(
-            state.get('t_sampler', {}), strict=False
-        )  # of another one, or none: anew
-        logging.info('resuming %s at step %d', self.path, self.step)
+        # Not strict: a checkpoint of another sampler of t, or of none, has it begin anew.
+        self.trainer.t_sampler.load_state_dict(state.get('t_sampler', {}), strict=False)
+
+
+class Silence:
+    """The `Log` of all ranks but 0."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def __getattr__(self, name):
+        return lambda *_: None
 
 
 class Log:
     """TensorBoard and the progress bar. Losses are read off the device, and checked, when shown and before a save."""
 
-    def __init__(self, run, bar):
-        self.run, self.bar = run, bar
+    def __init__(self, run):
+        self.run = run
+        self.bar = tqdm(total=run.config.total_steps, initial=run.step, unit='step', dynamic_ncols=True)
         self.events = Events(run.config.logdir)
-        if run.step:
-            self.events.restart(run.step + 1)
+        self.events.restart(run.step + 1 if run.step else 0)
         self.pending = []  # (step, loss, norm, lr), not yet read
         self.restart_clock()
 
@@ -233,8 +355,10 @@ class Log:
         return self
 
     def __exit__(self, *_):
-        self.events.close()
-        self.bar.close()
+        try:
+            self.events.close()
+        finally:
+            self.bar.close()
 
     def add(self, loss, norm, lr):
         """Note one step."""

@@ -6,7 +6,7 @@ And, of points in the plane, the sliced Wasserstein distance.
 from .both import get_inception_and_fid_score
 from .features import FEATURE_NETS, FeatureNet
 from .fid import calculate_frechet_distance, get_fid_score
-from .files import ScoreError
+from .files import ScoreError, check_writable
 from .inception import PROTOCOLS
 from .inception_score import get_inception_score
 from .kid import kernel_inception_distance
@@ -24,6 +24,7 @@ __all__ = [
     'Statistics',
     'build_statistics',
     'calculate_frechet_distance',
+    'check_writable',
     'get_fid_score',
     'get_inception_and_fid_score',
     'get_inception_score',

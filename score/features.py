@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from . import classifier, inception
-from .files import ScoreError
+from .files import ScoreError, check_writable
 from .images import check_images
 
 
@@ -124,6 +124,7 @@ def classifier_net(weights, *, protocol='pytorch', precision='fp32', device='cpu
     if not Path(weights).is_file():
         if data is None:
             raise ScoreError(f'{weights}: no such classifier, and no labelled data to train it on')
+        check_writable(weights)
         classifier.cache_classifier(weights, data(), seed=seed, device=device)
     network, info, digest = classifier.load_classifier(weights)
     return assemble(

@@ -21,6 +21,18 @@ def file_sha256(path):
     return digest.hexdigest()
 
 
+def check_writable(path):
+    """ScoreError where a missing `path` could not be written: before the hours that making its content may take."""
+    folder = Path(path).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = None if os.access(folder, os.W_OK) else 'it is read-only'
+    except OSError as error:
+        reason = error.strerror
+    if reason:
+        raise ScoreError(f'{path} is missing, and {folder} cannot be written ({reason}): make it writable')
+
+
 @contextmanager
 def atomic_write(path):
     """Yields a binary file that becomes `path` at the end, whole and synced; on any error nothing is left behind."""

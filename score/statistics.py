@@ -1,7 +1,6 @@
 """Mean and covariance in one pass, and the npz files that keep them."""
 
 import warnings
-import zipfile
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from .files import ScoreError, atomic_write
 
 MADE_KEYS = ('n', 'feature_net', 'weights_hash', 'protocol', 'precision')
+FILE_BYTES = 2**27  # of all that is read of a file: with 2048 features it is 75 MB
 
 
 class Moments:
@@ -70,7 +70,8 @@ def check_gaussian(mu, sigma):
         raise ValueError(f'mu must be [d] and sigma [d, d], got {list(mu.shape)} and {list(sigma.shape)}')
     if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
         raise ValueError('mu or sigma holds NaN or infinity')
-    if np.abs(sigma - sigma.T).max() > 1e-6 * np.abs(sigma).max():
+    difference = sigma - sigma.T
+    if np.abs(difference, out=difference).max() > 1e-6 * max(sigma.max(), -sigma.min()):
         raise ValueError('sigma is not symmetric, so it is no covariance')
 
 
@@ -93,26 +94,32 @@ def load_statistics(path, net=None):
     Raises ScoreError for a file that is missing, damaged, no Gaussian, or of another making.
     """
     try:
-        with np.load(path, allow_pickle=False) as npz:
-            arrays = dict(npz)
+        with np.load(path, mmap_mode='r', allow_pickle=False) as npz:
+            wanted = {'mu', 'sigma', 'sample', *MADE_KEYS}.intersection(npz.files)
+            size = sum(npz.zip.getinfo(f'{key}.npy').file_size for key in wanted)
+            if size > FILE_BYTES:
+                raise ValueError(f'{size} bytes of statistics')
+            found, arrays = npz.files, {key: npz[key] for key in wanted}
     except FileNotFoundError:
         raise ScoreError(f'{path}: no such statistics; build them from the data set first') from None
-    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged header makes zipfile or numpy raise nearly anything
         raise ScoreError(f'{path}: truncated, or not an npz of plain arrays ({error}); build it anew') from None
     missing = {'mu', 'sigma'} - set(arrays)
     if missing:
-        raise ScoreError(f'{path}: no {" and no ".join(sorted(missing))} among {sorted(arrays)}; build it anew')
+        raise ScoreError(f'{path}: no {" and no ".join(sorted(missing))} among {sorted(found)}; build it anew')
     mu, sigma, sample = arrays['mu'], arrays['sigma'], arrays.get('sample')
     if {mu.dtype, sigma.dtype} != {np.dtype(np.float64)}:
         warnings.warn(f'{path}: {sigma.dtype} statistics limit FID to about 3 decimals; build them anew', stacklevel=2)
     try:
+        if {mu.dtype.kind, sigma.dtype.kind} != {'f'}:
+            raise ValueError(f'mu and sigma must be floats, not {mu.dtype} and {sigma.dtype}')
         mu, sigma = mu.astype(np.float64), sigma.astype(np.float64)
         check_gaussian(mu, sigma)
-        if sample is not None and sample.shape[1:] != mu.shape:
-            raise ValueError(f'sample must be [m, {len(mu)}], got {list(sample.shape)}')
+        if sample is not None and (sample.shape[1:] != mu.shape or sample.dtype.kind != 'f'):
+            raise ValueError(f'sample must be floats [m, {len(mu)}], got {sample.dtype} {list(sample.shape)}')
+        made = {key: arrays[key].item() for key in MADE_KEYS if key in arrays}
     except ValueError as error:
         raise ScoreError(f'{path}: {error}; build it anew') from None
-    made = {key: arrays[key].item() for key in MADE_KEYS if key in arrays}
     if net is not None:
         check_made(path, len(mu), made, net)
     return Statistics(mu, sigma, made, sample)

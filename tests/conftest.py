@@ -6,6 +6,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,11 @@ import torch
 from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
+from runs import config_of
 
+import build
 import main
+import score
 from model import UNet
 
 ROOT = Path(__file__).parent.parent
@@ -92,3 +96,20 @@ def folder_of_images(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (10 + i, 14, 3), dtype=np.uint8)).save(path)
     return tmp_path / 'images'
+
+
+@pytest.fixture(scope='session')
+def classifier(tmp_path_factory):
+    """The classifier of the digits, trained once."""
+    path = tmp_path_factory.mktemp('classifier') / 'digits.classifier.pt'
+    score.FEATURE_NETS['classifier'](path, data=lambda: build.labelled(config_of(*TINY)))
+    return path
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, classifier):
+    """A working folder of its own, with the digits' classifier in its stats/."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'stats').mkdir()
+    shutil.copy(classifier, 'stats')
+    return tmp_path

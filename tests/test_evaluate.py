@@ -1,40 +1,21 @@
 """--eval, --stats and --images: which images are scored against which statistics, and what is said and kept of it."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY
 from PIL import Image
+from runs import config_of, scalars
 from score_fakes import random_inception_state
-from test_train import config_of, scalars
 
-import build
 import dataset
 import evaluate
 import sample
 import score
 
 CLASSIFIER = '--feature_net=classifier'
-
-
-@pytest.fixture(scope='session')
-def classifier(tmp_path_factory):
-    """The classifier of the digits, trained once."""
-    path = tmp_path_factory.mktemp('classifier') / 'digits.classifier.pt'
-    score.FEATURE_NETS['classifier'](path, data=lambda: build.labelled(config_of(*TINY)))
-    return path
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch, classifier):
-    """A working folder of its own, with the digits' classifier in its stats/."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / 'stats').mkdir()
-    shutil.copy(classifier, 'stats')
-    return tmp_path
 
 
 @pytest.fixture

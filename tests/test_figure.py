@@ -8,7 +8,7 @@ import torch
 from absl.testing import flagsaver
 from conftest import TINY
 from PIL import Image
-from test_train import config_of, scalars
+from runs import config_of, scalars
 
 import build
 import figure

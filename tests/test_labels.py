@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
-from test_train import config_of, load
+from runs import config_of, load
 
 import build
 import sample

@@ -1,16 +1,13 @@
-"""The command line: flagfiles, and one clear line for everything that can be wrong."""
+"""The command line: flagfiles, and one clear line for a failure."""
 
 import os
-import signal
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import ROOT, TINY, spawn
-from test_train import config_of, load
+from runs import config_of, load, one_line
 
 import build
-import checkpoint
 import evaluate
 
 CONFIGS = sorted((ROOT / 'config').glob('*.txt'))
@@ -64,67 +61,7 @@ def test_pytorch_ddpms_flagfile_trains(flagfile, tmp_path, cli):
     assert load(tmp_path / 'run')['step'] == 4
 
 
-# --- bad input: (flags, exit status, phrase)
-
-USAGE = [
-    ([], 'nothing to do'),
-    (['--train', 'extra'], 'unexpected argument extra'),
-    (['--train', '--mean_type=noise'], 'value should be one of <epsilon|xstart|xprev|v>'),
-    (['--train', '--schedule=cubic'], 'schedule'),
-    (['--train', '--no_such_flag'], 'no_such_flag'),
-    (['--train', '--flagfile=no/such.txt'], 'no/such.txt'),
-    (['--train', '--flagfile'], 'flagfile'),
-    (['--train', '--attn=4'], 'attn must name levels 0 to 0'),
-    (['--train', '--attn=x'], 'attn'),
-    (['--train', '--ch=48'], 'ch must be a multiple of 32'),
-    (['--train', '--ch_mult='], 'ch_mult must be one or more'),
-    (['--train', '--ch_mult=1,2,2', '--img_size=10'], 'img_size must be divisible by 4'),
-    (['--train', '--T=0'], 'T'),
-    (['--train', '--beta_1=0'], 'beta_1 must be in (0, 1]'),
-    (['--train', '--beta_T=1.1'], 'beta_T must be in (0, 1]'),
-    (['--train', '--schedule=jsd'], 'mean_type epsilon gives no x_0'),
-    (['--train', '--eta=1.5'], 'eta'),
-    (['--train', '--eta=-0.1'], 'eta'),
-    (['--train', '--sample_steps=9'], 'between 1 and T = 8, not 9'),
-    (['--train', '--sample_steps=8', '--spacing=quad'], 'distinct steps'),
-    (['--train', '--batch_size=-1'], 'batch_size'),
-    (['--train', '--img_size=0'], 'img_size'),
-    (['--sample', '--num_images=0'], 'num_images'),
-    (['--train', '--grad_accum=3'], 'grad_accum 3 must divide batch_size 8'),
-    (['--train', '--dropout=2'], 'dropout'),
-    (['--train', '--net=transformer'], 'net'),
-    (['--train', '--net=context_unet', '--ch_mult=1,1,2', '--img_size=10'], 'img_size must be divisible by 4'),
-    (['--figure=spiral'], 'figure'),
-    (['--train', '--seed=-1'], 'seed'),
-    (['--train', '--parallel'], '--parallel is not available yet'),
-    (['--eval', '--feature_net=vgg'], 'feature_net'),
-    (['--eval', '--fid_protocol=jax'], 'fid_protocol'),
-    pytest.param(
-        ['--train', '--device=cuda'],
-        'no CUDA device',
-        marks=pytest.mark.skipif(torch.cuda.is_available(), reason='there is a CUDA device'),
-    ),
-]
-
-
-def one_line(error):
-    (line,) = error.strip().splitlines()[-1:]
-    assert line.startswith('main.py: error: ') and 'Traceback' not in error
-    return line
-
-
-@pytest.mark.parametrize('argv, phrase', USAGE, ids=lambda value: ' '.join(value) if isinstance(value, list) else None)
-def test_wrong_usage_is_one_line_and_2(tmp_path, cli, argv, phrase):
-    (tmp_path / 'tiny.txt').write_text('\n'.join(TINY))
-    status, _, error = cli(f'--flagfile={tmp_path / "tiny.txt"}', f'--logdir={tmp_path / "run"}', *argv)
-    assert status == 2 and phrase in one_line(error)
-    assert not (tmp_path / 'run').exists()
-
-
-@pytest.fixture
-def trained(tmp_path, cli):
-    assert cli(*TINY, '--train', f'--logdir={tmp_path / "run"}')[0] == 0
-    return tmp_path / 'run'
+# --- failures
 
 
 def fails(cli, *argv):
@@ -144,45 +81,10 @@ def test_data_that_cannot_be_read(tmp_path, cli):
     assert not (tmp_path / 'run' / 'ckpt.pt').exists()
 
 
-def test_a_folder_that_cannot_be_written(tmp_path, cli):
-    (tmp_path / 'file').write_text('')
-    assert 'file' in fails(cli, '--train', f'--logdir={tmp_path / "file" / "run"}')
-    assert '/proc/run' in fails(cli, '--train', '--logdir=/proc/run')
-
-
 def test_nothing_to_sample_from(tmp_path, cli):
     assert f'no checkpoint at {tmp_path}/ckpt.pt' in fails(cli, '--sample', f'--logdir={tmp_path}')
     assert 'no checkpoint at a.pt' in fails(cli, '--sample', '--ckpt=a.pt')
     assert str(tmp_path) in fails(cli, '--sample', f'--ckpt={tmp_path}')
-
-
-def test_a_checkpoint_of_another_network_is_not_resumed(trained, cli):
-    line = fails(cli, '--train', f'--logdir={trained}', '--ch=64', '--T=9', '--total_steps=9')
-    assert '--ch=64 (trained with 32)' in line and '--T=9 (trained with 8)' in line
-    state = load(trained)
-    del state['config']
-    torch.save(state, trained / 'ckpt.pt')
-    line = fails(cli, '--train', f'--logdir={trained}', '--ch=64')
-    assert 'another architecture' in line and 'downblocks.0.block1.0.bias is (32,), not (64,)' in line
-
-
-def test_damaged_checkpoints(trained, cli):
-    assert cli(*TINY, '--train', f'--logdir={trained}', '--total_steps=6')[0] == 0
-    (trained / 'ckpt.pt').write_bytes(b'')
-    status, _, error = cli(*TINY, '--train', f'--logdir={trained}', '--total_steps=6')
-    assert status == 0 and 'WARNING' in error and 'at step 4' in error and load(trained)['step'] == 6
-    (trained / 'ckpt.pt').write_bytes(b'')
-    (trained / 'ckpt.prev.pt').write_bytes(b'')
-    assert 'ckpt.prev.pt is damaged' in fails(cli, '--train', f'--logdir={trained}')
-    assert (trained / 'ckpt.pt').read_bytes() == (trained / 'ckpt.prev.pt').read_bytes() == b''
-
-
-def test_a_folder_in_use(trained, cli):
-    with checkpoint.exclusive(str(trained)):
-        before = (trained / 'flagfile.txt').read_bytes()
-        assert 'is training in' in fails(cli, '--train', f'--logdir={trained}', '--total_steps=9')
-        assert (trained / 'flagfile.txt').read_bytes() == before
-        assert cli('--sample', '--num_images=1', f'--logdir={trained}')[0] == 0  # looking is allowed
 
 
 def test_a_failure_and_an_interruption_as_a_user_sees_them(tmp_path):
@@ -190,13 +92,3 @@ def test_a_failure_and_an_interruption_as_a_user_sees_them(tmp_path):
     out, error = process.communicate(timeout=60)
     assert (process.returncode, out) == (1, '') and one_line(error) == error.strip()
     assert Path(tmp_path).exists() and not list(Path(tmp_path).iterdir())
-
-
-def test_an_interrupted_sampling_exits_130(trained):
-    process = spawn('--sample', f'--logdir={trained}', '--num_images=1000000', '--sample_batch_size=1')
-    for line in iter(lambda: process.stderr.read(1), ''):
-        if line == '%':  # of the progress bar
-            break
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130 and 'Traceback' not in error

@@ -6,7 +6,7 @@ import functools
 import pytest
 import torch
 from conftest import TINY
-from test_train import config_of, differences, load, without_logdir
+from runs import config_of, differences, load, without_logdir
 
 import build
 import train

@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import ROOT, TINY
 from PIL import Image
+from runs import config_of, load, scalars
 from scipy.stats import wasserstein_distance
-from test_train import config_of, load, scalars
 
 import build
 import dataset

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from absl.testing import flagsaver
 from conftest import TINY
 from PIL import Image
-from test_train import config_of
+from runs import config_of
 
 import main
 import picture
@@ -118,19 +117,6 @@ def test_the_checkpoint_decides_the_network_and_the_flags_given_the_sampler(logd
     assert status == 2 and '--ch=64 (trained with 32)' in error
 
 
-def test_a_full_disk_leaves_whole_images_and_no_others(logdir, tmp_path, cli):
-    argv = ['--sample', f'--logdir={logdir / "rgb"}', '--num_images=30', f'--out={tmp_path}', '--sample_batch_size=10']
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))  # room for an image, not for 30 in one file
-    try:
-        status, _, error = cli(*argv)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert status == 1 and error.strip().splitlines()[-1].startswith('main.py: error: ')
-    assert sorted(os.listdir(tmp_path)) == [f'{i:06d}.png' for i in range(30)] + ['samples.json']
-    assert cli(*argv)[0] == 0 and images_in(tmp_path).shape[0] == 30
-
-
 def test_by_default_samples_lie_beside_the_checkpoint(logdir, tmp_path, cli):
     shutil.copy(logdir / 'grey' / 'ckpt.pt', tmp_path / 'ckpt.pt')
     assert cli('--sample', f'--ckpt={tmp_path / "ckpt.pt"}', '--num_images=1')[0] == 0
@@ -142,16 +128,6 @@ def test_ema_and_net_weights_differ(logdir, tmp_path, cli):
         argv = ['--sample', f'--logdir={logdir / "grey"}', '--num_images=2', f'--out={tmp_path / weights}']
         assert cli(*argv, f'--weights={weights}')[0] == 0
     assert not np.array_equal(images_in(tmp_path / 'ema'), images_in(tmp_path / 'net'))
-
-
-def test_pytorch_ddpms_own_checkpoint_is_sampled_by_the_flags(logdir, tmp_path, cli):
-    state = torch.load(logdir / 'rgb' / 'ckpt.pt', weights_only=True)
-    del state['config']
-    torch.save(state, tmp_path / 'ckpt.pt')
-    argv = [*TINY, '--sample', '--num_images=3']
-    assert cli(*argv, f'--ckpt={tmp_path / "ckpt.pt"}')[0] == 0
-    assert cli(*argv, f'--logdir={logdir / "rgb"}', f'--out={tmp_path / "ours"}')[0] == 0
-    assert np.array_equal(images_in(tmp_path / 'samples'), images_in(tmp_path / 'ours'))
 
 
 def test_uint8_rounds_to_the_nearest():

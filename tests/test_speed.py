@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY, largest_error
-from test_train import config_of, differences, load, without_logdir
+from runs import config_of, differences, load, without_logdir
 
 import build
 import sample
@@ -48,6 +48,7 @@ def test_bf16_loss_and_gradient():
     results = []
     for run in (plain, fast):
         torch.manual_seed(1)
+        run.config.batch_size = len(x_0)
         loss, _ = run.update(x_0)
         results.append((loss.item(), torch.cat([p.grad.flatten() for p in run.trained])))
     (loss, gradient), (fast_loss, fast_gradient) = results

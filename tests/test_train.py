@@ -2,100 +2,21 @@
 
 import copy
 import os
-import signal
-import struct
-import subprocess
-import sys
-import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from absl.testing import flagsaver
-from conftest import ROOT, TINY, spawn
+from conftest import TINY
 from PIL import Image
-from tensorboardX.proto import event_pb2
+from runs import config_of, differences, load, scalars, without_logdir
 
 import build
-import checkpoint
 import dataset
-import main
 import sample
 import train
 
-
-def config_of(*argv):
-    """The config that main.py would make of these flags."""
-    with flagsaver.flagsaver():
-        main.parse_flags(['main.py', *map(str, argv)])
-        config, _ = main.configuration()
-        config.channels = 1
-        return config
-
-
-def load(logdir, name='ckpt.pt'):
-    return checkpoint.load(str(Path(logdir) / name))
-
-
-def differences(a, b, where=''):
-    """Paths at which two nests of tensors and values differ in a single bit."""
-    if isinstance(a, torch.Tensor):
-        return [] if a.dtype == b.dtype and torch.equal(a, b) else [where]
-    if isinstance(a, dict):
-        if a.keys() != b.keys():
-            return [where]
-        return [path for key in a for path in differences(a[key], b[key], f'{where}/{key}')]
-    if isinstance(a, (list, tuple)):
-        if len(a) != len(b):
-            return [where]
-        return [path for i, pair in enumerate(zip(a, b, strict=True)) for path in differences(*pair, f'{where}/{i}')]
-    return [] if a == b else [where]
-
-
-def without_logdir(state):
-    return {**state, 'config': {key: value for key, value in state['config'].items() if key != 'logdir'}}
-
-
-def scalars(logdir, tag):
-    """step -> value, the last one written, from TensorBoard's files; a file cut off by a kill ends where it was cut."""
-    found = {}
-    for path in sorted(Path(logdir).glob('events.*'), key=lambda path: path.stat().st_mtime):
-        content, at = path.read_bytes(), 0
-        while at + 12 <= len(content):
-            (length,) = struct.unpack_from('<Q', content, at)
-            if at + 16 + length > len(content):
-                break
-            event = event_pb2.Event.FromString(content[at + 12 : at + 12 + length])
-            for value in event.summary.value:
-                if value.tag == tag:
-                    found[event.step] = value.simple_value
-            at += 16 + length
-    return found
-
-
 # --- resuming
-
-
-@pytest.mark.parametrize('precision', ['fp32', 'bf16'])
-def test_twenty_kills_change_no_bit(tmp_path, precision):
-    argv = [*TINY, '--train', '--total_steps=60', '--save_step=2', '--dropout=0.1', f'--precision={precision}']
-    argv += ['--lr_schedule=cosine']
-    env = {**os.environ, 'PYTHONPATH': str(ROOT)}
-    script = [sys.executable, str(ROOT / 'tests' / 'kills.py')]
-    for name, kills in (('whole', 0), ('killed', 20)):
-        done = subprocess.run(
-            [*script, str(kills), *argv, f'--logdir={tmp_path / name}'], env=env, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        assert int(done.stdout) == kills
-    whole, killed = (load(tmp_path / name) for name in ('whole', 'killed'))
-    assert whole['step'] == 60
-    assert differences(without_logdir(whole), without_logdir(killed)) == []
-    losses = scalars(tmp_path / 'whole', 'loss')
-    assert list(losses) == list(range(1, 61))
-    assert scalars(tmp_path / 'killed', 'loss') == losses
 
 
 @pytest.mark.parametrize('streamed', [False, True])
@@ -116,60 +37,6 @@ def test_its_flagfile_repeats_the_run(tmp_path, cli):
     assert cli(f'--flagfile={tmp_path / "a" / "flagfile.txt"}', f'--logdir={tmp_path / "b"}')[0] == 0
     a, b = (without_logdir(load(tmp_path / name)) for name in 'ab')
     assert differences(a, b) == [] and a['config']['attn'] == []
-
-
-def test_pytorch_ddpms_own_checkpoint_is_resumed(tmp_path, cli):
-    """It has no config, numbers the last step from 0 and knows neither fused Adam nor newer options of it."""
-    assert cli(*TINY, '--train', f'--logdir={tmp_path / "a"}', '--total_steps=6')[0] == 0
-    assert cli(*TINY, '--train', f'--logdir={tmp_path / "b"}', '--total_steps=4')[0] == 0
-    state = load(tmp_path / 'b')
-    del state['config']
-    state['step'] -= 1
-    for group in state['optim']['param_groups']:
-        for key in ('fused', 'foreach', 'capturable', 'differentiable', 'maximize', 'decoupled_weight_decay'):
-            del group[key]
-    torch.save(state, tmp_path / 'b' / 'ckpt.pt')
-    assert cli(*TINY, '--train', f'--logdir={tmp_path / "b"}', '--total_steps=6')[0] == 0
-    a, b = (without_logdir(load(tmp_path / name)) for name in 'ab')
-    assert a['step'] == b['step'] == 6 and differences(a['net_model'], b['net_model']) == []
-    assert differences(a['optim']['state'], b['optim']['state']) == []
-
-
-def test_a_finished_run_is_left_alone(tmp_path, cli):
-    assert cli(*TINY, '--train', f'--logdir={tmp_path}')[0] == 0
-    before = (tmp_path / 'ckpt.pt').read_bytes()
-    status, _, error = cli(*TINY, '--train', f'--logdir={tmp_path}')
-    assert status == 0 and 'at step 4 of 4: raise --total_steps' in error
-    assert (tmp_path / 'ckpt.pt').read_bytes() == before
-
-
-@pytest.mark.parametrize('signum, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_finishes_the_step_and_saves(tmp_path, signum, status):
-    process = spawn(*TINY, '--train', f'--logdir={tmp_path}', '--total_steps=1000000', '--save_step=10')
-    deadline = time.monotonic() + 60
-    while not (tmp_path / 'ckpt.pt').exists():
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signum)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == status and 'Traceback' not in error
-    assert load(tmp_path)['step'] >= 10 and max(scalars(tmp_path, 'loss')) == load(tmp_path)['step']
-
-
-def test_a_second_signal_ends_at_once(monkeypatch):
-    ended = []
-    monkeypatch.setattr(os, '_exit', ended.append)
-    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        interrupted = main.Interruption()
-        assert not interrupted()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert interrupted() and not ended
-        os.kill(os.getpid(), signal.SIGINT)
-        assert ended == [130]
-    finally:
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
 
 
 # --- a step
@@ -228,26 +95,6 @@ def test_learning_rate():
     assert train.lr_factor(config, 0) == 1
 
 
-def test_no_update_is_made_with_a_gradient_that_is_not_finite(tmp_path):
-    run = train.Run(config_of(*TINY, f'--logdir={tmp_path}', '--warmup=0'))
-    run.update(torch.zeros(8, 1, 8, 8))
-    before = copy.deepcopy(run.net.state_dict()), copy.deepcopy(run.optim.state_dict()['state'])
-    run.update(torch.full((8, 1, 8, 8), torch.nan))
-    run.update(torch.zeros(8, 1, 8, 8))  # nor with any after it
-    assert differences(before[0], run.net.state_dict()) == []
-    assert differences(before[1], run.optim.state_dict()['state']) == []
-
-
-def test_a_loss_that_is_not_finite_ends_the_run_and_reaches_no_checkpoint(tmp_path, cli):
-    argv = [*TINY, '--train', f'--logdir={tmp_path}', '--save_step=1', '--total_steps=50', '--lr=1e30', '--warmup=0']
-    status, _, error = cli(*argv)
-    assert status == 1 and 'Traceback' not in error
-    step = load(tmp_path)['step']
-    assert f'main.py: error: step {step + 1}: loss' in error and f'the checkpoint is of step {step}' in error
-    for part in ('net_model', 'ema_model'):
-        assert all(value.isfinite().all() for value in load(tmp_path)[part].values())
-
-
 # --- what a run leaves
 
 
@@ -256,7 +103,7 @@ def test_what_a_run_writes(tmp_path, cli):
     status, _, error = cli(*argv)
     assert status == 0 and '6/6' in error and 'loss=' in error and 'lr=' in error and 'img_s=' in error
     state = load(tmp_path)
-    assert set(state) == {'net_model', 'ema_model', 'optim', 'sched', 'step', 'x_T', 'config'}
+    assert set(state) == {'net_model', 'ema_model', 'optim', 'sched', 'step', 'x_T', 'config', 'ranks'}
     assert state['step'] == state['sched']['last_epoch'] == 6 and load(tmp_path, 'ckpt.prev.pt')['step'] == 4
     assert sorted(os.listdir(tmp_path / 'sample')) == ['3.png', '6.png']
     for tag in ('loss', 'lr', 'grad_norm', 'img_per_sec'):
@@ -275,23 +122,6 @@ def test_previews_are_of_the_ema_network_in_eval_mode_from_the_fixed_noise(tmp_p
     images = run.preview(lambda: False)
     assert torch.equal(images, expected) and torch.equal(images, run.preview(lambda: False))
     assert run.preview(lambda: True) is None
-
-
-def test_a_full_disk_ends_the_run_with_one_line_and_the_old_checkpoint(tmp_path):
-    def limit():
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-
-    first = spawn(*TINY, '--train', f'--logdir={tmp_path}', '--total_steps=2')
-    assert first.wait(60) == 0
-    before = (tmp_path / 'ckpt.pt').read_bytes()
-    second = spawn(*TINY, '--train', f'--logdir={tmp_path}', '--total_steps=4', preexec_fn=limit)
-    _, error = second.communicate(timeout=60)
-    assert second.returncode == 1 and 'Traceback' not in error
-    assert error.strip().splitlines()[-1].startswith(f'main.py: error: cannot write {tmp_path}/ckpt.pt')
-    assert (tmp_path / 'ckpt.pt').read_bytes() == before
-    assert not (tmp_path / 'ckpt.pt.tmp').exists()
 
 
 def test_colour_previews(tmp_path, cli, folder_of_images):

@@ -1,0 +1,41 @@
+"""One flipped bit of a checkpoint, anywhere, is noticed or changes nothing; the one before is used with a warning."""
+
+import random
+from pathlib import Path
+
+import torch
+from runs import differences
+
+import checkpoint
+from checkpoint import CheckpointError
+
+
+def state(n):
+    return {'step': n, 'weights': torch.arange(2000.0) + n, 'config': {'ch': 32, 'attn': []}}
+
+
+def test_any_flipped_bit_is_noticed_or_harmless(tmp_path):
+    path = tmp_path / 'ckpt.pt'
+    checkpoint.save(str(path), state(1))
+    content = path.read_bytes()
+    noticed = 0
+    for at in random.Random(0).sample(range(len(content)), 300):
+        flipped = bytearray(content)
+        flipped[at] ^= 1 << at % 8
+        path.write_bytes(flipped)
+        try:
+            assert differences(checkpoint.load(str(path)), state(1)) == []
+        except CheckpointError:
+            noticed += 1
+    assert noticed > 200  # the rest fell into the zip's padding
+
+
+def test_the_one_before_is_used(tmp_path, caplog):
+    path = Path(tmp_path / 'ckpt.pt')
+    for n in (1, 2):
+        checkpoint.save(str(path), state(n))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4  # among the weights
+    path.write_bytes(content)
+    assert checkpoint.load(str(path))['step'] == 1
+    assert f'{path} is damaged: the CRC of' in caplog.text and 'using' in caplog.text

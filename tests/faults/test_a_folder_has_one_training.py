@@ -1,0 +1,51 @@
+"""A second training in one folder is refused and changes nothing; the lock of a dead process holds nobody up."""
+
+import os
+import signal
+import time
+
+import pytest
+from conftest import TINY
+from runs import Forked, load, one_line
+
+import checkpoint
+import dataset
+from checkpoint import CheckpointError
+
+
+def test_a_second_training_is_refused(tmp_path, cli):
+    assert cli(*TINY, '--train', f'--logdir={tmp_path}')[0] == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with checkpoint.exclusive(str(tmp_path)):
+        status, _, error = cli(*TINY, '--train', f'--logdir={tmp_path}', '--total_steps=9')
+        assert status == 1 and f'process {os.getpid()} is training in {tmp_path}' in one_line(error)
+        assert cli('--sample', '--num_images=1', f'--logdir={tmp_path}')[0] == 0  # looking is allowed
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before | {'.lock': b'%d\n' % os.getpid()}
+    assert cli(*TINY, '--train', f'--logdir={tmp_path}', '--total_steps=9')[0] == 0 and load(tmp_path)['step'] == 9
+
+
+def test_what_a_dead_process_left_is_no_lock(tmp_path):
+    (tmp_path / '.lock').write_text('1\n')  # of a live process, but not of ours
+    with checkpoint.exclusive(str(tmp_path)):
+        assert (tmp_path / '.lock').read_text() == f'{os.getpid()}\n'
+    with checkpoint.exclusive(str(tmp_path)):
+        pass
+
+
+def stream():
+    dataset.RESIDENT_BYTES = 0
+
+
+def test_the_workers_of_a_killed_process_hold_no_lock(tmp_path):
+    argv = [*TINY, '--train', f'--logdir={tmp_path}', '--total_steps=1000000', '--compile=off', '--save_step=2']
+    run = Forked(*argv, '--num_workers=2', log=tmp_path / 'log', before=stream)
+    while not (tmp_path / 'ckpt.pt').exists():
+        assert run.process.is_alive(), run.error()
+        time.sleep(0.02)
+    with pytest.raises(CheckpointError, match=f'process {run.pid} is training in'), checkpoint.exclusive(str(tmp_path)):
+        pass
+    os.kill(run.pid, signal.SIGKILL)
+    while os.path.exists(f'/proc/{run.pid}'):
+        time.sleep(0.02)
+    with checkpoint.exclusive(str(tmp_path)):
+        pass

@@ -1,0 +1,47 @@
+"""A loss or a gradient that is NaN ends the run with the step's number; no update is made of it and none is saved."""
+
+import copy
+
+import pytest
+import torch
+from conftest import TINY
+from runs import config_of, differences, load, one_line
+
+import train
+
+
+@pytest.mark.parametrize('what', ['loss', 'gradient'])
+def test_the_run_ends(tmp_path, cli, monkeypatch, what):
+    whole = train.Run._loss
+
+    def broken(run, **batch):
+        loss = whole(run, **batch)
+        if run.step != 5:
+            return loss
+        if what == 'loss':
+            return loss * torch.nan
+        loss.register_hook(lambda gradient: gradient * torch.nan)
+        return loss
+
+    argv = [*TINY, '--train', f'--logdir={tmp_path}', '--save_step=2', '--total_steps=50']
+    assert cli(*argv, '--total_steps=4')[0] == 0
+    before = (tmp_path / 'ckpt.pt').read_bytes()
+    monkeypatch.setattr(train.Run, '_loss', broken)
+    status, _, error = cli(*argv)
+    line = one_line(error)
+    assert (
+        status == 1 and 'step 6: loss' in line and 'the checkpoint is of step 4' in line and 'try a lower --lr' in line
+    )
+    assert (f'{what} nan' if what == 'loss' else 'gradient norm nan') in line
+    assert (tmp_path / 'ckpt.pt').read_bytes() == before
+    monkeypatch.undo()
+    assert cli(*argv, '--total_steps=8')[0] == 0 and load(tmp_path)['step'] == 8
+
+
+def test_no_update_is_made(tmp_path):
+    run = train.Run(config_of(*TINY, f'--logdir={tmp_path}', '--warmup=0'))
+    run.update(torch.zeros(8, 1, 8, 8))
+    before = copy.deepcopy([run.net.state_dict(), run.optim.state_dict()['state']])
+    run.update(torch.full((8, 1, 8, 8), torch.nan))
+    run.update(torch.zeros(8, 1, 8, 8))  # nor of any batch after it
+    assert differences(before, [run.net.state_dict(), run.optim.state_dict()['state']]) == []

@@ -1,0 +1,61 @@
+"""A wrong flag, or a wrong pair of them, is one line that names it and exit status 2, before anything is written."""
+
+import pytest
+import torch
+from conftest import TINY
+from runs import one_line
+
+USAGE = [
+    ([], 'nothing to do'),
+    (['--train', 'extra'], 'unexpected argument extra'),
+    (['--train', '--mean_type=noise'], 'value should be one of <epsilon|xstart|xprev|v>'),
+    (['--train', '--schedule=cubic'], 'schedule'),
+    (['--train', '--no_such_flag'], 'no_such_flag'),
+    (['--train', '--flagfile=no/such.txt'], 'no/such.txt'),
+    (['--train', '--flagfile'], 'flagfile'),
+    (['--train', '--attn=4'], 'attn must name levels 0 to 0'),
+    (['--train', '--attn=x'], 'attn'),
+    (['--train', '--ch=48'], 'ch must be a multiple of 32'),
+    (['--train', '--ch_mult='], 'ch_mult must be one or more'),
+    (['--train', '--ch_mult=1,2,2', '--img_size=10'], 'img_size must be divisible by 4'),
+    (['--train', '--T=0'], 'T'),
+    (['--train', '--beta_1=0'], 'beta_1 must be in (0, 1]'),
+    (['--train', '--beta_T=1.1'], 'beta_T must be in (0, 1]'),
+    (['--train', '--schedule=jsd'], 'mean_type epsilon gives no x_0'),
+    (['--train', '--eta=1.5'], 'eta'),
+    (['--train', '--eta=-0.1'], 'eta'),
+    (['--train', '--sample_steps=9'], 'between 1 and T = 8, not 9'),
+    (['--train', '--sample_steps=8', '--spacing=quad'], 'distinct steps'),
+    (['--train', '--batch_size=-1'], 'batch_size'),
+    (['--train', '--img_size=0'], 'img_size'),
+    (['--sample', '--num_images=0'], 'num_images'),
+    (['--train', '--grad_accum=3'], 'grad_accum 3 must divide batch_size 8'),
+    (['--train', '--dropout=2'], 'dropout'),
+    (['--train', '--net=transformer'], 'net'),
+    (['--train', '--net=context_unet', '--ch_mult=1,1,2', '--img_size=10'], 'img_size must be divisible by 4'),
+    (['--figure=spiral'], 'figure'),
+    (['--train', '--seed=-1'], 'seed'),
+    (['--train', '--lr=nan'], 'lr must be finite'),
+    (['--train', '--grad_clip=inf'], 'grad_clip must be finite'),
+    (['--train', '--beta_1=nan'], 'beta_1'),
+    (['--train', '--loader_timeout=-1'], 'loader_timeout'),
+    (['--train', '--batch_size=1.5'], 'batch_size'),
+    (['--train', '--total_steps='], 'total_steps'),
+    (['--train', '--cond=maybe'], 'cond'),
+    (['--train', '--parallel'], '--parallel is not available yet'),
+    (['--eval', '--feature_net=vgg'], 'feature_net'),
+    (['--eval', '--fid_protocol=jax'], 'fid_protocol'),
+    pytest.param(
+        ['--train', '--device=cuda'],
+        'no CUDA device',
+        marks=pytest.mark.skipif(torch.cuda.is_available(), reason='there is a CUDA device'),
+    ),
+]
+
+
+@pytest.mark.parametrize('argv, phrase', USAGE, ids=lambda value: ' '.join(value) if isinstance(value, list) else None)
+def test_wrong_usage_is_one_line_and_2(tmp_path, cli, argv, phrase):
+    (tmp_path / 'tiny.txt').write_text('\n'.join(TINY))
+    status, _, error = cli(f'--flagfile={tmp_path / "tiny.txt"}', f'--logdir={tmp_path / "run"}', *argv)
+    assert status == 2 and phrase in one_line(error)
+    assert not (tmp_path / 'run').exists()

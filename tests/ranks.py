@@ -1,0 +1,35 @@
+"""Several processes of main.py that share its work, as torchrun would start them."""
+
+import os
+import socket
+from functools import partial
+
+from runs import Forked
+
+
+def as_rank(rank, world, port, before=None):
+    """What torchrun sets; then `before`."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR='127.0.0.1')
+    os.environ['MASTER_PORT'] = str(port)
+    if before:
+        before()
+
+
+class Ranks(list):
+    """`Forked` processes with the same arguments and --parallel. before: rank -> function for it to call first."""
+
+    def __init__(self, world, *argv, log, before=None):
+        with socket.socket() as free:
+            free.bind(('127.0.0.1', 0))
+            port = free.getsockname()[1]
+        for rank in range(world):
+            first = partial(as_rank, rank, world, port, (before or {}).get(rank))
+            self.append(Forked(*argv, '--parallel', log=f'{log}.{rank}', before=first))
+
+    def status(self):
+        """The exit status of each."""
+        return [rank.status() for rank in self]
+
+    def error(self):
+        """What each said on stderr, together."""
+        return ''.join(rank.error() for rank in self)

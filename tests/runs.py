@@ -1,0 +1,118 @@
+"""Runs of main.py, and what is left of them: their configs, checkpoints and TensorBoard's files."""
+
+import multiprocessing
+import os
+import struct
+import sys
+from pathlib import Path
+
+import torch
+from absl.testing import flagsaver
+from tensorboardX.proto import event_pb2
+
+import checkpoint
+import main
+
+TESTS = Path(__file__).parent
+
+
+def config_of(*argv):
+    """The config that main.py would make of these flags."""
+    with flagsaver.flagsaver():
+        main.parse_flags(['main.py', *map(str, argv)])
+        config, _ = main.configuration()
+        config.channels = 1
+        return config
+
+
+def load(logdir, name='ckpt.pt'):
+    return checkpoint.load(str(Path(logdir) / name))
+
+
+def differences(a, b, where=''):
+    """Paths at which two nests of tensors and values differ in a single bit."""
+    if isinstance(a, torch.Tensor):
+        return [] if a.dtype == b.dtype and torch.equal(a, b) else [where]
+    if isinstance(a, dict):
+        if a.keys() != b.keys():
+            return [where]
+        return [path for key in a for path in differences(a[key], b[key], f'{where}/{key}')]
+    if isinstance(a, (list, tuple)):
+        if len(a) != len(b):
+            return [where]
+        return [path for i, pair in enumerate(zip(a, b, strict=True)) for path in differences(*pair, f'{where}/{i}')]
+    return [] if a == b else [where]
+
+
+def without_logdir(state):
+    return {**state, 'config': {key: value for key, value in state['config'].items() if key != 'logdir'}}
+
+
+def scalars(logdir, tag):
+    """step -> value as TensorBoard shows them: files by name, a restart hiding what is after it, no step twice.
+
+    A file cut off by a kill ends where it was cut.
+    """
+    found = {}
+    for path in sorted(Path(logdir).glob('events.*')):
+        content, at = path.read_bytes(), 0
+        while at + 12 <= len(content):
+            (length,) = struct.unpack_from('<Q', content, at)
+            if at + 16 + length > len(content):
+                break
+            event = event_pb2.Event.FromString(content[at + 12 : at + 12 + length])
+            if event.session_log.status == event_pb2.SessionLog.START:
+                found = {step: value for step, value in found.items() if step < event.step}
+            for value in event.summary.value:
+                if value.tag == tag:
+                    assert event.step not in found, f'{tag} of step {event.step} twice'
+                    found[event.step] = value.simple_value
+            at += 16 + length
+    return found
+
+
+def one_line(error):
+    """The one line of an error message at the end of what a run said on stderr."""
+    (line,) = error.strip().splitlines()[-1:]
+    assert line.startswith('main.py: error: ') and 'Traceback' not in error
+    return line
+
+
+class Forked:
+    """main.py in a process forked from one that has imported it: a moment in place of seconds.
+
+    before: called first in there, such as one of `kills`. `process` is of multiprocessing.
+    """
+
+    def __init__(self, *argv, log, before=None):
+        self.log = Path(log)
+        self.process = _server().Process(target=_child, args=([str(word) for word in argv], str(log), before))
+        self.process.start()
+        self.pid = self.process.pid
+
+    def status(self):
+        """How it ended: the exit status, or minus the signal."""
+        self.process.join(120)
+        assert self.process.exitcode is not None, f'{self.pid} hangs: {self.error()}'
+        return self.process.exitcode
+
+    def error(self):
+        """What it said on stderr."""
+        return self.log.read_text()
+
+
+def _server():
+    os.environ['PYTHONPATH'] = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    server = multiprocessing.get_context('forkserver')
+    server.set_forkserver_preload(['runs', 'kills', 'pytest', 'sklearn.datasets', 'torch._dynamo'])
+    return server
+
+
+def _child(argv, log, before):
+    with open(log, 'w') as file:
+        os.dup2(file.fileno(), 2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    torch.set_num_threads(1)
+    if before:
+        before()
+    sys.exit(main.main(main.parse_flags(['main.py', *argv])))

@@ -1,0 +1,194 @@
+"""Several ranks do what one process does: the same steps, images and scores."""
+
+import json
+import re
+import shlex
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, largest_error
+from PIL import Image
+from ranks import Ranks
+from runs import Forked, differences, load, one_line, scalars, without_logdir
+
+# 64 channels: with fewer, a GroupNorm of one channel a group cancels biases, whose gradients are then rounding errors
+# that Adam makes steps of. So are those of attention's keys, which are left out.
+WIDE = [*(flag for flag in TINY if not flag.startswith('--ch')), '--ch=64', '--ch_mult=1', '--total_steps=20']
+
+
+def network(run, kind='net_model'):
+    """The weights of a run, one vector."""
+    weights = load(run)[kind]
+    return torch.cat([weights[key].flatten() for key in sorted(weights) if not key.endswith('proj_k.bias')])
+
+
+@pytest.mark.parametrize(
+    'world, flags',
+    [
+        (2, '--random_flip --sample_step=10 --sample_size=5'),
+        (3, '--batch_size=10 --grad_accum=2'),  # 4, 3 and 3 images: parts of 2 and 2, 2 and 1, 2 and 1
+        (2, '--batch_size=7 --cond --antithetic_t --grad_clip=0.1'),
+        (2, '--dataset=moons --net=point_mlp --ch=32 --batch_size=9'),
+        (2, '--loss=hybrid --var_type=learned_range --t_sampler=loss_aware --batch_size=64 --grad_accum=2'),
+    ],
+)
+def test_training_equals_one_process(tmp_path, world, flags):
+    flags = [*WIDE, '--lr=1e-3', '--train', *shlex.split(flags)]
+    alone = Forked(*flags, '--logdir', tmp_path / 'one', log=tmp_path / 'log')
+    ranks = Ranks(world, *flags, '--logdir', tmp_path / 'many', log=tmp_path / 'log')
+    assert (alone.status(), ranks.status()) == (0, [0] * world), alone.error() + ranks.error()
+    losses = [scalars(tmp_path / run, 'loss') for run in ('one', 'many')]
+    assert losses[0].keys() == losses[1].keys() == set(range(1, 21))
+    for step, loss in losses[0].items():
+        assert losses[1][step] == pytest.approx(loss, rel=1e-5), step
+    for kind in ('net_model', 'ema_model'):
+        one, many = (network(tmp_path / run, kind) for run in ('one', 'many'))
+        assert largest_error(many, one) < 1e-5
+    state = load(tmp_path / 'many')
+    assert state['ranks'] == world and not any(key.startswith('module.') for key in state['net_model'])
+    assert not differences(load(tmp_path / 'one')['x_T'], state['x_T'])
+    for shown in (tmp_path / 'one' / 'sample').glob('*.png'):
+        one, many = (np.asarray(Image.open(tmp_path / run / 'sample' / shown.name), int) for run in ('one', 'many'))
+        assert abs(one - many).max() <= 1
+
+
+def test_a_streamed_data_set_is_shared_without_overlap_or_loss(tmp_path, folder_of_images, monkeypatch):
+    flags = [*WIDE, '--train', f'--dataset={folder_of_images}', '--img_size=8', '--batch_size=5', '--num_workers=1']
+    alone = Forked(*flags, '--logdir', tmp_path / 'one', log=tmp_path / 'log', before=stream)
+    ranks = Ranks(2, *flags, '--logdir', tmp_path / 'two', log=tmp_path / 'log', before={0: stream, 1: stream})
+    assert (alone.status(), ranks.status()) == (0, [0, 0]), ranks.error()
+    assert largest_error(network(tmp_path / 'two'), network(tmp_path / 'one')) < 1e-5
+
+
+def stream():
+    """No data set is small enough to keep on the device."""
+    import dataset
+
+    dataset.RESIDENT_BYTES = 0
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    run = tmp_path_factory.mktemp('trained') / 'run'
+    assert Forked(*TINY, '--cond', '--train', '--logdir', run, log=f'{run}.log').status() == 0
+    return run
+
+
+def test_images_are_the_same_whatever_the_number_of_ranks(trained, tmp_path):
+    flags = ['--sample', '--logdir', trained, '--num_images=70', '--sample_batch_size=16', '--device=cpu']
+    flags += ['--precision=fp32']
+    drawn = {}
+    for world in (1, 2, 3):
+        out = tmp_path / str(world)
+        assert Ranks(world, *flags, f'--out={out}', log=tmp_path / 'log').status() == [0] * world
+        assert sorted(path.name for path in out.glob('0*.png')) == [f'{i:06d}.png' for i in range(70)]
+        drawn[world] = np.load(out / 'samples.npz')['arr_0'].astype(int)
+        assert drawn[world].shape == (70, 8, 8, 1) and (out / 'grid.png').exists()
+    assert abs(drawn[2] - drawn[1]).max() <= 1 and abs(drawn[3] - drawn[1]).max() <= 1
+
+
+def test_scores_are_the_same_whatever_the_number_of_ranks(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = ['--eval', '--logdir', trained, '--num_images=101', '--feature_net=classifier', '--device=cpu']
+    flags += ['--precision=fp32', '--sample_batch_size=32']
+    lines = []
+    for world in (1, 3):
+        ranks = Ranks(world, *flags, log=tmp_path / 'log')
+        assert ranks.status() == [0] * world, ranks.error()
+        lines.append((trained / 'eval.txt').read_text().splitlines())
+    assert [len(found) for found in lines] == [1, 2]  # rank 0's
+    one, many = map(json.loads, lines[1])
+    assert one['n'] == many['n'] == 101 and one['label_accuracy'] == many['label_accuracy']
+    for key in ('FID(classifier)', 'IS(classifier)', 'IS(classifier)_std', 'KID(classifier)'):
+        if key in one:
+            assert many[key] == pytest.approx(one[key], rel=1e-6), key
+
+
+def test_another_number_of_ranks_resumes_and_says_so(tmp_path):
+    flags = [*WIDE, '--lr=1e-3', '--train', '--logdir']
+    whole = Forked(*flags, tmp_path / 'whole', log=tmp_path / 'log')
+    assert Ranks(3, *flags, tmp_path / 'run', '--total_steps=10', log=tmp_path / 'log').status() == [0, 0, 0]
+    ranks = Ranks(2, *flags, tmp_path / 'run', log=tmp_path / 'log')
+    assert ranks.status() == [0, 0] and whole.status() == 0
+    assert 'at step 10, on 2 processes in place of 3' in ranks.error()
+    assert largest_error(network(tmp_path / 'run'), network(tmp_path / 'whole')) < 1e-5
+
+
+def test_a_signal_saves_at_the_same_step_on_all_ranks(tmp_path):
+    flags = [*TINY, '--train', '--logdir']
+    ranks = Ranks(2, *flags, tmp_path / 'run', '--total_steps=100000', log=tmp_path / 'log')
+    while not (tmp_path / 'run' / 'flagfile.txt').exists():
+        time.sleep(0.1)
+    time.sleep(1)
+    for rank in ranks:
+        rank.process.terminate()
+        time.sleep(0.2)
+    assert ranks.status() == [128 + signal.SIGTERM] * 2, ranks.error()
+    step = load(tmp_path / 'run')['step']
+    assert step > 0
+    again = [*flags, tmp_path / 'run', f'--total_steps={step + 5}']
+    whole = Ranks(2, *flags, tmp_path / 'whole', f'--total_steps={step + 5}', log=tmp_path / 'log')
+    assert whole.status() == [0, 0]
+    assert Ranks(2, *again, log=tmp_path / 'log').status() == [0, 0]
+    states = [without_logdir(load(tmp_path / run)) for run in ('run', 'whole')]
+    for state in states:
+        del state['config']
+    assert not differences(*states)
+
+
+@pytest.mark.parametrize('world', [1, 2])
+def test_a_checkpoint_is_saved_every_so_many_minutes(tmp_path, world):
+    flags = [*TINY, '--train', '--logdir', tmp_path, '--total_steps=100000', '--save_minutes=0.02']
+    ranks = Ranks(world, *flags, log=tmp_path / 'log')
+    deadline = time.monotonic() + 60
+    while not (tmp_path / 'ckpt.prev.pt').exists():
+        assert time.monotonic() < deadline, ranks.error()
+        time.sleep(0.1)
+    for rank in ranks:
+        rank.process.kill()
+    assert ranks.status() == [-9] * world
+    assert load(tmp_path, 'ckpt.prev.pt')['step'] > 0
+
+
+def test_ranks_must_share_the_logdir(tmp_path):
+    assert Forked(*TINY, '--train', '--logdir', tmp_path / 'a', log=tmp_path / 'log').status() == 0
+    ranks = Ranks(
+        2, *TINY, '--train', '--logdir', tmp_path / 'a', '--total_steps=8', log=tmp_path / 'log', before={1: elsewhere}
+    )
+    assert ranks.status() == [1, 1] and re.search('not the same on every rank.*--logdir', one_line(ranks[0].error()))
+
+
+def elsewhere():
+    """A rank whose disk holds no checkpoint."""
+    import train
+
+    train.Run.resume = lambda self: None
+
+
+@pytest.mark.parametrize(
+    'environment, flags, why',
+    [
+        ({'RANK': '0', 'WORLD_SIZE': '2'}, [], 'add --parallel'),
+        ({}, ['--parallel', '--total_steps=1'], None),
+    ],
+)
+def test_parallel_and_torchrun_ask_for_each_other(cli, tmp_path, monkeypatch, environment, flags, why):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    status, _, err = cli(*TINY, *flags, '--train', '--logdir', tmp_path / 'run')
+    if why:
+        assert status == 2 and why in err and not (tmp_path / 'run').exists()
+    else:
+        assert status == 0 and 'there is one device' in err
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_one_nccl_rank_takes_the_steps_of_a_plain_run(tmp_path):
+    flags = [*WIDE, '--lr=1e-3', '--train', '--device=cuda', '--logdir']
+    alone = Forked(*flags, tmp_path / 'one', log=tmp_path / 'log')
+    assert alone.status() == 0 and Ranks(1, *flags, tmp_path / 'nccl', log=tmp_path / 'log').status() == [0]
+    assert largest_error(network(tmp_path / 'nccl'), network(tmp_path / 'one')) < 1e-5

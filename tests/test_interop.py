@@ -1,0 +1,412 @@
+"""Weights in and out, against the goldens and diffusers; whatever is wrong with a file leaves nothing behind."""
+
+import copy
+import hashlib
+import http.server
+import itertools
+import json
+import os
+import pickle
+import re
+import threading
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import TINY, golden, largest_error
+from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler, UNet2DModel
+
+import checkpoint
+import formats
+import interop
+import pipeline
+import sample
+from checkpoint import CheckpointError
+from diffusion import SCHEDULES, GaussianDiffusionSampler, make_betas
+
+DDPM = {
+    'net': 'unet', 'T': 40, 'schedule': 'linear', 'beta_1': 1e-3, 'beta_T': 0.2, 'mean_type': 'epsilon',
+    'var_type': 'fixedlarge', 'clip_denoised': False, 'spacing': 'leading', 'prior': 'standard', 'dropout': 0.1,
+    'img_size': 8,
+}  # fmt: skip
+NETWORKS = [
+    ('pytorch_ddpm', [1, 2], [1], 1, 3, 0),
+    ('pytorch_ddpm', [1, 2, 1], [0, 2], 2, 1, 4),
+    ('pytorch_ddpm', [1], [], 1, 3, 0),
+    ('official', [1, 2], [0, 1], 2, 3, 3),
+    ('official', [1, 1, 2], [], 1, 1, 0),
+]
+
+
+def described(arch='pytorch_ddpm', ch_mult=(1, 2), attn=(1,), num_res_blocks=1, channels=3, num_classes=0, **flags):
+    """The config of a small network, and one with random weights, in eval mode."""
+    told = {**DDPM, 'arch': arch, 'ch': 32, 'ch_mult': list(ch_mult), 'attn': list(attn), **flags}
+    told |= {'num_res_blocks': num_res_blocks, 'channels': channels, 'num_classes': num_classes}
+    torch.manual_seed(0)
+    net = formats.network(told).eval()
+    for parameter in net.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return SimpleNamespace(**told), net
+
+
+def state_dict(name):
+    arrays = golden(name)
+    return {key[3:]: torch.from_numpy(arrays[key]) for key in arrays.files if key.startswith('sd/')}
+
+
+def outputs(net, arrays):
+    with torch.no_grad():
+        return net(torch.from_numpy(arrays['x']), torch.from_numpy(arrays['t']))
+
+
+def restored(logdir, **options):
+    return sample.restore(SimpleNamespace(**{**RESTORING, 'logdir': str(logdir), **options}), set())
+
+
+# What `sample.restore` needs beside a checkpoint's config.
+RESTORING = {
+    'ckpt': '', 'weights': 'ema', 'device': 'cpu', 'labels': 'all', 'guidance': 1.0, 'batch_size': 1, 'grad_accum': 1,
+    'precision': 'fp32', 'antithetic_t': False, 'dropout': 0.0, 'moments': None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    'name, legacy', [('pytorch_ddpm_unet_a', False), ('official_unet_a', False), ('official_unet_a', True)]
+)
+def test_the_reference_networks_are_imported(cli, tmp_path, name, legacy):
+    torch.save(state_dict(name), tmp_path / 'model.ckpt', _use_new_zipfile_serialization=not legacy)
+    status, out, err = cli('--import_ckpt', tmp_path / 'model.ckpt', '--logdir', tmp_path / 'run', '--img_size=16')
+    assert (status, err) == (0, '') and 'run of' in out
+    config, net, step = restored(tmp_path / 'run')
+    assert (config.ch_mult, config.attn, config.num_res_blocks, step) == ([1, 2], [1], 1, 0)
+    arrays = golden(name)
+    assert largest_error(outputs(net, arrays), torch.from_numpy(arrays['y'])) < 1e-5
+
+
+def test_the_lists_of_ddim_give_last_and_averaged_weights(cli, tmp_path):
+    last, averaged = ({key: value * scale for key, value in state_dict('official_unet_a').items()} for scale in (2, 1))
+    module = {f'module.{key}': value for key, value in last.items()}
+    torch.save([module, {'state': {}, 'param_groups': []}, 3, 500, averaged], tmp_path / 'ckpt.pth')
+    torch.save([module, {'state': {}, 'param_groups': []}, 3, 500], tmp_path / 'no_ema.pth')
+    source = interop.read(str(tmp_path / 'ckpt.pth'))
+    assert torch.equal(source.net['head.weight'], last['conv_in.weight'])
+    assert torch.equal(source.ema['head.weight'], averaged['conv_in.weight'])
+    assert torch.equal(interop.read(str(tmp_path / 'no_ema.pth')).ema['head.weight'], last['conv_in.weight'])
+
+
+def test_an_imported_run_trains_samples_and_is_a_checkpoint_like_any_other(cli, tmp_path):
+    assert cli(*TINY, '--train', '--logdir', tmp_path / 'there')[0] == 0
+    state = checkpoint.load(tmp_path / 'there' / 'ckpt.pt')
+    torch.save({key: state[key] for key in ('net_model', 'ema_model')}, tmp_path / 'theirs.pt')  # without a config
+    run = tmp_path / 'here'
+    flags = [flag for flag in TINY if not flag.startswith(('--ch', '--attn', '--num_res', '--T='))]
+    assert cli(*flags, '--import_ckpt', tmp_path / 'theirs.pt', '--logdir', run)[0] == 0
+    begun = checkpoint.load(run / 'ckpt.pt')
+    for kind in ('net_model', 'ema_model'):
+        assert all(torch.equal(begun[kind][key], state[kind][key]) for key in state[kind])
+    assert (begun['step'], begun['optim']['state'], begun['config']['T']) == (0, {}, 8)
+    assert cli('--flagfile', run / 'flagfile.txt', '--train', '--sample')[0] == 0
+    assert checkpoint.load(run / 'ckpt.pt')['step'] == 4 and (run / 'samples' / 'grid.png').exists()
+    status, _, err = cli(*flags, '--import_ckpt', tmp_path / 'theirs.pt', '--logdir', run)
+    assert status == 1 and 'choose another --logdir' in err
+
+
+@pytest.mark.parametrize('arch, ch_mult, attn, num_res_blocks, channels, num_classes', NETWORKS)
+def test_exports_equal_in_diffusers_and_come_back_bit_for_bit(
+    tmp_path, arch, ch_mult, attn, num_res_blocks, channels, num_classes
+):
+    config, net = described(arch, ch_mult, attn, num_res_blocks, channels, num_classes)
+    pipeline.write(tmp_path, config, net, 'card')
+    theirs, info = UNet2DModel.from_pretrained(tmp_path, subfolder='unet', output_loading_info=True)
+    assert not any(info.values())
+    x, t = torch.randn(3, channels, 8, 8), torch.tensor([0, 17, 39])
+    y = torch.tensor([0, num_classes, 1]) if num_classes else None
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
+        ours = copy.deepcopy(net).to(dtype)
+        if arch == 'official' and dtype == torch.float64:  # the tables' float32 entries are rounded in another order
+            ours.time_embedding.timembedding[0].weight.copy_(theirs.time_proj(torch.arange(40)))
+        with torch.no_grad():
+            out = theirs.to(dtype).eval()(x.to(dtype), t, class_labels=y).sample
+            assert largest_error(ours(x.to(dtype), t, y), out) < tolerance
+    told, weights = pipeline.read(tmp_path)
+    assert (
+        told.items()
+        >= {
+            key: getattr(config, key)
+            for key in (*DDPM, 'attn', 'ch_mult', 'num_classes')
+            if key not in ('net', 'prior')
+        }.items()
+    )
+    ours = net.state_dict()
+    assert ours.keys() - weights.keys() == {'time_embedding.timembedding.0.weight'}
+    assert all(torch.equal(ours[key], value) for key, value in weights.items())
+
+
+@pytest.mark.parametrize('clip', [False, True])
+@pytest.mark.parametrize('var_type', ['fixedlarge', 'fixedsmall'])
+def test_pipelines_of_an_export_draw_what_our_sampler_draws(tmp_path, clip, var_type):
+    config, net = described(clip_denoised=clip, var_type=var_type)
+    pipeline.write(tmp_path, config, net, 'card')
+    for kind, S, eta in ((DDPMPipeline, 40, 1.0), (DDIMPipeline, 20, 0.0)):
+        drawn = kind.from_pretrained(tmp_path)
+        drawn.set_progress_bar_config(disable=True)
+        arguments = {'eta': 0.0, 'use_clipped_model_output': clip} if kind is DDIMPipeline else {}
+        theirs = drawn(2, torch.Generator().manual_seed(1), num_inference_steps=S, output_type='np', **arguments).images
+        sampler = GaussianDiffusionSampler(
+            net, 1e-3, 0.2, 40, 8, 'epsilon', var_type, steps=S, eta=eta, clip_denoised=clip
+        )
+        noise = Draws(1)
+        x_T = noise(torch.empty(2, 3, 8, 8))
+        *_, (_, x_0, _) = sampler.trajectory(x_T, noise=noise)
+        ours = (x_0 / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+        assert largest_error(ours, torch.from_numpy(theirs)) < 1e-4
+        assert ours.std() > 0.05
+
+
+class Draws:
+    """Noise in the order in which diffusers' pipelines draw it."""
+
+    def __init__(self, seed):
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, x):
+        return torch.randn(x.shape, generator=self.generator)
+
+
+@pytest.mark.parametrize('schedule, mean_type', list(itertools.product(SCHEDULES, ['epsilon', 'xstart', 'v'])))
+def test_every_schedule_and_parameterisation_goes_there_and_back(tmp_path, schedule, mean_type):
+    if (schedule, mean_type) == ('jsd', 'epsilon'):
+        pytest.skip('the sampler refuses epsilon where alphas_bar reaches 0')
+    config, _ = described(schedule=schedule, mean_type=mean_type)
+    theirs = pipeline.scheduler_config(vars(config))
+    betas = make_betas(schedule, 1e-3, 0.2, 40)
+    assert torch.allclose(DDPMScheduler.from_config(theirs).betas.double(), betas, rtol=1e-6, atol=0)
+    path = tmp_path / 'scheduler_config.json'
+    path.write_text(json.dumps(theirs))
+    told = pipeline.read_scheduler(path)
+    assert torch.allclose(make_betas(told['schedule'], told['beta_1'], told['beta_T'], told['T']), betas, rtol=1e-12)
+    assert (told['mean_type'], told['var_type']) == (mean_type, 'fixedlarge')
+
+
+@pytest.mark.parametrize(
+    'flip, options',
+    [(True, {}), (False, {'freq_shift': 1, 'downsample_padding': 0, 'norm_eps': 1e-6})],
+)
+def test_older_folders_of_diffusers_are_imported(tmp_path, flip, options):
+    """As google/ddpm-cifar10-32 is laid out: no folders within, .bin weights, attention's former names."""
+    blocks = {'down_block_types': ('DownBlock2D', 'AttnDownBlock2D'), 'up_block_types': ('AttnUpBlock2D', 'UpBlock2D')}
+    options = {**blocks, **options, 'block_out_channels': (32, 64), 'layers_per_block': 1, 'sample_size': 8}
+    torch.manual_seed(0)
+    theirs = UNet2DModel(**options, attention_head_dim=None, flip_sin_to_cos=flip).eval()
+    theirs.save_config(tmp_path)
+    said = json.loads((tmp_path / 'config.json').read_text())
+    (tmp_path / 'config.json').write_text(
+        json.dumps({k: v for k, v in said.items() if k not in ('add_attention', 'dropout')})
+    )
+    DDPMScheduler(variance_type='fixed_large').save_config(tmp_path)
+    former = {now: then for then, now in formats.FORMER.items()}
+    weights = {
+        re.sub(r'\.(to_q|to_k|to_v|to_out\.0)\.', lambda found: f'.{former[found[1]]}.', key): value
+        for key, value in theirs.state_dict().items()
+    }
+    torch.save(weights, tmp_path / 'diffusion_pytorch_model.bin')
+    told, converted = pipeline.read(tmp_path)
+    assert (told['arch'], told['var_type'], told['clip_denoised'], told['img_size']) == (
+        'official' if 'freq_shift' in options else 'pytorch_ddpm', 'fixedlarge', True, 8,
+    )  # fmt: skip
+    net = formats.network(told).eval()
+    assert not net.load_state_dict(converted, strict=False).unexpected_keys
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([3, 999])
+    with torch.no_grad():
+        assert largest_error(net(x, t), theirs(x, t).sample) < 1e-5
+
+
+def test_exports_by_the_command(cli, tmp_path):
+    run = tmp_path / 'run'
+    cli(*TINY, '--cond', '--train', '--logdir', run)
+    (run / 'eval.txt').write_text(json.dumps({
+        'step': 4, 'n': 9, 'FID': 3.21, 'sample_steps': 0, 'eta': 1.0, 'var_type': 'fixedlarge', 'clip_denoised': False,
+        'guidance': 1.0, 'reference': 'stats/digits.train.npz', 'feature_net': 'inception', 'protocol': 'pytorch',
+    }) + '\n')  # fmt: skip
+    status, out, err = cli('--export=diffusers', '--logdir', run, '--license=mit')
+    assert status == 0, err
+    card = (run / 'diffusers' / 'README.md').read_text()
+    for part in ('license: mit', 'class-conditional', 'FID 3.21', 'pytorch', 'lr=0.0002', 'digits', 'class_labels=y'):
+        assert part in card
+    code = re.search('```python\n(.*?)```', card, re.S)[1]
+    drawn = {'PATH': str(run / 'diffusers')}
+    exec(code, drawn)
+    assert drawn['x'].shape == (10, 1, 8, 8) and drawn['x'].isfinite().all()
+
+    weights = checkpoint.load(run / 'ckpt.pt')['net_model']
+    out = tmp_path / 'model.safetensors'
+    assert cli('--export=safetensors', '--weights=net', '--logdir', run, '--out', out)[0] == 0
+    assert cli('--import_ckpt', out, '--logdir', tmp_path / 'again')[0] == 0
+    again = checkpoint.load(tmp_path / 'again' / 'ckpt.pt')
+    assert all(torch.equal(again['ema_model'][key], value) for key, value in weights.items())
+    assert (again['config']['cond'], again['config']['num_classes'], again['config']['T']) == (True, 10, 8)
+    before = out.read_bytes()
+    status, _, err = cli('--export=safetensors', '--logdir', run, '--out', out)
+    assert status == 1 and 'is there already' in err and out.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    'flags, why',
+    [
+        (['--ch_mult=1', '--mean_type=xprev'], 'no --mean_type=xprev'),
+        (['--ch_mult=2'], 'not --ch_mult=2 times'),
+        (['--ch_mult=1,1', '--net=context_unet'], 'none of its networks'),
+        (['--ch_mult=1', '--prior=data'], r'starts from N\(0, I\)'),
+    ],
+)
+def test_what_diffusers_cannot_represent_is_refused(cli, tmp_path, flags, why):
+    tiny = [flag for flag in TINY if not flag.startswith('--ch_mult')]
+    assert cli(*tiny, *flags, '--train', '--total_steps=1', '--logdir', tmp_path)[0] == 0
+    before = sorted(os.listdir(tmp_path))
+    status, _, err = cli('--export=diffusers', '--logdir', tmp_path)
+    assert status == 2 and re.search(f'cannot represent.*{why}', err) and len(err.splitlines()) == 1
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ('touch hacked',)
+
+
+def spoil(path, kind):
+    """A file with a defect of this kind, made of a good state dict; returns what the error must say."""
+    weights = state_dict('official_unet_a')
+    if kind == 'hostile':
+        path.write_bytes(pickle.dumps({'conv_in.weight': Hostile()}, protocol=2))
+        return 'damaged or no checkpoint'
+    if kind == 'missing':
+        del weights['mid.attn_1.q.bias']
+    if kind == 'telling':
+        del weights['down.1.block.0.conv2.weight']
+    if kind == 'surplus':
+        weights['logvar'] = torch.zeros(3)
+    if kind == 'shape':
+        weights['conv_out.bias'] = torch.zeros(4)
+    if kind == 'other':
+        weights = {'encoder.weight': torch.zeros(3)}
+    torch.save([1, 2, 3] if kind == 'no dict' else weights, path)
+    if kind == 'truncated':
+        path.write_bytes(path.read_bytes()[:-100])
+    return {
+        'missing': r'mid\.attn_1\.q\.bias \(64,\) is missing',
+        'telling': r'down\.1\.block\.0\.conv2\.weight is missing',
+        'surplus': r'logvar \(3,\) is not of this network',
+        'shape': r'conv_out\.bias is \(4,\), not \(3,\)',
+        'other': 'no network known here: its first keys are encoder.weight',
+        'no dict': 'holds no state dict',
+        'truncated': 'damaged or no checkpoint',
+    }[kind]
+
+
+@pytest.mark.parametrize('kind', ['hostile', 'missing', 'telling', 'surplus', 'shape', 'other', 'no dict', 'truncated'])
+def test_a_bad_file_is_one_line_and_leaves_nothing(cli, tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    why = spoil(tmp_path / 'model.ckpt', kind)
+    status, out, err = cli('--import_ckpt=model.ckpt', '--logdir=run', '--img_size=16')
+    assert (status, out) == (1, '') and len(err.splitlines()) == 1 and re.search(f'model.ckpt.*{why}', err)
+    assert os.listdir(tmp_path) == ['model.ckpt']
+
+
+def test_contradicting_flags_and_missing_files_are_refused(cli, tmp_path):
+    torch.save(state_dict('official_unet_a'), tmp_path / 'model.ckpt')
+    status, _, err = cli('--import_ckpt', tmp_path / 'model.ckpt', '--logdir', tmp_path / 'run', '--ch=64')
+    assert status == 2 and '--ch=64 (trained with 32)' in err
+    status, _, err = cli('--import_ckpt=nowhere.ckpt', '--logdir', tmp_path / 'run')
+    assert status == 1 and 'ema_cifar10' in err
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+    'part, key, value, why',
+    [
+        ('unet/config.json', 'attention_head_dim', 8, 'attention_head_dim 8 in place of None'),
+        ('unet/config.json', 'norm_eps', 1e-6, 'norm_eps 1e-06 in place of 1e-05'),
+        ('unet/config.json', 'down_block_types', ['DownBlock2D', 'ResnetDownsampleBlock2D'], 'ResnetDownsampleBlock2D'),
+        ('scheduler/scheduler_config.json', 'thresholding', True, 'thresholding True'),
+        ('scheduler/scheduler_config.json', '_class_name', 'PNDMScheduler', 'PNDMScheduler'),
+        ('scheduler/scheduler_config.json', 'beta_schedule', 'laplace', 'laplace'),
+        ('scheduler/scheduler_config.json', 'trained_betas', [0.1, 0.3, 0.2], 'none of the schedules'),
+    ],
+)
+def test_pipelines_of_other_kinds_are_refused(tmp_path, part, key, value, why):
+    config, net = described()
+    pipeline.write(tmp_path, config, net, 'card')
+    said = json.loads((tmp_path / part).read_text())
+    (tmp_path / part).write_text(json.dumps({**said, key: value}))
+    with pytest.raises(CheckpointError, match=why):
+        interop.read(str(tmp_path))
+    (tmp_path / part).write_text('{')
+    with pytest.raises(CheckpointError, match='cannot be read'):
+        interop.read(str(tmp_path))
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A site with one published model; its requests, and how many bytes it sends before the connection breaks."""
+    torch.save(state_dict('official_unet_a'), tmp_path / 'published')
+    content = (tmp_path / 'published').read_bytes()
+    site = SimpleNamespace(content=content, ranges=[], breaks_after=len(content))
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            site.ranges.append(self.headers['Range'])
+            first = int(self.headers['Range'].removeprefix('bytes=').rstrip('-'))
+            self.send_response(206)
+            self.send_header('Content-Length', str(len(content) - first))
+            self.end_headers()
+            self.wfile.write(content[first : first + site.breaks_after])
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        monkeypatch.setattr(interop, 'ADDRESS', f'http://127.0.0.1:{httpd.server_port}/{{place}}')
+        published = interop.PUBLISHED['ema_cifar10']._replace(md5=hashlib.md5(content).hexdigest())
+        monkeypatch.setitem(interop.PUBLISHED, 'ema_cifar10', published)
+        monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+        yield site
+        httpd.shutdown()
+
+
+def test_published_models_are_fetched_once_and_a_broken_connection_is_gone_on_with(server):
+    server.breaks_after = 1000
+    with pytest.raises(CheckpointError, match='ended after 1000 of .* run it again to go on'):
+        interop.from_pretrained('ema_cifar10')
+    server.breaks_after = len(server.content)
+    sampler = interop.from_pretrained('ema_cifar10', steps=5, eta=0.0)
+    assert server.ranges == ['bytes=0-', 'bytes=1000-']
+    arrays = golden('official_unet_a')
+    assert largest_error(outputs(sampler.model, arrays), torch.from_numpy(arrays['y'])) < 1e-5
+    assert sampler(torch.randn(1, 3, 16, 16)).isfinite().all() and sampler.clip_denoised and sampler.T == 1000
+    interop.from_pretrained('ema_cifar10')
+    assert len(server.ranges) == 2
+
+
+def test_a_published_name_is_imported_and_another_file_in_its_place_is_not(server, cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli('--import_ckpt=ema_cifar10', '--logdir=run')[0] == 0
+    config, _, _ = restored('run')
+    assert (config.arch, config.img_size, config.clip_denoised, config.dataset) == ('official', 32, True, 'cifar10')
+    cached = next((tmp_path / 'cache').rglob('model-790000.ckpt'))
+    cached.write_bytes(b'something else')
+    status, _, err = cli('--import_ckpt=ema_cifar10', '--logdir=other')
+    assert status == 1 and 'md5' in err and str(cached) in err and not os.path.exists('other')
+
+
+def test_wrong_bytes_are_not_kept_and_offline_says_what_to_fetch(server, monkeypatch, tmp_path):
+    wrong = interop.PUBLISHED['ema_cifar10']._replace(md5='0' * 32)
+    monkeypatch.setitem(interop.PUBLISHED, 'ema_cifar10', wrong)
+    with pytest.raises(CheckpointError, match='not what was published .* md5 0000'):
+        interop.download('ema_cifar10')
+    assert not [path for path in (tmp_path / 'cache').rglob('*') if path.is_file()]
+    monkeypatch.setattr(interop, 'ADDRESS', 'http://127.0.0.1:1/{place}')
+    with pytest.raises(CheckpointError, match='put http://127.0.0.1:1/2e4f01e2d9ee49bab1d5 there') as raised:
+        interop.download('ema_cifar10')
+    assert 'model-790000.ckpt' in str(raised.value)
