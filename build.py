@@ -263,8 +263,8 @@ def flops(config):
     return counter.get_total_flops()
 
 
-def check(config):
-    """Raise ValueError, naming what is wrong, where a config describes no network, sampler or device."""
+def check(config, training=False):
+    """Raise ValueError, naming what is wrong, where a config describes no network, sampler, device or, to train, trainer."""
     for key, value in vars(config).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f'{key} must be finite, not {value}')
@@ -274,7 +274,7 @@ def check(config):
         raise ValueError(f'grad_accum {config.grad_accum} must divide batch_size {config.batch_size}')
     with torch.device('meta'):
         network(config)
-    if config.train:
+    if training:
         trainer(config, None)
     sampler(config, None)
     device(config)

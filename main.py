@@ -257,7 +257,7 @@ def main(argv):
             if not any(getattr(config, mode) for mode in MODES):
                 raise ValueError(f'nothing to do: add {" or ".join(f"--{mode}" for mode in MODES)}')
             if not config.import_ckpt:
-                build.check(config)
+                build.check(config, config.train)
         run_modes(config, given, interrupted)
         signum = distributed.highest(interrupted.signum or 0)
     return 128 + signum if signum else 0

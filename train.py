@@ -43,7 +43,7 @@ def train(config, flagfile='', interrupted=lambda: False):
     with distributed.main_first():  # to download
         data = build.dataset(config)
     config = build.fit(config, data)
-    build.check(config)
+    build.check(config, training=True)
     with contextlib.nullcontext() if distributed.rank() else checkpoint.exclusive(config.logdir):
         os.makedirs(os.path.join(config.logdir, 'sample'), exist_ok=True)
         run = Run(config)
@@ -64,7 +64,7 @@ def begin(config, net, ema, flagfile=''):
     Raises FileExistsError where --logdir holds a run, ValueError as `build.check`, CheckpointError where the weights
     are not of the config's network or the checkpoint cannot be written, OSError.
     """
-    build.check(config)
+    build.check(config, training=True)
     run = Run(config)
     for module, weights in ((run.net, net), (run.ema, ema)):
         fixed = {key: value for key, value in module.named_parameters() if not value.requires_grad}
