@@ -264,7 +264,7 @@ def flops(config):
 
 
 def check(config, training=False):
-    """Raise ValueError, naming what is wrong, where a config describes no network, sampler, device or, to train, trainer."""
+    """Raise ValueError, naming what is wrong, where a config describes no network, sampler, device or trainer."""
     for key, value in vars(config).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f'{key} must be finite, not {value}')
