@@ -270,6 +270,9 @@ def check(config, training=False):
             raise ValueError(f'{key} must be finite, not {value}')
     if config.batch_size < distributed.world():
         raise ValueError(f'batch_size {config.batch_size} gives nothing to some of {distributed.world()} processes')
+    for key, limit in (('T', 10**6), ('num_res_blocks', 100)):  # a damaged checkpoint may say anything
+        if not 1 <= getattr(config, key) <= limit:
+            raise ValueError(f'{key} must be between 1 and {limit}, not {getattr(config, key)}')
     if config.batch_size % config.grad_accum:
         raise ValueError(f'grad_accum {config.grad_accum} must divide batch_size {config.batch_size}')
     with torch.device('meta'):

@@ -430,12 +430,13 @@ def _awaited(loader, loader_timeout):
         try:
             with _alarm(loader_timeout if workers else 0):
                 batch = next(stream, None)
-        except (RuntimeError, TimeoutError) as error:
-            if not str(error).startswith(('DataLoader ', 'Pin memory ', 'no batch ')):
+        except (EOFError, OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not str(error).startswith(('DataLoader ', 'Pin memory ')):
                 raise
             for worker in workers:
                 worker.kill()  # one that hangs would hold up the end of the run
-            raise DataError(f'{error}: see to memory and disk, run it again, or lower --num_workers') from error
+            what = error if isinstance(error, TimeoutError) else f'a worker process died ({error!r})'
+            raise DataError(f'{what}: see to memory and disk, run it again, or lower --num_workers') from error
         if batch is None:
             return
         yield batch

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 import formats
 import pipeline
-from checkpoint import CheckpointError
+from checkpoint import CheckpointError, blamed
 from diffusion import GaussianDiffusionSampler
 
 
@@ -67,16 +67,17 @@ def read(path):
         path = download(path)
     elif not os.path.exists(path):
         raise FileNotFoundError(f'{path}: no such file or folder, nor one of {", ".join(PUBLISHED)}')
-    if os.path.isdir(path):
-        told, net = pipeline.read(path)
-        return Source(told, net, net)
-    config, found = formats.load(path)
-    if config is None:
-        config, names = formats.identify(found[0], path)
-        if names is formats.DIFFUSERS:
-            raise CheckpointError(f'{path} is of diffusers: give its folder, which has the config.json it needs')
-        found = [formats.convert(weights, config, names, path) for weights in found]
-    return Source({**config, **(published.config if published else {})}, *found)
+    with blamed(path):
+        if os.path.isdir(path):
+            told, net = pipeline.read(path)
+            return Source(told, net, net)
+        config, found = formats.load(path)
+        if config is None:
+            config, names = formats.identify(found[0], path)
+            if names is formats.DIFFUSERS:
+                raise CheckpointError(f'{path} is of diffusers: give its folder, which has the config.json it needs')
+            found = [formats.convert(weights, config, names, path) for weights in found]
+        return Source({**config, **(published.config if published else {})}, *found)
 
 
 def from_pretrained(name, **options):

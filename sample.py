@@ -150,8 +150,10 @@ def _restored(config, given, path, weights, state):
     build.chosen_labels(config)
     if config.prior == 'data' and config.moments is None:
         raise ValueError('--prior=data needs a checkpoint trained with it')
+    with torch.device('meta'):  # before anything of a size that a damaged file made up is allocated
+        checkpoint.check_weights(build.network(config).state_dict(), weights, path)
     net = build.network(config)
-    checkpoint.load_weights(net, weights, path)
+    net.load_state_dict(weights)
     return config, net.eval().to(build.device(config)), state.get('step')
 
 

@@ -100,6 +100,8 @@ def load_statistics(path, net=None):
             if size > FILE_BYTES:
                 raise ValueError(f'{size} bytes of statistics')
             found, arrays = npz.files, {key: npz[key] for key in wanted}
+            if bare := [key for key, value in arrays.items() if not isinstance(value, np.ndarray)]:
+                raise ValueError(f'{bare[0]} is no array')
     except FileNotFoundError:
         raise ScoreError(f'{path}: no such statistics; build them from the data set first') from None
     except Exception as error:  # a damaged header makes zipfile or numpy raise nearly anything

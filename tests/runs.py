@@ -81,7 +81,7 @@ def one_line(error):
 class Forked:
     """main.py in a process forked from one that has imported it: a moment in place of seconds.
 
-    before: called first in there, such as one of `kills`. `process` is of multiprocessing.
+    before: called first in there, such as one of `kills`; what exits, runs in its place.
     """
 
     def __init__(self, *argv, log, before=None):
@@ -90,9 +90,9 @@ class Forked:
         self.process.start()
         self.pid = self.process.pid
 
-    def status(self):
+    def status(self, timeout=120):
         """How it ended: the exit status, or minus the signal."""
-        self.process.join(120)
+        self.process.join(timeout)
         assert self.process.exitcode is not None, f'{self.pid} hangs: {self.error()}'
         return self.process.exitcode
 

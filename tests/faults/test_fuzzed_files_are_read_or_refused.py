@@ -6,32 +6,34 @@ FUZZ=10000 makes so many mutated inputs of each, other ones every time, in place
 import io
 import os
 import resource
+import signal
+import sys
+import warnings
 import zipfile
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
-import torch
 from conftest import TINY
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from runs import config_of, forked
+from runs import Forked, config_of
+from score_fakes import small_images, small_net
 
-import build
-import checkpoint
 import dataset
 import sample
 import score
 import train
+from checkpoint import CheckpointError
+from dataset import DataError
+from score import ScoreError
 
 TIMES = int(os.environ.get('FUZZ', 0))
-SECONDS, BYTES = 20, 2**31  # of one input
-EDITS = st.lists(
-    st.tuples(st.sampled_from(['flip', 'set', 'cut', 'insert', 'repeat', 'number']), st.floats(0, 1), st.integers(0, 255)),
-    min_size=1,
-    max_size=8,
-)
+SECONDS, MEMORY = 30, 2**31  # of one input, of all
+KINDS = ['flip', 'set', 'cut', 'insert', 'repeat', 'number']
+EDIT = st.tuples(st.sampled_from(KINDS), st.floats(0, 1), st.integers(0, 255))
+POINTS = [*TINY, '--dataset=moons', '--net=point_mlp', '--ch=32']
 
 
 def edited(content, edits):
@@ -63,3 +65,99 @@ def repacked(content, edits, member):
             inside = before.read(name)
             after.writestr(name, edited(inside, edits) if name == names[member % len(names)] else inside)
     return buffer.getvalue()
+
+
+def write_checkpoint(path, config):
+    train.train(config)
+
+
+def write_images(path, _):
+    pixels = np.random.default_rng(0).integers(0, 255, (9, 12, 3), dtype=np.uint8)
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+        for format, mode in (('png', 'RGB'), ('jpeg', 'L'), ('gif', 'P'), ('tiff', 'CMYK'), ('webp', 'RGBA')):
+            content = io.BytesIO()
+            Image.fromarray(pixels).convert(mode).save(content, format)
+            archive.writestr(f'{mode}/image.{format.replace("jpeg", "jpg")}', content.getvalue())
+
+
+def write_statistics(path, _):
+    score.save_statistics(path, score.build_statistics(small_net(), small_images(30).split(10), 30, verbose=False))
+
+
+def read_checkpoint(path, config):
+    run = train.Run(config)
+    run.resume()
+    sample.restore(config, set())
+
+
+def read_images(path, _):
+    images = dataset.load(str(path), '', 8)
+    refused = []
+    for i in range(len(images)):
+        try:
+            images[i]
+        except DataError as error:
+            refused.append(error)
+    if refused:
+        raise refused[0]
+
+
+def read_statistics(path, _):
+    score.load_statistics(path, small_net())
+
+
+READERS = {  # name of a file -> what writes it whole, what reads it, and how it may refuse
+    'ckpt.pt': (write_checkpoint, read_checkpoint, (CheckpointError, ValueError)),
+    'images.zip': (write_images, read_images, DataError),
+    'set.npz': (write_statistics, read_statistics, ScoreError),
+}
+
+
+def fuzz(path):
+    """In a process of its own: read `path` mutated again and again, at most SECONDS long each."""
+    write, read, refusals = READERS[path.name]
+    config = config_of(*POINTS, f'--logdir={path.parent}')
+    config.channels = 2
+    write(path, config)
+    content = path.read_bytes()
+    read(path, config)
+    counts = {'read': 0, 'refused': 0}
+    warnings.simplefilter('ignore')
+
+    @settings(
+        max_examples=TIMES or 200,
+        derandomize=not TIMES,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.lists(EDIT, min_size=1, max_size=8), st.none() | st.integers(0, 99))
+    def once(edits, member):
+        path.write_bytes(edited(content, edits) if member is None else repacked(content, edits, member))
+        signal.alarm(SECONDS)
+        try:
+            read(path, config)
+            counts['read'] += 1
+        except refusals as error:
+            assert '\n' not in str(error)
+            counts['refused'] += 1
+        signal.alarm(0)
+        for other in path.parent.glob('ckpt.bad.pt'):
+            other.unlink()
+
+    with open('/proc/self/statm') as file:
+        limit = 2 * MEMORY + int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))  # for the machine's sake
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    once()
+    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    print(counts, f'{grown / 2**20:.0f} MiB', file=sys.stderr)
+    assert grown < MEMORY and sum(counts.values()) >= (TIMES or 200) and min(counts.values()) > 0
+    sys.exit()
+
+
+@pytest.mark.parametrize('name', READERS)
+def test_mutated_bytes(tmp_path, name):
+    (tmp_path / 'run').mkdir()
+    child = Forked(log=tmp_path / 'log', before=partial(fuzz, tmp_path / 'run' / name))
+    assert child.status(None) == 0, child.error()[-6000:]

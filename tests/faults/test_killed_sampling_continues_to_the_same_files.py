@@ -8,24 +8,33 @@ from conftest import TINY
 from PIL import Image
 from runs import Forked
 
+STAGES = [  # each a kill, and how many of 12 images are there after it
+    (partial(kills.on_call, 'PIL.ImageFile._save', nth=2, before=False), 1),  # half a PNG is written
+    (partial(kills.on_call, 'sample.os.replace', nth=4), 3),
+    (partial(kills.on_call, 'sample.os.replace', nth=4, before=False), 6),
+    (partial(kills.on_call, 'sample.denoise', nth=2), 9),
+    (partial(kills.on_call, 'sample._pack'), 12),
+    (partial(kills.on_call, 'sample.os.replace', nth=2), 12),
+]
 
-def test_five_kills(tmp_path, cli):
+
+def test_a_kill_at_each_stage(tmp_path, cli):
     assert cli(*TINY, '--train', '--lr=0.01', f'--logdir={tmp_path / "run"}')[0] == 0
     argv = ['--sample', f'--logdir={tmp_path / "run"}', '--num_images=12', '--sample_batch_size=3', '--precision=fp32']
-    seen = []
-    for seed in range(5):
-        kill = partial(kills.at_random, 'sample.draw', seed, 60_000)
-        assert Forked(*argv, f'--out={tmp_path / "killed"}', log=tmp_path / 'log', before=kill).status() == -9
-        seen.append({path: path.stat().st_mtime_ns for path in (tmp_path / 'killed').glob('0*.png')})
-        for path in seen[-1]:
+    killed, whole = tmp_path / 'killed', tmp_path / 'whole'
+    seen = {}
+    for kill, there in STAGES:
+        assert Forked(*argv, f'--out={killed}', log=tmp_path / 'log', before=kill).status() == -9
+        found = {path: path.stat().st_mtime_ns for path in killed.glob('0*.png')}
+        assert seen.items() <= found.items() and len(found) == there  # what was there was not drawn again
+        for path in found:
             Image.open(path).load()
-    assert 0 < len(seen[-1]) < 12
-    for out in ('killed', 'whole'):
-        assert Forked(*argv, f'--out={tmp_path / out}', log=tmp_path / 'log').status() == 0
-    for before in seen:  # what was there was not drawn again
-        assert before.items() <= {path: path.stat().st_mtime_ns for path in (tmp_path / 'killed').iterdir()}.items()
-    names = [sorted(path.name for path in (tmp_path / out).iterdir()) for out in ('killed', 'whole')]
-    assert names[0] == names[1] and len(names[0]) == 12 + 3
-    killed, whole = (np.load(tmp_path / out / 'samples.npz')['arr_0'].astype(int) for out in ('killed', 'whole'))
-    assert abs(killed - whole).max() <= 1  # a batch of others rounds otherwise
-    assert len(np.unique(killed.reshape(12, -1), axis=0)) == 12
+        assert not (killed / 'samples.npz').exists()
+        seen = found
+    for out in (killed, whole):
+        assert Forked(*argv, f'--out={out}', log=tmp_path / 'log').status() == 0
+    names = sorted(path.name for path in whole.iterdir())
+    assert names == sorted(path.name for path in killed.iterdir()) and len(names) == 12 + 3
+    a, b = (np.load(out / 'samples.npz')['arr_0'].astype(int) for out in (killed, whole))
+    assert abs(a - b).max() <= 1  # a batch of other images rounds otherwise
+    assert len(np.unique(a.reshape(12, -1), axis=0)) == 12
