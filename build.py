@@ -13,10 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import dataset as datasets
 import distributed
-from diffusion import GaussianDiffusionSampler, GaussianDiffusionTrainer, Guidance
+from diffusion import GaussianDiffusionSampler, GaussianDiffusionTrainer, Guidance, learns_variance
 from model import ContextUNet, PointMLP, UNet
+from objective import LOSSES
 
-# What decides the meaning of the weights: a checkpoint is used with these as it was trained.
+# What decides the meaning of the weights: a checkpoint is used with these as it was trained. So is a learned variance.
 NETWORK_KEYS = (
     'net', 'arch', 'ch', 'ch_mult', 'attn', 'num_res_blocks', 'img_size', 'channels', 'num_classes',
     'T', 'beta_1', 'beta_T', 'schedule', 'mean_type',
@@ -42,10 +43,17 @@ def _context_unet(config):
 
 
 def _of_images(config):
-    return {'img_channels': config.channels, 'img_size': config.img_size, 'num_classes': config.num_classes}
+    return {
+        'img_channels': config.channels,
+        'out_channels': config.channels * (1 + learns_variance(config.var_type)),
+        'img_size': config.img_size,
+        'num_classes': config.num_classes,
+    }
 
 
 def _point_mlp(config):
+    if learns_variance(config.var_type):
+        raise ValueError(f'--var_type={config.var_type} is of images: --net=point_mlp predicts no variance')
     return PointMLP(config.T, config.ch, dim=config.channels, num_classes=config.num_classes)
 
 
@@ -68,7 +76,9 @@ def shape(config):
 
 
 def trainer(config, net):
-    """Algorithm 1 around `net`. Raises ValueError as `GaussianDiffusionTrainer` does."""
+    """Algorithm 1 around `net`. Raises ValueError as `GaussianDiffusionTrainer` does, and for a bound of points."""
+    if of_points(config) and LOSSES[config.loss].of_bound:
+        raise ValueError(f'--loss={config.loss} is of 8-bit images: --net={config.net} is of points')
     return GaussianDiffusionTrainer(
         net,
         config.beta_1,
@@ -77,6 +87,10 @@ def trainer(config, net):
         schedule=config.schedule,
         mean_type=config.mean_type,
         antithetic_t=config.antithetic_t,
+        var_type=config.var_type,
+        loss=config.loss,
+        min_snr_gamma=config.min_snr_gamma,
+        t_sampler=config.t_sampler,
     )
 
 
@@ -177,9 +191,9 @@ def batches(config, data, step):
     return datasets.batches(data, config.batch_size, config.seed, step, *how, share)
 
 
-def in_order(config, data):
+def in_order(config, data, batch_size=256):
     """Every item of a data set once, as `dataset.in_order` gives them."""
-    return datasets.in_order(data, config.num_workers, config.loader_timeout)
+    return datasets.in_order(data, config.num_workers, config.loader_timeout, batch_size)
 
 
 def some(config, data, n):
@@ -249,8 +263,8 @@ def flops(config):
     return counter.get_total_flops()
 
 
-def check(config):
-    """Raise ValueError, naming what is wrong, where a config describes no network, sampler or device."""
+def check(config, training=False):
+    """Raise ValueError, naming what is wrong, where a config describes no network, sampler, device or trainer."""
     for key, value in vars(config).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f'{key} must be finite, not {value}')
@@ -263,7 +277,8 @@ def check(config):
         raise ValueError(f'grad_accum {config.grad_accum} must divide batch_size {config.batch_size}')
     with torch.device('meta'):
         network(config)
-    trainer(config, None)
+    if training:
+        trainer(config, None)
     sampler(config, None)
     device(config)
 
@@ -293,10 +308,11 @@ def labels(config, indices):
 
 
 def disagreements(config, stored):
-    """One phrase for each of NETWORK_KEYS in which a config differs from a checkpoint's."""
+    """One phrase for each of NETWORK_KEYS, and a learned variance, in which a config differs from a checkpoint's."""
+    learned = any(learns_variance(side.get('var_type', 'fixedlarge')) for side in (vars(config), stored))
     return [
         f'--{key}={getattr(config, key)} (trained with {stored[key]})'
-        for key in NETWORK_KEYS
+        for key in (*NETWORK_KEYS, *(['var_type'] if learned else []))
         if key in stored and stored[key] != getattr(config, key)
     ]
 

@@ -6,16 +6,21 @@ of the image's variance. `trajectory` and `diffuse` label their states as the pa
 `x_0` has none, `x_T` has T.
 
 A schedule is an array of betas. A parameterisation is what the network is trained to output, two numbers a timestep.
-A sampler is three numbers a step: `x_s = c0 * x0_hat + cx * x_t + std * z`. Each is a registry, and its keys are the
+A sampler is three numbers a step: `x_s = c0 * x0_hat + cx * x_t + std * z`. A variance is two: `log std^2 = a + b * v`,
+where v is the second half of the network's channels, if it learns a variance. Each is a registry, and its keys are the
 choices of the flag of the same name.
 """
 
 from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from objective import LOSSES, T_SAMPLERS
 
 
 def _warmup(beta_1, beta_T, T, fraction):
@@ -114,28 +119,60 @@ class Parameterisation(nn.Module):
         return extract(self.from_out, t, x_t.shape) * out + extract(self.from_x_t, t, x_t.shape) * x_t
 
 
-# name -> the std of a step at eta = 1, from the variance 1 - ab_t / ab_s of x_t given x_s, and the posterior's sigma.
-# Paper section 3.2: the first is optimal for x_0 ~ N(0, I), the second for a single x_0.
+class VarType(NamedTuple):
+    std: Callable  # (beta, sigma, beta_t) -> of a step at eta = 1, where v = 0
+    slope: Callable | None = None  # (beta, sigma) -> b of log std^2 = a + b v; None where the network gives no v
+
+
+# name -> the std of a step, from the variance beta = 1 - ab_t / ab_s of x_t given x_s, the posterior's sigma, and
+# beta_t, to which beta comes where every step is taken. Paper section 3.2: fixedlarge is optimal for x_0 ~ N(0, I),
+# fixedsmall for a single x_0. learned: v is log std^2 of a single step, which a longer one scales as it does beta.
+# learned_range: from sigma^2 at v = -1 to beta at v = 1 (Nichol and Dhariwal 2021, eq. 15, their v from 0 to 1).
 VAR_TYPES = {
-    'fixedlarge': lambda beta, sigma: beta.sqrt(),
-    'fixedsmall': lambda beta, sigma: sigma,
+    'fixedlarge': VarType(lambda beta, sigma, beta_t: beta.sqrt()),
+    'fixedsmall': VarType(lambda beta, sigma, beta_t: sigma),
+    'learned': VarType(lambda beta, sigma, beta_t: (beta / beta_t).sqrt(), lambda beta, sigma: torch.ones_like(beta)),
+    'learned_range': VarType(
+        lambda beta, sigma, beta_t: (beta.sqrt() * sigma).sqrt(), lambda beta, sigma: (beta / sigma**2).log() / 2
+    ),
 }
+
+
+def learns_variance(var_type):
+    """Whether the network of a var_type has 2C channels, the second half v. Raises ValueError where there is none."""
+    return VAR_TYPES[_known('var_type', var_type, VAR_TYPES)].slope is not None
 
 
 def step_table(alphas_bar, timesteps, eta=1.0, var_type='fixedsmall'):
     """x_s = c0 x0_hat + cx x_t + std z (paper eq. 7 at eta = 1; DDIM eq. 12), float64 [S, 3] of (c0, cx, std).
 
     alphas_bar: [T]. timesteps: S ascending timesteps t; row i goes from timesteps[i] to s = timesteps[i - 1], row 0 to
-    the image, whose alphas_bar is 1, and adds no noise. Below eta = 1 the std is DDIM's sigma for every var_type.
+    the image, whose alphas_bar is 1, and adds no noise. Below eta = 1 the std is DDIM's sigma for every var_type. Of a
+    learned variance it is that where v = 0.
     """
-    ab_t = alphas_bar[torch.as_tensor(list(timesteps), device=alphas_bar.device)]
+    return _wide_table(alphas_bar, timesteps, eta, var_type)[:, :3]
+
+
+def _wide_table(alphas_bar, timesteps, eta, var_type):
+    """`step_table` and log variances, float64 [S, 6] of (c0, cx, std, log sigma^2, a, b): log std^2 = a + b v.
+
+    The step to the image has no variance but that of its likelihood (paper eq. 13). There sigma, and with it a fixed
+    std, is that of the step before, as in pytorch-ddpm and the authors' code.
+    """
+    var_type = VAR_TYPES[_known('var_type', var_type, VAR_TYPES)]
+    timesteps = torch.as_tensor(list(timesteps), device=alphas_bar.device)
+    ab_t = alphas_bar[timesteps]
     ab_s = F.pad(ab_t[:-1], (1, 0), value=1.0)
     beta = 1 - ab_t / ab_s
+    beta_t = (1 - alphas_bar / F.pad(alphas_bar[:-1], (1, 0), value=1.0))[timesteps]
     sigma = eta * ((1 - ab_s) / (1 - ab_t) * beta).sqrt()
     cx = ((1 - ab_s - sigma**2).clamp(min=0) / (1 - ab_t)).sqrt()
     c0 = ab_s.sqrt() - ab_t.sqrt() * cx
-    std = VAR_TYPES[_known('var_type', var_type, VAR_TYPES)](beta, sigma) if eta == 1 else sigma
-    return torch.stack([c0, cx, std * (ab_s < 1)], dim=1)
+    sigma[0] = sigma[1] if len(sigma) > 1 else beta[0].sqrt()
+    std = var_type.std(beta, sigma, beta_t) if eta == 1 else sigma
+    b = var_type.slope(beta, sigma) if eta == 1 and var_type.slope else torch.zeros_like(beta)
+    a = torch.where((ab_s == 1) & (var_type.slope is None), sigma, std).log() * 2
+    return torch.stack([c0, cx, std * (ab_s < 1), 2 * sigma.log(), a, b], dim=1)
 
 
 # name -> function of (T, S) giving S timesteps, which may repeat. leading and quad: ermongroup/ddim.
@@ -195,8 +232,9 @@ class Guidance(nn.Module):
 
     Wraps a network and is one: model(x_t, t, y) -> out. Their w is one less: here w = 1 is plain conditional sampling
     and w = 0 unconditional, each in one pass; any other w takes one pass of twice the batch. x_0 and eps are linear in
-    the output at a given x_t, so it guides every parameterisation alike. null_label: the y that stands for no label;
-    y = None is no label for all.
+    the output at a given x_t, so it guides every parameterisation alike. A learned variance, in channels beyond those
+    of x_t, is not extrapolated: it is that of the conditional pass. null_label: the y that stands for no label; y =
+    None is no label for all.
     """
 
     def __init__(self, model, w, null_label):
@@ -211,38 +249,70 @@ class Guidance(nn.Module):
             return self.model(x_t, t, y if self.w else null)
         both = self.model(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([y, null]))
         cond, uncond = both.chunk(2)
-        return self.w * cond + (1 - self.w) * uncond
+        guided = self.w * cond + (1 - self.w) * uncond
+        return torch.cat([guided[:, : x_t.shape[1]], cond[:, x_t.shape[1] :]], dim=1)
 
 
 class GaussianDiffusionTrainer(nn.Module):
-    """Algorithm 1: the squared error of a network against its target at a random timestep.
+    """Algorithm 1: the loss of a network at a random timestep, its squared error unless `loss` is another of `LOSSES`.
 
-    model(x_t, t) or, with labels, model(x_t, t, y) -> out, the shape of x_t. antithetic_t: half the batch at t, the
-    other half at T - 1 - t, so that no batch has only easy or only hard timesteps; each t is uniform still.
+    model(x_t, t) or, with labels, model(x_t, t, y) -> out, the shape of x_t, or of twice its channels where `var_type`,
+    the variance of p in the bound, is learned. antithetic_t: half the batch at t, the other half at T - 1 - t, so that
+    no batch has only easy or only hard timesteps; each t is uniform still. t_sampler: a key of `T_SAMPLERS`.
 
-    Raises ValueError as `make_betas` and `Parameterisation` do.
+    Raises ValueError as `make_betas` and `Parameterisation` do, and for options that do not go together.
     """
 
-    def __init__(self, model, beta_1, beta_T, T, *, schedule='linear', mean_type='epsilon', antithetic_t=False):
+    def __init__(
+        self,
+        model,
+        beta_1,
+        beta_T,
+        T,
+        *,
+        schedule='linear',
+        mean_type='epsilon',
+        antithetic_t=False,
+        var_type='fixedlarge',
+        loss='mse',
+        min_snr_gamma=5.0,
+        t_sampler='uniform',
+    ):
         super().__init__()
+        self.loss = LOSSES[_known('loss', loss, LOSSES)]
+        if learns_variance(var_type) not in self.loss.learns_variance:
+            fitting = [name for name in VAR_TYPES if learns_variance(name) in self.loss.learns_variance]
+            raise ValueError(f'loss {loss} does not train var_type {var_type}: it needs {" or ".join(fitting)}')
+        if min_snr_gamma <= 0:
+            raise ValueError(f'min_snr_gamma must be above 0, not {min_snr_gamma}')
+        if antithetic_t and t_sampler != 'uniform':
+            raise ValueError(f'antithetic_t pairs uniform timesteps: it needs t_sampler uniform, not {t_sampler}')
         self.model = model
         self.T = T
-        self.antithetic_t = antithetic_t
-        alphas_bar = (1 - make_betas(schedule, beta_1, beta_T, T)).cumprod(0)
-        self.parameterisation = Parameterisation(mean_type, alphas_bar)
+        self.antithetic_t, self.min_snr_gamma = antithetic_t, min_snr_gamma
+        self.t_sampler = T_SAMPLERS[_known('t_sampler', t_sampler, T_SAMPLERS)](T)
+        self.chain = GaussianDiffusionSampler(
+            None, beta_1, beta_T, T, mean_type=mean_type, var_type=var_type, schedule=schedule
+        )
+        self.parameterisation = self.chain.parameterisation
+        alphas_bar = self.chain.alphas_bar
         self.register_buffer('sqrt_alphas_bar', alphas_bar.sqrt(), persistent=False)
         self.register_buffer('sqrt_one_minus_alphas_bar', (1 - alphas_bar).sqrt(), persistent=False)
 
     def draw(self, x_0):
-        """t ~ U{0..T-1}, int64 [B], then eps ~ N(0, I), the shape of x_0: pytorch-ddpm's order of draws."""
+        """t, int64 [B], then eps ~ N(0, I), the shape of x_0: pytorch-ddpm's order of draws."""
         B = x_0.shape[0]
-        t = torch.randint(self.T, size=((B + 1) // 2 if self.antithetic_t else B,), device=x_0.device)
+        t = self.t_sampler.draw((B + 1) // 2 if self.antithetic_t else B, x_0.device)
         if self.antithetic_t:
             t = torch.cat([t, self.T - 1 - t])[:B]
         return t, standard_normal(x_0)
 
+    def snr(self, t, x_shape):
+        """alphas_bar_t / (1 - alphas_bar_t), the signal-to-noise ratio of x_t, as `extract` shapes it."""
+        return extract(self.chain.alphas_bar / (1 - self.chain.alphas_bar), t, x_shape)
+
     def forward(self, x_0, y=None, t=None, eps=None):
-        """|target - out|^2 (paper eq. 14 for epsilon), unreduced, the shape of x_0.
+        """|target - out|^2 (paper eq. 14 for epsilon) or another of `LOSSES`, unreduced, the shape of x_0.
 
         x_0: [B, ...] in [-1, 1]. y: int64 labels [B] or None. t, eps: drawn by `draw` unless given.
         """
@@ -251,14 +321,15 @@ class GaussianDiffusionTrainer(nn.Module):
         x_t = extract(self.sqrt_alphas_bar, t, x_0.shape) * x_0
         x_t = x_t + extract(self.sqrt_one_minus_alphas_bar, t, x_0.shape) * eps
         target = self.parameterisation.target(x_0, eps, t)
-        return F.mse_loss(_apply(self.model, x_t, t, y).to(target.dtype), target, reduction='none')
+        out = _apply(self.model, x_t, t, y).to(target.dtype)
+        return self.t_sampler.weigh(self.loss.of(self, x_0, x_t, t, out, target), t)
 
 
 class GaussianDiffusionSampler(nn.Module):
     """Algorithm 2 and its relatives: ancestral sampling (eta = 1), DDIM (eta = 0) and what lies between.
 
-    model: as in `GaussianDiffusionTrainer`. steps: None for all T, an int for S of them spaced by `spacing`, or the
-    timesteps themselves. eta: in [0, 1]. clip_denoised: clip each x0_hat to [-1, 1], as the official code does.
+    model, var_type: as in `GaussianDiffusionTrainer`. steps: None for all T, an int for S of them spaced by `spacing`,
+    or the timesteps themselves. eta: in [0, 1]. clip_denoised: clip each x0_hat to [-1, 1], as the official code does.
     data_moments: mean and standard deviation of x_0, a tensor [2, ...], which `start` takes into account.
 
     Raises ValueError as `make_betas`, `Parameterisation` and `make_timesteps` do, and where eta is outside [0, 1].
@@ -288,17 +359,14 @@ class GaussianDiffusionSampler(nn.Module):
         self.T = T
         self.img_size = img_size
         self.eta, self.var_type, self.clip_denoised = eta, var_type, clip_denoised
+        self.learns_variance = learns_variance(var_type)
         betas = make_betas(schedule, beta_1, beta_T, T)
         alphas_bar = (1 - betas).cumprod(0)
         self.parameterisation = Parameterisation(mean_type, alphas_bar)
         self.timesteps = make_timesteps(T, steps, spacing)
         self.states = [0, *(t + 1 for t in self.timesteps)]  # the noisings left at each stop of a trajectory, ascending
-        table = torch.full((T, 4), torch.nan, dtype=torch.float64)  # row t: c0, cx, log std^2, log sigma^2
-        table[self.timesteps, :3] = step_table(alphas_bar, self.timesteps, eta, var_type)
-        table[self.timesteps, 3] = step_table(alphas_bar, self.timesteps, eta)[:, 2]
-        table[:, 2:] = 2 * table[:, 2:].log()
-        if len(self.timesteps) > 1:  # the step to the image has variance 0: take sigma's of the step before
-            table[self.timesteps[0], 2:] = table[self.timesteps[1], 3]
+        table = torch.full((T, 6), torch.nan, dtype=torch.float64)  # row t: c0, cx, std, log sigma^2, a, b
+        table[self.timesteps] = _wide_table(alphas_bar, self.timesteps, eta, var_type)
         for name, value in (
             ('betas', betas),
             ('alphas_bar', alphas_bar),
@@ -315,9 +383,16 @@ class GaussianDiffusionSampler(nn.Module):
         """
         if self.data_moments is None:
             return z
+        mean, variance = self.start_moments()
+        return mean + variance.sqrt() * z
+
+    def start_moments(self):
+        """Mean and variance of each element of the state that `start` draws, in the shapes of data_moments or []."""
         alphas_bar = self.alphas_bar[self.timesteps[-1]].float()
+        if self.data_moments is None:
+            return torch.zeros_like(alphas_bar), torch.ones_like(alphas_bar)
         mean, std = self.data_moments
-        return alphas_bar.sqrt() * mean + (1 - alphas_bar + alphas_bar * std**2).sqrt() * z
+        return alphas_bar.sqrt() * mean, 1 - alphas_bar + alphas_bar * std**2
 
     def q_mean_variance(self, x_0, x_t, t):
         """Mean, the shape of x_t, and log variance [B, 1, 1, 1] of q(x_s | x_t, x_0) (paper eq. 6-7; DDIM eq. 7).
@@ -336,25 +411,40 @@ class GaussianDiffusionSampler(nn.Module):
         """The x_0 whose posterior mean over the full chain (paper eq. 7) is xprev; the shape of x_t."""
         return Parameterisation('xprev', self.alphas_bar).to_x0(xprev, x_t, t)
 
-    def predict_xstart(self, x_t, t, y=None):
-        """x0_hat of the network at x_t, clipped to [-1, 1] with clip_denoised; the shape of x_t."""
-        x0_hat = self.parameterisation.to_x0(_apply(self.model, x_t, t, y), x_t, t)
-        return x0_hat.clamp(-1, 1) if self.clip_denoised else x0_hat
+    def split(self, out, x_t, t):
+        """(x0_hat, v) that the network's output at x_t stands for: x0_hat clipped to [-1, 1] with clip_denoised.
+
+        Both have the shape of x_t; v has no channels where no variance is learned. Raises ValueError where the output
+        has other channels than var_type needs.
+        """
+        C = x_t.shape[1]
+        if out.shape[1] != C * (1 + self.learns_variance):
+            raise ValueError(f'var_type {self.var_type} does not fit a network of {out.shape[1]} channels for {C}')
+        x0_hat = self.parameterisation.to_x0(out[:, :C], x_t, t)
+        return (x0_hat.clamp(-1, 1) if self.clip_denoised else x0_hat), out[:, C:]
 
     def p_mean_variance(self, x_t, t, y=None):
-        """Mean, the shape of x_t, and log variance [B, 1, 1, 1] of p(x_s | x_t) (paper eq. 1), as `q_mean_variance`."""
-        mean, _ = self.q_mean_variance(self.predict_xstart(x_t, t, y), x_t, t)
-        return mean, extract(self.table[:, 2], t, x_t.shape)
+        """Mean, the shape of x_t, and log variance of p(x_s | x_t) (paper eq. 1), as `p_of` gives them."""
+        return self.p_of(*self.split(_apply(self.model, x_t, t, y), x_t, t), x_t, t)
+
+    def p_of(self, x0_hat, v, x_t, t):
+        """Mean, the shape of x_t, and log variance of p(x_s | x_t), from x0_hat and v of `split`.
+
+        The log variance is [B, 1, 1, 1], as of `q_mean_variance`, or the shape of x_t where it is learned.
+        """
+        mean, _ = self.q_mean_variance(x0_hat, x_t, t)
+        a, b = (extract(self.table[:, column], t, x_t.shape) for column in (4, 5))
+        return mean, a + b * v if self.learns_variance else a
 
     def _chain(self, start, stop):
-        """Timesteps from state `start` down to state `stop`, ascending, and their step table as nested lists."""
+        """Timesteps from state `start` down to state `stop`, ascending, and the rows of `_wide_table` of each step."""
         start = self.timesteps[-1] + 1 if start is None else start
         if not 0 <= stop < start <= self.T:
             raise ValueError(f'a trajectory needs 0 <= stop < start <= T = {self.T}, not start {start}, stop {stop}')
         chain = sorted({start - 1, *(t for t in self.timesteps if stop <= t < start)})
-        if stop == 0:
-            return chain, step_table(self.alphas_bar, chain, self.eta, self.var_type).tolist()
-        return chain, step_table(self.alphas_bar, [stop - 1, *chain], self.eta, self.var_type)[1:].tolist()
+        known = chain if stop == 0 else [stop - 1, *chain]
+        table = _wide_table(self.alphas_bar, known, self.eta, self.var_type)
+        return chain, table[-len(chain) :].tolist()
 
     @torch.no_grad()
     def trajectory(self, x_T, y=None, start=None, stop=0, noise=standard_normal):
@@ -368,12 +458,12 @@ class GaussianDiffusionSampler(nn.Module):
         x_t = x_T
         chain, table = self._chain(start, stop)
         for i in reversed(range(len(chain))):
-            c0, cx, std = table[i]
+            c0, cx, std, _, _, b = table[i]
             t = torch.full((1,), chain[i], device=x_t.device).expand(len(x_t))
-            x0_hat = self.predict_xstart(x_t, t, y)
+            x0_hat, v = self.split(_apply(self.model, x_t, t, y), x_t, t)
             x_t = c0 * x0_hat + cx * x_t
             if std > 0:
-                x_t = x_t + std * noise(x_t)
+                x_t = x_t + (std * torch.exp(0.5 * b * v) if self.learns_variance else std) * noise(x_t)
             yield (chain[i - 1] + 1 if i else stop), x_t, x0_hat
 
     @torch.no_grad()

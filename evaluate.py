@@ -166,7 +166,7 @@ def reference_path(config):
         return config.fid_cache
     usual = config.feature_net == 'inception' and config.fid_protocol == 'pytorch'
     made = '' if usual else f'.{config.fid_protocol if config.feature_net == "inception" else config.feature_net}'
-    return f'{_stem(config)}.{config.split}{made}.npz'
+    return f'{_stem(config)}.{config.split or "train"}{made}.npz'
 
 
 def _stem(config):
@@ -179,7 +179,7 @@ def load_reference(config, feature_net):
     path = reference_path(config)
     if not os.path.exists(path):
         score.check_writable(path)
-        images = build.dataset(config, config.split)
+        images = build.dataset(config, config.split or 'train')
         logging.info('%s is missing: building it from the %d images of %s', path, len(images), config.dataset)
         batches = (x for x, _ in build.in_order(config, images))
         score.save_statistics(path, score.build_statistics(feature_net, batches, len(images)))

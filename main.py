@@ -3,6 +3,7 @@
 python main.py --flagfile config/CIFAR10.txt --train     trains, or goes on where it stopped
 python main.py --flagfile config/CIFAR10.txt --sample    draws images from its checkpoint
 python main.py --flagfile config/CIFAR10.txt --eval      reports its FID, IS and KID
+python main.py --flagfile config/CIFAR10.txt --nll       reports its bits/dim
 python main.py --flagfile config/CIFAR10.txt --figure=progressive    draws the way from noise to images
 python main.py --import_ckpt ema_cifar10 --logdir logs/ema_cifar10   makes a run of a published checkpoint
 python main.py --export=diffusers --logdir logs/ema_cifar10          hands a run's model to others
@@ -26,12 +27,14 @@ import distributed
 import evaluate
 import figure
 import interop
+import nll
 import sample
 import train
 from checkpoint import CheckpointError
 from dataset import DATASETS, DataError
 from diffusion import PARAMETERISATIONS, SCHEDULES, SPACINGS, VAR_TYPES
 from model import ARCHS
+from objective import LOSSES, T_SAMPLERS
 from score import FEATURE_NETS, PROTOCOLS, ScoreError
 
 FLAGS = flags.FLAGS
@@ -56,6 +59,7 @@ flags.DEFINE_bool('train', False, 'train to --total_steps, going on from the che
 flags.DEFINE_bool('sample', False, 'draw --num_images images from a checkpoint')
 flags.DEFINE_bool('eval', False, 'FID, IS and KID of a checkpoint, or of --images')
 flags.DEFINE_enum('figure', None, list(figure.FIGURES), 'draw one picture of the diffusion of a checkpoint')
+flags.DEFINE_bool('nll', False, 'the variational bound of a checkpoint in bits/dim')
 flags.DEFINE_string(
     'import_ckpt', '', 'begin a run in --logdir with the weights of this file, folder or published name'
 )
@@ -75,7 +79,9 @@ flags.DEFINE_float('beta_1', 1e-4, 'first beta')
 flags.DEFINE_float('beta_T', 0.02, 'last beta')
 flags.DEFINE_integer('T', 1000, 'diffusion steps', lower_bound=1)
 flags.DEFINE_enum('mean_type', 'epsilon', list(PARAMETERISATIONS), 'what the network predicts')
-flags.DEFINE_enum('var_type', 'fixedlarge', list(VAR_TYPES), 'variance of a sampling step at --eta=1')
+flags.DEFINE_enum(
+    'var_type', 'fixedlarge', list(VAR_TYPES), "variance of a sampling step at --eta=1; learned ones are the network's"
+)
 flags.DEFINE_integer('sample_steps', 0, 'sampling steps, 0 for all T', lower_bound=0)
 flags.DEFINE_enum('spacing', 'leading', list(SPACINGS), 'which timesteps --sample_steps takes')
 flags.DEFINE_float('eta', 1.0, '1 for ancestral sampling, 0 for DDIM', lower_bound=0, upper_bound=1)
@@ -99,6 +105,11 @@ flags.DEFINE_bool('random_flip', True, 'mirror images with probability 1/2')
 flags.DEFINE_integer('num_workers', 4, 'worker processes for data sets too large to keep on the device', lower_bound=0)
 flags.DEFINE_float('loader_timeout', 300, 'seconds to wait for a batch of those processes, 0 for any', lower_bound=0)
 # Training
+flags.DEFINE_enum('loss', 'mse', list(LOSSES), 'kl: the variational bound; hybrid: mse, and the bound for the variance')
+flags.DEFINE_float('min_snr_gamma', 5.0, "largest signal-to-noise ratio by which --loss=min_snr weights x_0's error")
+flags.DEFINE_enum(
+    't_sampler', 'uniform', list(T_SAMPLERS), 'how timesteps are drawn; loss_aware: where losses are large'
+)
 flags.DEFINE_bool('antithetic_t', False, 'half of each batch at t, the other half at T - 1 - t')
 flags.DEFINE_float('lr', 2e-4, 'learning rate', lower_bound=0)
 flags.DEFINE_enum('lr_schedule', 'constant', ['constant', 'cosine'], 'learning rate after the warm-up')
@@ -138,7 +149,8 @@ flags.DEFINE_integer(
 flags.DEFINE_enum('feature_net', 'inception', list(FEATURE_NETS), 'features: classifier where images are not natural')
 flags.DEFINE_enum('fid_protocol', 'pytorch', list(PROTOCOLS), "Inception's input: pytorch-fid's or torch-fidelity's")
 flags.DEFINE_string('inception_weights', '', 'file of the FID Inception; by default downloaded once')
-flags.DEFINE_enum('split', 'train', ['train', 'test'], 'of the data set to compare with')
+flags.DEFINE_enum('split', None, ['train', 'test'], 'of the data set: by default train to compare with, test for --nll')
+flags.DEFINE_integer('nll_steps', 0, 'terms of the bound that --nll computes for each image, 0 for all', lower_bound=0)
 flags.DEFINE_string(
     'fid_cache', '', 'statistics to compare with; by default stats/<dataset>.<split>.npz, built if missing'
 )
@@ -146,7 +158,7 @@ flags.DEFINE_string('images', '', 'score this folder, zip or npz of images, or n
 flags.DEFINE_integer('eval_step', 0, 'training steps between evaluations, 0 for none', lower_bound=0)
 flags.DEFINE_bool('fid_use_torch', False, 'the linear algebra of FID on the GPU')
 
-MODES = ('import_ckpt', 'train', 'sample', 'figure', 'stats', 'eval', 'export')
+MODES = ('import_ckpt', 'train', 'sample', 'figure', 'nll', 'stats', 'eval', 'export')
 
 
 def parse_flags(argv):
@@ -245,7 +257,7 @@ def main(argv):
             if not any(getattr(config, mode) for mode in MODES):
                 raise ValueError(f'nothing to do: add {" or ".join(f"--{mode}" for mode in MODES)}')
             if not config.import_ckpt:
-                build.check(config)
+                build.check(config, config.train)
         run_modes(config, given, interrupted)
         signum = distributed.highest(interrupted.signum or 0)
     return 128 + signum if signum else 0
@@ -263,7 +275,9 @@ def run_modes(config, given, interrupted):
             config = import_run(config, given)
     if config.train:
         train.train(config, flagfile(config), interrupted)
-    if (config.sample or config.figure or config.export or (config.eval and not config.images)) and go_on():
+    if (
+        config.sample or config.figure or config.nll or config.export or (config.eval and not config.images)
+    ) and go_on():
         with exits(2, ValueError):
             config, net, step = sample.restore(config, given)
     if config.sample and go_on():
@@ -271,6 +285,9 @@ def run_modes(config, given, interrupted):
     if config.figure and go_on() and alone:
         with exits(2, ValueError):  # of a network that this figure is not for
             figure.figure(config, net, step, interrupted)
+    if config.nll and go_on() and alone:
+        with exits(2, ValueError):  # of points, or of steps that the chain does not have
+            nll.nll(config, net, step, interrupted)
     if config.stats and go_on() and alone:
         evaluate.build_reference(config)
     if config.eval and go_on():

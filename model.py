@@ -1,4 +1,4 @@
-"""The networks, model(x, t, y) -> out of the shape of x: `UNet`, the small `ContextUNet`, and `PointMLP` for points.
+"""The networks, model(x, t, y) -> out: `UNet`, the small `ContextUNet`, and `PointMLP` for points.
 
 `UNet` is the paper's (Ho et al. 2020, appendix B) with w86763777/pytorch-ddpm's state-dict keys and shapes. `ARCHS`
 holds what differs between pytorch-ddpm's network and the authors' own (hojonathanho/diffusion, and its PyTorch form
@@ -130,15 +130,15 @@ class ResBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """eps_theta(x_t, t) (Ho et al. 2020, appendix B): x [B, C, H, W], t int64 [B] in 0..T-1 -> out [B, C, H, W].
+    """eps_theta(x_t, t) (Ho et al. 2020, appendix B): x [B, C, H, W], t int64 [B] in 0..T-1 -> out, the shape of x.
 
     T: timesteps. ch: channels of the first level, a multiple of 32 as GroupNorm has 32 groups; a block of 32
     channels has one a group, so that its norm takes the time embedding out again: some level should be wider.
     ch_mult: each level's multiple of ch; every level but the last ends in a halving. attn: the levels, counted from
     0, with attention (the middle always has it). num_res_blocks: of each level on the way down; one more on the way
-    up. dropout: its rate in every residual block. arch: a key of `ARCHS`. img_channels: 1 or 3. img_size: H = W,
-    checked here where it is known. num_classes: of labels y int64 [B], whose embedding is added to the time's; y =
-    num_classes, or None, is no label.
+    up. dropout: its rate in every residual block. arch: a key of `ARCHS`. img_channels: C, 1 or 3. out_channels: those
+    of out, C unless given; 2 C for a learned variance. img_size: H = W, checked here where it is known. num_classes: of
+    labels y int64 [B], whose embedding is added to the time's; y = num_classes, or None, is no label.
 
     Raises ValueError where the arguments do not fit together.
     """
@@ -154,6 +154,7 @@ class UNet(nn.Module):
         *,
         arch='pytorch_ddpm',
         img_channels=3,
+        out_channels=None,
         img_size=None,
         num_classes=None,
     ):
@@ -199,7 +200,7 @@ class UNet(nn.Module):
         self.tail = nn.Sequential(
             nn.GroupNorm(32, now_ch, eps=norm_eps),
             nn.SiLU(),
-            nn.Conv2d(now_ch, img_channels, 3, padding=1),
+            nn.Conv2d(now_ch, out_channels or img_channels, 3, padding=1),
         )
         self.num_classes = num_classes
         if num_classes:
@@ -236,7 +237,7 @@ class UNet(nn.Module):
             if isinstance(layer, ResBlock):
                 h = torch.cat([h, hs.pop()], dim=1)
             h = layer(h, temb)
-        return self.tail(h)  # [B, C, H, W]
+        return self.tail(h)  # [B, out_channels, H, W]
 
 
 class GELUConvBlock(nn.Sequential):
@@ -314,18 +315,18 @@ class EmbedBlock(nn.Sequential):
 class ContextUNet(nn.Module):
     """eps_theta(x_t, t, y) after NVIDIA's course "Generative AI with Diffusion Models": a small U-Net, quick to train.
 
-    x [B, C, H, W], t int64 [B] in 0..T-1, y int64 [B] or None -> out [B, C, H, W]. The lowest map passes through a
+    x [B, C, H, W], t int64 [B] in 0..T-1, y int64 [B] or None -> out, the shape of x. The lowest map passes through a
     flat dense embedding; on the way up each map is scaled by the label and shifted by the time, c_emb * up + t_emb.
     A label is one-hot, masked to zeros where there is none (y = num_classes, or None).
 
     ch, ch_mult: channels of the levels, multiples of 32; each level but the first begins in a halving. The course's
-    (64, 64, 128) is ch 64 and ch_mult [1, 1, 2]. img_size: H = W. img_channels, num_classes: as of `UNet`. tdim: of the
-    sinusoidal embedding of t / T.
+    (64, 64, 128) is ch 64 and ch_mult [1, 1, 2]. img_size: H = W. img_channels, out_channels, num_classes: as of
+    `UNet`. tdim: of the sinusoidal embedding of t / T.
 
     Raises ValueError where the arguments do not fit together.
     """
 
-    def __init__(self, T, ch, ch_mult, *, img_channels=1, img_size=28, num_classes=None, tdim=8):
+    def __init__(self, T, ch, ch_mult, *, img_channels=1, out_channels=None, img_size=28, num_classes=None, tdim=8):
         super().__init__()
         _check_levels(ch, ch_mult, img_channels, img_size)
         self.T, self.num_classes = T, num_classes
@@ -357,7 +358,7 @@ class ContextUNet(nn.Module):
             nn.Conv2d(2 * levels[0], levels[0], 3, padding=1),
             nn.GroupNorm(ch // 8, levels[0]),
             nn.ReLU(),
-            nn.Conv2d(levels[0], img_channels, 3, padding=1),
+            nn.Conv2d(levels[0], out_channels or img_channels, 3, padding=1),
         )
 
     def forward(self, x, t, y=None):
@@ -373,7 +374,7 @@ class ContextUNet(nn.Module):
             if y is not None:
                 up = self.label_embeds[i](c) * up
             up = layer(up + self.time_embeds[i](temb), hs.pop())
-        return self.tail(torch.cat([up, hs.pop()], dim=1))  # [B, C, H, W]
+        return self.tail(torch.cat([up, hs.pop()], dim=1))  # [B, out_channels, H, W]
 
 
 class PointMLP(nn.Module):

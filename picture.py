@@ -1,4 +1,4 @@
-"""Tensors to pictures: grids of images, plots of points in the plane."""
+"""Tensors to pictures: grids of images, plots of points in the plane, curves."""
 
 import math
 
@@ -45,12 +45,8 @@ def table(rows, titles, names):
 
 def plot(rows, titles=(), names=()):
     """Scatter plots of points [N, 2], one list of them a row; the panels of a column share their limits."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     side = 4 if len(rows) == len(rows[0]) == 1 else 1.8
-    figure = Figure(figsize=(side * len(rows[0]), side * len(rows)), dpi=100, layout='constrained')
-    axes = figure.subplots(len(rows), len(rows[0]), squeeze=False)
+    figure, axes = _panels(len(rows), len(rows[0]), side, side)
     for column, panels in enumerate(zip(*rows, strict=True)):
         reach = 1.1 * max(panel.abs().flatten().kthvalue(math.ceil(0.995 * panel.numel()))[0] for panel in panels)
         for row, panel in enumerate(panels):
@@ -62,6 +58,29 @@ def plot(rows, titles=(), names=()):
         ax.set_title(title, fontsize=9)
     for ax, name in zip(axes[:, 0], names, strict=False):
         ax.set_ylabel(name)
+    return _rendered(figure)
+
+
+def curves(*panels):
+    """Line plots side by side: a panel is a dict of x, y and what else matplotlib's `Axes.set` takes."""
+    figure, axes = _panels(1, len(panels), 4.5, 3.5)
+    for ax, panel in zip(axes[0], panels, strict=True):
+        ax.plot(panel['x'], panel['y'], marker='.', markersize=4, linewidth=1)
+        ax.set(**{key: value for key, value in panel.items() if key not in ('x', 'y')})
+        ax.grid(alpha=0.3)
+    return _rendered(figure)
+
+
+def _panels(rows, columns, width, height):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns, height * rows), dpi=100, layout='constrained')
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _rendered(figure):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.frombuffer('RGBA', canvas.get_width_height(), canvas.buffer_rgba()).convert('RGB')

@@ -87,7 +87,7 @@ def draw(config, net, indices, interrupted=lambda: False, observe=lambda t, x_t,
     device = build.device(config)
     model = build.Inference(net, build.precision(config))
     sampler = build.sampler(config, model).to(device)
-    size = max(1, min(config.sample_batch_size or _batch_that_fits(config, sampler), len(indices)))
+    size = max(1, min(config.sample_batch_size or batch_that_fits(config, sampler), len(indices)))
     chunks = [indices[i : i + size] for i in range(0, len(indices), size)]
     if build.compiles(config, len(indices) * len(sampler.timesteps)):
         model.compile()
@@ -109,7 +109,7 @@ def draw(config, net, indices, interrupted=lambda: False, observe=lambda t, x_t,
             yield chunk, x_0[:n]
 
 
-def _batch_that_fits(config, sampler):
+def batch_that_fits(config, sampler):
     """A multiple of 64 images that uses most of the GPU's memory, up to 1024; 64 on a CPU, where more is no faster."""
     device = build.device(config)
     if device.type == 'cpu':

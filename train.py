@@ -42,7 +42,7 @@ def train(config, flagfile='', interrupted=lambda: False):
     with distributed.main_first():  # to download
         data = build.dataset(config)
     config = build.fit(config, data)
-    build.check(config)
+    build.check(config, training=True)
     with contextlib.nullcontext() if distributed.rank() else checkpoint.exclusive(config.logdir):
         os.makedirs(os.path.join(config.logdir, 'sample'), exist_ok=True)
         run = Run(config)
@@ -63,7 +63,7 @@ def begin(config, net, ema, flagfile=''):
     Raises FileExistsError where --logdir holds a run, ValueError as `build.check`, CheckpointError where the weights
     are not of the config's network or the checkpoint cannot be written, OSError.
     """
-    build.check(config)
+    build.check(config, training=True)
     run = Run(config)
     for module, weights in ((run.net, net), (run.ema, ema)):
         fixed = {key: value for key, value in module.named_parameters() if not value.requires_grad}
@@ -170,7 +170,7 @@ class MeanLoss(nn.Module):
 
 
 class Run:
-    """What a checkpoint holds (network, EMA, optimiser, schedule, step, x_T), and the two things done to it."""
+    """What a checkpoint holds (network, EMA, optimiser, schedule, step, x_T, sampler of t), and what is done to it."""
 
     def __init__(self, config):
         self.config = config
@@ -224,7 +224,8 @@ class Run:
                 of_batch = mean / (config.batch_size / len(part[0]))
                 (of_batch * distributed.world()).backward()  # as the ranks' gradients are averaged, not summed
             loss += of_batch.detach()
-        distributed.all_sum(loss)
+        for sums in (loss, *self.trainer.t_sampler.noted()):
+            distributed.all_sum(sums)
         norm = torch.nn.utils.clip_grad_norm_(self.trained, config.grad_clip or math.inf)
         # The fused kernel makes no update where found_inf is 1: the check without waiting for the device.
         self.broken = torch.maximum(self.broken, (~torch.isfinite(loss + norm)).float())
@@ -260,6 +261,8 @@ class Run:
             'config': vars(self.config),
             'ranks': distributed.world(),
         }
+        if drawn_by := self.trainer.t_sampler.state_dict():
+            state['t_sampler'] = drawn_by
         if not distributed.rank():
             checkpoint.save(self.path, state)
         self.saved = self.step
@@ -268,7 +271,9 @@ class Run:
         """A hash of what the next step depends on, of which every rank must have the same."""
         digest = hashlib.sha256(str(self.step).encode())
         moments = [value for state in self.optim.state.values() for value in state.values()]
-        for value in (*self.net.state_dict().values(), *self.ema.state_dict().values(), *moments, self.x_T):
+        modules = self.net, self.ema, self.trainer.t_sampler
+        weights = [value for module in modules for value in module.state_dict().values()]
+        for value in (*weights, *moments, self.x_T):
             digest.update(value.cpu().contiguous().numpy())
         return digest.hexdigest()
 
@@ -308,6 +313,8 @@ class Run:
                 moments[key] = torch.empty_like(parameter).copy_(moments[key])
         self.sched.load_state_dict({**state['sched'], 'base_lrs': [self.config.lr], '_last_lr': [lr]})
         self.x_T = state['x_T']
+        # Not strict: a checkpoint of another sampler of t, or of none, has it begin anew.
+        self.trainer.t_sampler.load_state_dict(state.get('t_sampler', {}), strict=False)
 
 
 class Silence:

@@ -12,7 +12,6 @@ from diffusion import (
     PARAMETERISATIONS,
     SCHEDULES,
     SPACINGS,
-    VAR_TYPES,
     GaussianDiffusionSampler,
     GaussianDiffusionTrainer,
     Parameterisation,
@@ -23,6 +22,7 @@ from diffusion import (
 
 T = 50
 BETAS = 1e-4, 0.02
+FIXED = ['fixedlarge', 'fixedsmall']
 
 
 def make_sampler(net, **options):
@@ -61,7 +61,7 @@ def test_loss_and_gradients_equal_reference(reference, reference_net):
     reference_net.zero_grad()
 
 
-@pytest.mark.parametrize('var_type', VAR_TYPES)
+@pytest.mark.parametrize('var_type', FIXED)
 def test_p_mean_variance_equals_reference(reference, reference_net, var_type):
     with torch.no_grad():
         mean, log_var = make_sampler(reference_net, var_type=var_type).p_mean_variance(
@@ -71,7 +71,7 @@ def test_p_mean_variance_equals_reference(reference, reference_net, var_type):
     assert largest_error(log_var, reference[f'p_logvar_{var_type}']) < 1e-5
 
 
-@pytest.mark.parametrize('var_type', VAR_TYPES)
+@pytest.mark.parametrize('var_type', FIXED)
 @pytest.mark.parametrize('clip', [False, True])
 def test_whole_chain_equals_reference(reference, reference_net, var_type, clip):
     sampler = make_sampler(reference_net, var_type=var_type, clip_denoised=clip)

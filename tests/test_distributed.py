@@ -32,6 +32,7 @@ def network(run, kind='net_model'):
         (3, '--batch_size=10 --grad_accum=2'),  # 4, 3 and 3 images: parts of 2 and 2, 2 and 1, 2 and 1
         (2, '--batch_size=7 --cond --antithetic_t --grad_clip=0.1'),
         (2, '--dataset=moons --net=point_mlp --ch=32 --batch_size=9'),
+        (2, '--loss=hybrid --var_type=learned_range --t_sampler=loss_aware --batch_size=64 --grad_accum=2'),
     ],
 )
 def test_training_equals_one_process(tmp_path, world, flags):

@@ -34,7 +34,7 @@ def flagfile(tmp_path):
 def test_each_config_describes_a_run_and_opens_with_its_command(path):
     config = config_of(f'--flagfile={path}')
     assert not (config.train or config.sample or config.eval)
-    build.check(config)
+    build.check(config, training=True)
     assert path.read_text().startswith(f'# python main.py --flagfile config/{path.name} --train\n')
 
 

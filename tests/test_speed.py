@@ -152,8 +152,9 @@ def test_the_bench_times_every_candidate(tmp_path):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 @pytest.mark.parametrize('compiled', ['off', 'on'])
-def test_a_step_on_a_gpu_waits_for_nothing(compiled):
-    run = train.Run(config_of('--device=cuda', f'--compile={compiled}', '--ch=64', '--batch_size=16'))
+@pytest.mark.parametrize('loss', [[], ['--loss=hybrid', '--var_type=learned_range', '--t_sampler=loss_aware']])
+def test_a_step_on_a_gpu_waits_for_nothing(compiled, loss):
+    run = train.Run(config_of('--device=cuda', f'--compile={compiled}', '--ch=64', '--batch_size=16', *loss))
     x_0 = torch.randn(16, 1, 32, 32, device='cuda')
     run.update(x_0)
     torch.cuda.synchronize()

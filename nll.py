@@ -1,0 +1,211 @@
+"""--nll: the variational bound of a checkpoint in bits/dim, term by term (Ho et al. 2020, table 1 and figure 5).
+
+Images stream from the data set into float64 sums. The noise of image i, and which terms it is asked, are a function of
+(seed, i), whatever the batch.
+"""
+
+import json
+import os
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import build
+import picture
+import sample
+from dataset import DataError
+from diffusion import extract
+from likelihood import prior_term, variational_term
+
+GOLDEN = (5**0.5 - 1) / 2  # whose multiples, modulo 1, are spread evenly however many there are
+
+
+def nll(config, net, step=None, interrupted=lambda: False):
+    """-log p(x_0) <= L_T + sum_t L_{t-1} (paper eq. 5), the mean over --split, by default test, in bits/dim.
+
+    Prints it, appends it to logdir/nll.txt as a line of JSON, and writes nll.npz and nll.png beside it: for each
+    timestep its mean term and the mean squared error of x0_hat, clipped as an image is; for each image, in order, L_T
+    and the total. Returns the record, or None once interrupted.
+
+    config, net, step: of `sample.restore`. The chain is that of the flags at eta = 1, all T steps unless --sample_steps
+    says otherwise. Raises ValueError for points and as `chances`, DataError where there are no images for the network.
+    """
+    if build.of_points(config):
+        raise ValueError('--nll is of 8-bit images: points are scored by --eval')
+    begin = time.monotonic()
+    config = SimpleNamespace(**{**vars(config), 'eta': 1.0, 'split': config.split or 'test'})
+    device = build.device(config)
+    # As scores are: in float32 unless bf16 is asked for.
+    model = build.Inference(net, torch.bfloat16 if config.precision == 'bf16' else torch.float32)
+    sampler = build.sampler(config, model).to(device)
+    steps = config.nll_steps or len(sampler.timesteps)
+    p = chances(sampler.alphas_bar.cpu()[sampler.timesteps], steps)
+    data = build.dataset(config, config.split)
+    if data.channels != config.channels or data.num_classes < config.num_classes:
+        raise DataError(f'the images of {config.dataset}, or their labels, are not what the checkpoint was trained on')
+    size = config.sample_batch_size or sample.batch_that_fits(config, sampler)
+    if build.compiles(config, len(data) * steps):
+        model.compile()
+    with tqdm(total=-(-len(data) // size) * steps, desc=f'{len(data)} images of {config.split}', unit='step') as bar:
+
+        def advance():
+            bar.update()
+            return not interrupted()
+
+        bound = estimate(sampler, _batches(config, data, size), len(data), p, config.seed, advance)
+    if bound is None:
+        return None
+    result, arrays = bound.result()
+    sampling = {key: getattr(config, key) for key in (*build.SAMPLER_KEYS, *build.LABEL_KEYS, 'T', 'seed', 'split')}
+    made = {'n': len(data), 'nll_steps': steps, 'precision': str(model.dtype), 'seconds': time.monotonic() - begin}
+    record = {'step': step, 'weights': config.weights, **result, **sampling, **made}
+    folder = sample.folder(config)
+    with open(os.path.join(folder, 'nll.txt'), 'a') as file:
+        file.write(json.dumps(record) + '\n')
+    t = np.array(sampler.timesteps)
+    np.savez(os.path.join(folder, 'nll.npz'), t=t, **{name: values.numpy() for name, values in arrays.items()})
+    sample.save(os.path.join(folder, 'nll.png'), draw(t, result['L_T'], arrays['terms'], arrays['x0_mse']))
+    _report(config, record, len(t))
+    return record
+
+
+def _batches(config, data, size):
+    start = 0
+    for x, y in build.in_order(config, data, size):
+        indices = torch.arange(start, start + len(x))
+        start += len(x)
+        y = y.to(build.device(config)) if config.num_classes else None
+        yield indices, data.prepare(x.to(build.device(config))), y
+
+
+def _report(config, record, terms):
+    print(
+        f'Model({config.weights.upper()}): {record["bits_per_dim"]:.4f} +- {record["standard_error"]:.4f} bits/dim: '
+        f'L_T {record["L_T"]:.5f}, L_1 to L_T-1 {record["L_1_to_T-1"]:.4f}, L_0 {record["L_0"]:.4f}'
+    )
+    how = 'every term' if record['nll_steps'] == terms else f'an estimate from {record["nll_steps"]} terms an image'
+    print(
+        f'  {record["n"]} images of {config.split}, {terms} steps, {how}, {config.var_type}, {record["precision"]}, '
+        f'{record["seconds"]:.0f} s'
+    )
+
+
+def draw(t, prior, terms, x0_mse):
+    """A picture of the terms over t, and of the distortion over the rate as noise is taken away (paper figure 5).
+
+    t: the timesteps [N]. prior: L_T. terms: [N], in bits/dim. x0_mse: [N]. The rate at t is L_T and all terms above t;
+    the distortion is the root of x0_mse, on [0, 255].
+    """
+    rate = (prior + terms.sum() - terms.cumsum(0)).numpy()
+    seen = x0_mse.isfinite().numpy()
+    distortion = 127.5 * x0_mse.sqrt().numpy()
+    whole = prior + terms.sum().item()
+    return picture.curves(
+        {
+            'x': t[seen] + 1,
+            'y': terms.numpy()[seen],
+            'title': f'{whole:.3f} bits/dim',
+            'xlabel': 't, noisings',
+            'ylabel': 'L_t-1, bits/dim',
+            'xscale': 'log',
+            'yscale': 'log',
+        },
+        {
+            'x': np.append(rate[seen][::-1], whole),
+            'y': np.append(distortion[seen][::-1], 0),
+            'title': 'progressive coding',
+            'xlabel': 'rate, bits/dim',
+            'ylabel': 'distortion, RMSE on [0, 255]',
+        },
+    )
+
+
+class Bound:
+    """Sums of the bound's terms over images, float64, by index of a timestep or an image; those of two parts add up."""
+
+    def __init__(self, timesteps, images):
+        self.terms, self.squares, self.visits = torch.zeros(3, timesteps, dtype=torch.float64)
+        self.prior, self.totals = torch.zeros(2, images, dtype=torch.float64)
+
+    def add(self, indices, prior, rows, terms, squares, chances):
+        """Take in a batch of B images: `indices` and their L_T [B], and S terms each.
+
+        rows, terms, squares, chances: [B, S], indices of timesteps, bits/dim, mean squared errors of x0_hat, and the
+        probabilities with which those timesteps were asked for.
+        """
+        weighted = terms / chances
+        self.prior[indices] = prior
+        self.totals[indices] = prior + weighted.sum(1)
+        for sums, values in ((self.terms, weighted), (self.squares, squares), (self.visits, torch.ones_like(terms))):
+            sums.index_add_(0, rows.flatten(), values.flatten())
+
+    def result(self):
+        """Means over the images, in bits/dim, the total's standard error, and the mean squared error of x0_hat at t."""
+        n = len(self.totals)
+        terms = self.terms / n
+        return {
+            'bits_per_dim': self.totals.mean().item(),
+            'standard_error': self.totals.std().item() / n**0.5,
+            'L_T': self.prior.mean().item(),
+            'L_1_to_T-1': terms[1:].sum().item(),
+            'L_0': terms[0].item(),
+        }, {'terms': terms, 'x0_mse': self.squares / self.visits, 'prior': self.prior, 'totals': self.totals}
+
+
+def chances(alphas_bar, steps):
+    """The probability, float64 [N], with which each of a chain's N terms is one of the `steps` that an image is asked.
+
+    L_0 always is. Another term is as likely as the mean of an equal share and its share of the bits that x_0 ~ N(0, I)
+    would take, but at most certain. alphas_bar: [N], ascending in t.
+
+    Raises ValueError where `steps` is not between 2 and N.
+    """
+    N = len(alphas_bar)
+    if not min(2, N) <= steps <= N:
+        raise ValueError(f'--nll_steps must be between 2 and the {N} steps of the chain, not {steps}')
+    bits = (1 - alphas_bar).log().diff()
+    wanted = torch.cat([torch.full((1,), torch.inf, dtype=torch.float64), bits / bits.sum() + 1 / len(bits)])
+    certain = wanted.isinf() | (steps == N)
+    while True:
+        share = torch.where(certain, 0, wanted)
+        p = torch.where(certain, 1, share * ((steps - certain.sum()) / share.sum().clamp(min=1e-300)))
+        if (p <= 1).all():
+            return p
+        certain |= p > 1
+
+
+def asked(p, indices, seed):
+    """Rows [B, S] of the S terms that each image is asked: row r with probability p[r] (systematic sampling)."""
+    u = (build.derive_seed('nll', seed) / 2**63 + GOLDEN * indices.double()) % 1
+    teeth = u[:, None] + torch.arange(round(p.sum().item()))
+    return torch.searchsorted(p.cumsum(0), teeth, right=True).clamp(max=len(p) - 1)
+
+
+def estimate(sampler, batches, n, p, seed, advance=lambda: True):
+    """The `Bound` of n images under the chain of `sampler`.
+
+    batches: of (indices int64 [B], x_0 in [-1, 1] [B, C, H, W], y int64 [B] or None). p: of `chances`. advance: called
+    after each term of a batch; where it says no, the answer is None.
+    """
+    device = sampler.alphas_bar.device
+    timesteps = torch.tensor(sampler.timesteps)
+    alpha, sigma = sampler.alphas_bar.sqrt(), (1 - sampler.alphas_bar).sqrt()
+    bound = Bound(len(timesteps), n)
+    for indices, x_0, y in batches:
+        noise = sample.Noise(build.derive_seed('nll', seed), indices.tolist(), x_0.shape[1:], device)
+        rows = asked(p, indices, seed)
+        found = []
+        for t in timesteps[rows].to(device).unbind(1):
+            x_t = extract(alpha, t, x_0.shape) * x_0 + extract(sigma, t, x_0.shape) * noise()
+            term, x0_hat = variational_term(sampler, x_0, x_t, t, sampler.model(x_t, t, y))
+            square = (x_0 - x0_hat.clamp(-1, 1)) ** 2
+            found.append(torch.stack([each.double().flatten(1).mean(1) for each in (term, square)]))
+            if not advance():
+                return None
+        terms, squares = torch.stack(found, dim=2).cpu()  # [B, S] each
+        prior = prior_term(sampler, x_0).double().flatten(1).mean(1)
+        bound.add(indices, prior.cpu(), rows, terms, squares, p[rows])
+    return bound
