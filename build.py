@@ -191,9 +191,9 @@ def batches(config, data, step):
     return datasets.batches(data, config.batch_size, config.seed, step, *how, share)
 
 
-def in_order(config, data, batch_size=256):
-    """Every item of a data set once, as `dataset.in_order` gives them."""
-    return datasets.in_order(data, config.num_workers, config.loader_timeout, batch_size)
+def in_order(config, data, batch_size=256, share=slice(None)):
+    """Every item of a data set, or a share of it, once, as `dataset.in_order` gives them."""
+    return datasets.in_order(data, config.num_workers, config.loader_timeout, batch_size, share)
 
 
 def some(config, data, n):

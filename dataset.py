@@ -397,10 +397,11 @@ def pick(data, indices):
     return x
 
 
-def in_order(data, num_workers=0, loader_timeout=0, batch_size=256):
-    """(uint8 [n, C, H, W] or points, int64 [n] or None) a batch, every item once. Raises DataError."""
+def in_order(data, num_workers=0, loader_timeout=0, batch_size=256, share=slice(None)):
+    """(uint8 [n, C, H, W] or points, int64 [n] or None) a batch, every item of a share once. Raises DataError."""
     few = data.nbytes < 2**22  # decoded before worker processes would have started
-    return _decoded(data, torch.arange(len(data)).split(batch_size), 0 if few else num_workers, loader_timeout)
+    indices = torch.arange(len(data))[share].split(batch_size)
+    return _decoded(data, indices, 0 if few else num_workers, loader_timeout)
 
 
 def _decoded(data, indices, num_workers=0, loader_timeout=0):

@@ -13,6 +13,7 @@ import torch
 
 import checkpoint
 from checkpoint import CheckpointError
+from diffusion import learns_variance
 from model import UNet
 
 TIME_TABLE = 'time_embedding.timembedding.0'  # computed from T: only pytorch-ddpm keeps it with the weights
@@ -148,6 +149,8 @@ def describe(weights, names, path):
         'channels': channels,
         'num_classes': 0,
     }
+    if shape('tail.2.weight')[0] == 2 * channels:  # as `learned` has, which others seldom do
+        told['var_type'] = 'learned_range'
     if names is PYTORCH_DDPM:
         told['T'] = shape(f'{TIME_TABLE}.weight')[0]
     labels = weights.get(f'{names.outer.get("label_embedding")}.weight')
@@ -159,7 +162,8 @@ def describe(weights, names, path):
 def network(told):
     """The `UNet` of flags, without dropout. Raises ValueError as it does."""
     shape = (told['ch'], told['ch_mult'], told['attn'], told['num_res_blocks'], 0.0)
-    options = {'img_channels': told['channels'], 'num_classes': told['num_classes']}
+    out_channels = told['channels'] * (1 + learns_variance(told.get('var_type', 'fixedlarge')))
+    options = {'img_channels': told['channels'], 'out_channels': out_channels, 'num_classes': told['num_classes']}
     return UNet(told.get('T', 1), *shape, arch=told['arch'], **options)
 
 

@@ -285,7 +285,7 @@ def run_modes(config, given, interrupted):
     if config.figure and go_on() and alone:
         with exits(2, ValueError):  # of a network that this figure is not for
             figure.figure(config, net, step, interrupted)
-    if config.nll and go_on() and alone:
+    if config.nll and go_on():
         with exits(2, ValueError):  # of points, or of steps that the chain does not have
             nll.nll(config, net, step, interrupted)
     if config.stats and go_on() and alone:

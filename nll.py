@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 import build
+import distributed
 import picture
 import sample
 from dataset import DataError
@@ -31,7 +32,9 @@ def nll(config, net, step=None, interrupted=lambda: False):
     and the total. Returns the record, or None once interrupted.
 
     config, net, step: of `sample.restore`. The chain is that of the flags at eta = 1, all T steps unless --sample_steps
-    says otherwise. Raises ValueError for points and as `chances`, DataError where there are no images for the network.
+    says otherwise. Each rank takes a share of the images; rank 0 has the record.
+
+    Raises ValueError for points and as `chances`, DataError where there are no images for the network.
     """
     if build.of_points(config):
         raise ValueError('--nll is of 8-bit images: points are scored by --eval')
@@ -43,20 +46,25 @@ def nll(config, net, step=None, interrupted=lambda: False):
     sampler = build.sampler(config, model).to(device)
     steps = config.nll_steps or len(sampler.timesteps)
     p = chances(sampler.alphas_bar.cpu()[sampler.timesteps], steps)
-    data = build.dataset(config, config.split)
+    with distributed.main_first():  # to download
+        data = build.dataset(config, config.split)
     if data.channels != config.channels or data.num_classes < config.num_classes:
         raise DataError(f'the images of {config.dataset}, or their labels, are not what the checkpoint was trained on')
     size = config.sample_batch_size or sample.batch_that_fits(config, sampler)
-    if build.compiles(config, len(data) * steps):
+    share = range(len(data))[distributed.share(len(data))]
+    if build.compiles(config, len(share) * steps):
         model.compile()
-    with tqdm(total=-(-len(data) // size) * steps, desc=f'{len(data)} images of {config.split}', unit='step') as bar:
+    with tqdm(total=-(-len(share) // size) * steps, desc=f'{len(data)} images of {config.split}', unit='step') as bar:
 
         def advance():
             bar.update()
             return not interrupted()
 
-        bound = estimate(sampler, _batches(config, data, size), len(data), p, config.seed, advance)
-    if bound is None:
+        bound = estimate(sampler, _batches(config, data, size, share), len(data), p, config.seed, advance)
+    if distributed.any_rank(bound is None):
+        return None
+    bound.reduce(distributed.all_sum)
+    if distributed.rank():
         return None
     result, arrays = bound.result()
     sampling = {key: getattr(config, key) for key in (*build.SAMPLER_KEYS, *build.LABEL_KEYS, 'T', 'seed', 'split')}
@@ -72,9 +80,9 @@ def nll(config, net, step=None, interrupted=lambda: False):
     return record
 
 
-def _batches(config, data, size):
-    start = 0
-    for x, y in build.in_order(config, data, size):
+def _batches(config, data, size, share):
+    start = share.start
+    for x, y in build.in_order(config, data, size, slice(share.start, share.stop)):
         indices = torch.arange(start, start + len(x))
         start += len(x)
         y = y.to(build.device(config)) if config.num_classes else None
@@ -141,6 +149,11 @@ class Bound:
         self.totals[indices] = prior + weighted.sum(1)
         for sums, values in ((self.terms, weighted), (self.squares, squares), (self.visits, torch.ones_like(terms))):
             sums.index_add_(0, rows.flatten(), values.flatten())
+
+    def reduce(self, all_sum):
+        """Replace each process's sums by those of all; all_sum(tensor): its sum over the processes, in place."""
+        for sums in vars(self).values():
+            all_sum(sums)
 
     def result(self):
         """Means over the images, in bits/dim, the total's standard error, and the mean squared error of x0_hat at t."""

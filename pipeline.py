@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import formats
 from checkpoint import CheckpointError
-from diffusion import SCHEDULES, make_betas
+from diffusion import SCHEDULES, learns_variance, make_betas
 from formats import DIFFUSERS, TIME_DENSE, TIME_TABLE
 from model import ARCHS
 
@@ -25,6 +25,7 @@ VARIANCE_TYPES = {
     'fixed_large': 'fixedlarge',
     'fixed_small_log': 'fixedsmall',
     'fixed_large_log': 'fixedlarge',
+    'learned_range': 'learned_range',
 }
 PREDICTION_TYPES = {'epsilon': 'epsilon', 'sample': 'xstart', 'v_prediction': 'v'}
 SUGGESTED = {'dropout': 'dropout', 'sample_size': 'img_size'}  # by a config.json, beside what the weights tell
@@ -57,7 +58,7 @@ def unet_config(config):
     return {
         '_class_name': 'UNet2DModel',
         'in_channels': config['channels'],
-        'out_channels': config['channels'],
+        'out_channels': config['channels'] * (1 + learns_variance(config.get('var_type', 'fixedlarge'))),
         'block_out_channels': [config['ch'] * mult for mult in config['ch_mult']],
         'down_block_types': ['AttnDownBlock2D' if i in config['attn'] else 'DownBlock2D' for i in levels],
         'up_block_types': ['AttnUpBlock2D' if i in config['attn'] else 'UpBlock2D' for i in reversed(levels)],

@@ -107,6 +107,17 @@ def test_scores_are_the_same_whatever_the_number_of_ranks(trained, tmp_path, mon
             assert many[key] == pytest.approx(one[key], rel=1e-6), key
 
 
+def test_bits_per_dim_are_the_same_whatever_the_number_of_ranks(trained, tmp_path):
+    flags = ['--nll', '--logdir', trained, '--device=cpu', '--precision=fp32', '--nll_steps=4']
+    for world in (1, 3):
+        ranks = Ranks(world, *flags, log=tmp_path / 'log')
+        assert ranks.status() == [0] * world, ranks.error()
+    one, many = map(json.loads, (trained / 'nll.txt').read_text().splitlines())
+    assert one['n'] == many['n'] == 359
+    for key in ('bits_per_dim', 'standard_error', 'L_T', 'L_0'):
+        assert many[key] == pytest.approx(one[key], rel=1e-6), key
+
+
 def test_another_number_of_ranks_resumes_and_says_so(tmp_path):
     flags = [*WIDE, '--lr=1e-3', '--train', '--logdir']
     whole = Forked(*flags, tmp_path / 'whole', log=tmp_path / 'log')

@@ -144,11 +144,14 @@ def test_exports_equal_in_diffusers_and_come_back_bit_for_bit(
 
 
 @pytest.mark.parametrize('clip', [False, True])
-@pytest.mark.parametrize('var_type', ['fixedlarge', 'fixedsmall'])
+@pytest.mark.parametrize('var_type', ['fixedlarge', 'fixedsmall', 'learned_range'])
 def test_pipelines_of_an_export_draw_what_our_sampler_draws(tmp_path, clip, var_type):
     config, net = described(clip_denoised=clip, var_type=var_type)
     pipeline.write(tmp_path, config, net, 'card')
+    assert pipeline.read(tmp_path)[0]['var_type'] == var_type
     for kind, S, eta in ((DDPMPipeline, 40, 1.0), (DDIMPipeline, 20, 0.0)):
+        if kind is DDIMPipeline and var_type == 'learned_range':
+            continue  # it takes the variance for channels of the image
         drawn = kind.from_pretrained(tmp_path)
         drawn.set_progress_bar_config(disable=True)
         arguments = {'eta': 0.0, 'use_clipped_model_output': clip} if kind is DDIMPipeline else {}
@@ -257,6 +260,7 @@ def test_exports_by_the_command(cli, tmp_path):
         (['--ch_mult=1', '--mean_type=xprev'], 'no --mean_type=xprev'),
         (['--ch_mult=2'], 'not --ch_mult=2 times'),
         (['--ch_mult=1,1', '--net=context_unet'], 'none of its networks'),
+        (['--ch_mult=1', '--var_type=learned', '--loss=hybrid'], 'no --var_type=learned'),
         (['--ch_mult=1', '--prior=data'], r'starts from N\(0, I\)'),
     ],
 )
