@@ -5,72 +5,22 @@ network and every `t` argument count from 0, as in w86763777/pytorch-ddpm: `alph
 of the image's variance. `trajectory` and `diffuse` label their states as the paper does, by the number of noisings:
 `x_0` has none, `x_T` has T.
 
-A schedule is an array of betas. A parameterisation is what the network is trained to output, two numbers a timestep.
-A sampler is three numbers a step: `x_s = c0 * x0_hat + cx * x_t + std * z`. A variance is two: `log std^2 = a + b * v`,
-where v is the second half of the network's channels, if it learns a variance. Each is a registry, and its keys are the
-choices of the flag of the same name.
+A schedule, of `schedules.py`, is an array of betas. A parameterisation is what the network is trained to output, two
+numbers a timestep. A sampler is three numbers a step: `x_s = c0 * x0_hat + cx * x_t + std * z`. A variance is two:
+`log std^2 = a + b * v`, where v is the second half of the network's channels, if it learns a variance. Each is a
+registry, and its keys are the choices of the flag of the same name.
 """
 
 from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from objective import LOSSES, T_SAMPLERS
-
-
-def _warmup(beta_1, beta_T, T, fraction):
-    betas = torch.full((T,), beta_T, dtype=torch.float64)
-    n = int(T * fraction)
-    betas[:n] = torch.linspace(beta_1, beta_T, n, dtype=torch.float64)
-    return betas
-
-
-def _cosine(T, s=8e-3, largest=0.999):
-    f = torch.cos((torch.arange(T + 1, dtype=torch.float64) / T + s) / (1 + s) * torch.pi / 2) ** 2
-    return (1 - f[1:] / f[:-1]).clamp(max=largest)
-
-
-def _line(first, last, T):
-    return torch.linspace(first, last, T, dtype=torch.float64)
-
-
-# name -> function of (beta_1, beta_T, T) giving float64 betas [T].
-# linear, quad, warmup10, warmup50, const, jsd: hojonathanho/diffusion. sqrt: latent diffusion, which calls our quad
-# "linear" and our linear "sqrt_linear". cosine: Nichol and Dhariwal 2021, eq. 17. sigmoid: the 2-D s_curve tutorial.
-SCHEDULES = {
-    'linear': _line,
-    'quad': lambda beta_1, beta_T, T: _line(beta_1**0.5, beta_T**0.5, T) ** 2,
-    'warmup10': lambda beta_1, beta_T, T: _warmup(beta_1, beta_T, T, 0.1),
-    'warmup50': lambda beta_1, beta_T, T: _warmup(beta_1, beta_T, T, 0.5),
-    'const': lambda beta_1, beta_T, T: _warmup(beta_1, beta_T, T, 0.0),
-    'jsd': lambda beta_1, beta_T, T: 1 / _line(T, 1, T),
-    'cosine': lambda beta_1, beta_T, T: _cosine(T),
-    'sqrt': lambda beta_1, beta_T, T: _line(beta_1, beta_T, T).sqrt(),
-    'sigmoid': lambda beta_1, beta_T, T: beta_1 + (beta_T - beta_1) * torch.sigmoid(_line(-6, 6, T)),
-}
-
-
-def make_betas(schedule, beta_1, beta_T, T):
-    """Forward-process variances beta_1..beta_T (paper section 2), float64 [T].
-
-    Latent diffusion's "linear" is `quad` here and its "sqrt_linear" is `linear`. cosine and jsd depend on T alone.
-
-    Raises ValueError where T < 1, a beta is outside (0, 1], or the image is lost (beta = 1) before the last step.
-    """
-    if T < 1:
-        raise ValueError(f'T must be at least 1, not {T}')
-    for name, beta in (('beta_1', beta_1), ('beta_T', beta_T)):
-        if not 0 < beta <= 1:
-            raise ValueError(f'{name} must be in (0, 1], not {beta}')
-    betas = SCHEDULES[_known('schedule', schedule, SCHEDULES)](beta_1, beta_T, T)
-    if betas[0] < 1e-15 or (1 - betas[:-1]).prod() == 0:
-        raise ValueError(f'schedule {schedule} from {beta_1} to {beta_T} must start above 1e-15 and reach 1 only at T')
-    return betas
+from schedules import known, make_betas, make_timesteps
 
 
 def _xprev_target(alphas_bar):
@@ -98,7 +48,7 @@ class Parameterisation(nn.Module):
 
     def __init__(self, mean_type, alphas_bar):
         super().__init__()
-        a, b = PARAMETERISATIONS[_known('mean_type', mean_type, PARAMETERISATIONS)](alphas_bar)
+        a, b = PARAMETERISATIONS[known('mean_type', mean_type, PARAMETERISATIONS)](alphas_bar)
         alpha, sigma = alphas_bar.sqrt(), (1 - alphas_bar).sqrt()
         scale = a * sigma - b * alpha
         inverse = torch.stack([sigma / scale, -b / scale])
@@ -140,7 +90,7 @@ VAR_TYPES = {
 
 def learns_variance(var_type):
     """Whether the network of a var_type has 2C channels, the second half v. Raises ValueError where there is none."""
-    return VAR_TYPES[_known('var_type', var_type, VAR_TYPES)].slope is not None
+    return VAR_TYPES[known('var_type', var_type, VAR_TYPES)].slope is not None
 
 
 def step_table(alphas_bar, timesteps, eta=1.0, var_type='fixedsmall'):
@@ -159,7 +109,7 @@ def _wide_table(alphas_bar, timesteps, eta, var_type):
     The step to the image has no variance but that of its likelihood (paper eq. 13). There sigma, and with it a fixed
     std, is that of the step before, as in pytorch-ddpm and the authors' code.
     """
-    var_type = VAR_TYPES[_known('var_type', var_type, VAR_TYPES)]
+    var_type = VAR_TYPES[known('var_type', var_type, VAR_TYPES)]
     timesteps = torch.as_tensor(list(timesteps), device=alphas_bar.device)
     ab_t = alphas_bar[timesteps]
     ab_s = F.pad(ab_t[:-1], (1, 0), value=1.0)
@@ -175,47 +125,9 @@ def _wide_table(alphas_bar, timesteps, eta, var_type):
     return torch.stack([c0, cx, std * (ab_s < 1), 2 * sigma.log(), a, b], dim=1)
 
 
-# name -> function of (T, S) giving S timesteps, which may repeat. leading and quad: ermongroup/ddim.
-# leading, linspace, trailing: diffusers' timestep_spacing.
-SPACINGS = {
-    'leading': lambda T, S: np.arange(S) * (T // S),
-    'linspace': lambda T, S: np.linspace(0, T - 1, S).round(),
-    'trailing': lambda T, S: (T - np.arange(S) * T / S).round() - 1,
-    'quad': lambda T, S: np.linspace(0, np.sqrt(0.8 * T), S) ** 2,
-}
-
-
-def make_timesteps(T, steps=None, spacing='leading'):
-    """Ascending, distinct timesteps of a sampler: all T (None), an int S of them, or those given (any order).
-
-    Raises ValueError where S is outside 1..T, the spacing repeats a timestep, or one given repeats or is not in 0..T-1.
-    """
-    _known('spacing', spacing, SPACINGS)
-    if steps is None:
-        steps = range(T)
-    elif isinstance(steps, int):
-        if not 1 <= steps <= T:
-            raise ValueError(f'the number of sampling steps must be between 1 and T = {T}, not {steps}')
-        wanted, steps = steps, SPACINGS[spacing](T, steps).astype(int).tolist()
-        if len(set(steps)) < wanted:
-            raise ValueError(
-                f'spacing {spacing} gives {len(set(steps))} distinct steps of T = {T}, not {wanted}: take fewer'
-            )
-    timesteps = sorted(int(t) for t in steps)
-    if not timesteps or len(set(timesteps)) < len(timesteps) or timesteps[0] < 0 or timesteps[-1] >= T:
-        raise ValueError(f'sampling timesteps must be distinct and between 0 and T - 1 = {T - 1}, not {timesteps}')
-    return timesteps
-
-
 def extract(v, t, x_shape):
     """v[t] as float32, shaped [B, 1, 1, 1] to broadcast over x. v: [T], t: int64 [B], x_shape: that of x [B, ...]."""
     return v.gather(0, t).float().view(-1, *[1] * (len(x_shape) - 1))
-
-
-def _known(flag, name, registry):
-    if name not in registry:
-        raise ValueError(f'{flag} must be one of {", ".join(registry)}, not {name}')
-    return name
 
 
 def standard_normal(x):
@@ -279,7 +191,7 @@ class GaussianDiffusionTrainer(nn.Module):
         t_sampler='uniform',
     ):
         super().__init__()
-        self.loss = LOSSES[_known('loss', loss, LOSSES)]
+        self.loss = LOSSES[known('loss', loss, LOSSES)]
         if learns_variance(var_type) not in self.loss.learns_variance:
             fitting = [name for name in VAR_TYPES if learns_variance(name) in self.loss.learns_variance]
             raise ValueError(f'loss {loss} does not train var_type {var_type}: it needs {" or ".join(fitting)}')
@@ -290,7 +202,7 @@ class GaussianDiffusionTrainer(nn.Module):
         self.model = model
         self.T = T
         self.antithetic_t, self.min_snr_gamma = antithetic_t, min_snr_gamma
-        self.t_sampler = T_SAMPLERS[_known('t_sampler', t_sampler, T_SAMPLERS)](T)
+        self.t_sampler = T_SAMPLERS[known('t_sampler', t_sampler, T_SAMPLERS)](T)
         self.chain = GaussianDiffusionSampler(
             None, beta_1, beta_T, T, mean_type=mean_type, var_type=var_type, schedule=schedule
         )

@@ -32,9 +32,10 @@ import sample
 import train
 from checkpoint import CheckpointError
 from dataset import DATASETS, DataError
-from diffusion import PARAMETERISATIONS, SCHEDULES, SPACINGS, VAR_TYPES
+from diffusion import PARAMETERISATIONS, VAR_TYPES
 from model import ARCHS
 from objective import LOSSES, T_SAMPLERS
+from schedules import SCHEDULES, SPACINGS
 from score import FEATURE_NETS, PROTOCOLS, ScoreError
 
 FLAGS = flags.FLAGS

@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 
 import formats
 from checkpoint import CheckpointError
-from diffusion import SCHEDULES, learns_variance, make_betas
+from diffusion import learns_variance
 from formats import DIFFUSERS, TIME_DENSE, TIME_TABLE
 from model import ARCHS
+from schedules import SCHEDULES, make_betas
 
 WEIGHTS = 'diffusion_pytorch_model'
 VERSION = '0.30.0'  # of diffusers, whose arguments these are

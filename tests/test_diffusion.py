@@ -10,15 +10,12 @@ from conftest import golden, largest_error
 
 from diffusion import (
     PARAMETERISATIONS,
-    SCHEDULES,
-    SPACINGS,
     GaussianDiffusionSampler,
     GaussianDiffusionTrainer,
     Parameterisation,
-    make_betas,
-    make_timesteps,
     step_table,
 )
+from schedules import SCHEDULES, SPACINGS, make_betas, make_timesteps
 
 T = 50
 BETAS = 1e-4, 0.02

@@ -22,7 +22,8 @@ import interop
 import pipeline
 import sample
 from checkpoint import CheckpointError
-from diffusion import SCHEDULES, GaussianDiffusionSampler, make_betas
+from diffusion import GaussianDiffusionSampler
+from schedules import SCHEDULES, make_betas
 
 DDPM = {
     'net': 'unet', 'T': 40, 'schedule': 'linear', 'beta_1': 1e-3, 'beta_T': 0.2, 'mean_type': 'epsilon',

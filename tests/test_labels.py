@@ -114,7 +114,7 @@ def test_guidance_1_and_0_take_one_pass_and_others_one_of_twice_the_batch():
 
 
 def test_labels_are_left_out_at_the_rate_asked_for(tmp_path):
-    config = config_of(*TINY, '--cond', f'--logdir={tmp_path}', '--p_uncond=0.25')
+    config = config_of(*TINY, '--cond', f'--logdir={tmp_path}', '--p_uncond=0.25', '--batch_size=64')
     run = train.Run(build.fit(config, SimpleNamespace(num_classes=10, channels=1)))
     seen = []
     run.trainer.model.register_forward_pre_hook(lambda module, args: seen.append(args[2]))

@@ -1,0 +1,95 @@
+"""The two arrays that a diffusion starts from: the betas of its steps, and the timesteps that a sampler takes.
+
+Each is by name from a registry, whose keys are the choices of the flag of that name.
+"""
+
+import numpy as np
+import torch
+
+
+def _warmup(beta_1, beta_T, T, fraction):
+    betas = torch.full((T,), beta_T, dtype=torch.float64)
+    n = int(T * fraction)
+    betas[:n] = torch.linspace(beta_1, beta_T, n, dtype=torch.float64)
+    return betas
+
+
+def _cosine(T, s=8e-3, largest=0.999):
+    f = torch.cos((torch.arange(T + 1, dtype=torch.float64) / T + s) / (1 + s) * torch.pi / 2) ** 2
+    return (1 - f[1:] / f[:-1]).clamp(max=largest)
+
+
+def _line(first, last, T):
+    return torch.linspace(first, last, T, dtype=torch.float64)
+
+
+# name -> function of (beta_1, beta_T, T) giving float64 betas [T].
+# linear, quad, warmup10, warmup50, const, jsd: hojonathanho/diffusion. sqrt: latent diffusion, which calls our quad
+# "linear" and our linear "sqrt_linear". cosine: Nichol and Dhariwal 2021, eq. 17. sigmoid: the 2-D s_curve tutorial.
+SCHEDULES = {
+    'linear': _line,
+    'quad': lambda beta_1, beta_T, T: _line(beta_1**0.5, beta_T**0.5, T) ** 2,
+    'warmup10': lambda beta_1, beta_T, T: _warmup(beta_1, beta_T, T, 0.1),
+    'warmup50': lambda beta_1, beta_T, T: _warmup(beta_1, beta_T, T, 0.5),
+    'const': lambda beta_1, beta_T, T: _warmup(beta_1, beta_T, T, 0.0),
+    'jsd': lambda beta_1, beta_T, T: 1 / _line(T, 1, T),
+    'cosine': lambda beta_1, beta_T, T: _cosine(T),
+    'sqrt': lambda beta_1, beta_T, T: _line(beta_1, beta_T, T).sqrt(),
+    'sigmoid': lambda beta_1, beta_T, T: beta_1 + (beta_T - beta_1) * torch.sigmoid(_line(-6, 6, T)),
+}
+
+
+def make_betas(schedule, beta_1, beta_T, T):
+    """Forward-process variances beta_1..beta_T (paper section 2), float64 [T].
+
+    Latent diffusion's "linear" is `quad` here and its "sqrt_linear" is `linear`. cosine and jsd depend on T alone.
+
+    Raises ValueError where T < 1, a beta is outside (0, 1], or the image is lost (beta = 1) before the last step.
+    """
+    if T < 1:
+        raise ValueError(f'T must be at least 1, not {T}')
+    for name, beta in (('beta_1', beta_1), ('beta_T', beta_T)):
+        if not 0 < beta <= 1:
+            raise ValueError(f'{name} must be in (0, 1], not {beta}')
+    betas = SCHEDULES[known('schedule', schedule, SCHEDULES)](beta_1, beta_T, T)
+    if betas[0] < 1e-15 or (1 - betas[:-1]).prod() == 0:
+        raise ValueError(f'schedule {schedule} from {beta_1} to {beta_T} must start above 1e-15 and reach 1 only at T')
+    return betas
+
+
+# name -> function of (T, S) giving S timesteps, which may repeat. leading and quad: ermongroup/ddim.
+# leading, linspace, trailing: diffusers' timestep_spacing.
+SPACINGS = {
+    'leading': lambda T, S: np.arange(S) * (T // S),
+    'linspace': lambda T, S: np.linspace(0, T - 1, S).round(),
+    'trailing': lambda T, S: (T - np.arange(S) * T / S).round() - 1,
+    'quad': lambda T, S: np.linspace(0, np.sqrt(0.8 * T), S) ** 2,
+}
+
+
+def make_timesteps(T, steps=None, spacing='leading'):
+    """Ascending, distinct timesteps of a sampler: all T (None), an int S of them, or those given (any order).
+
+    Raises ValueError where S is outside 1..T, the spacing repeats a timestep, or one given repeats or is not in 0..T-1.
+    """
+    known('spacing', spacing, SPACINGS)
+    if steps is None:
+        steps = range(T)
+    elif isinstance(steps, int):
+        if not 1 <= steps <= T:
+            raise ValueError(f'the number of sampling steps must be between 1 and T = {T}, not {steps}')
+        wanted, steps = steps, SPACINGS[spacing](T, steps).astype(int).tolist()
+        if len(set(steps)) < wanted:
+            raise ValueError(
+                f'spacing {spacing} gives {len(set(steps))} distinct steps of T = {T}, not {wanted}: take fewer'
+            )
+    timesteps = sorted(int(t) for t in steps)
+    if not timesteps or len(set(timesteps)) < len(timesteps) or timesteps[0] < 0 or timesteps[-1] >= T:
+        raise ValueError(f'sampling timesteps must be distinct and between 0 and T - 1 = {T - 1}, not {timesteps}')
+    return timesteps
+
+
+def known(flag, name, registry):
+    if name not in registry:
+        raise ValueError(f'{flag} must be one of {", ".join(registry)}, not {name}')
+    return name
