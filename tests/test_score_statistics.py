@@ -172,8 +172,11 @@ EYE = np.eye(4)
         ({'mu': np.zeros((4, 1)), 'sigma': EYE}, r'mu must be \[d\]'),
         ({'mu': np.full(4, np.nan), 'sigma': EYE}, 'NaN or infinity'),
         ({'mu': np.zeros(4), 'sigma': np.triu(np.ones((4, 4)))}, 'not symmetric'),
-        ({'mu': np.zeros(4), 'sigma': EYE, 'sample': np.zeros((9, 3))}, r'sample must be \[m, 4\], got \[9, 3\]'),
-        ({'mu': np.array(['a'] * 4), 'sigma': EYE}, 'could not convert'),
+        (
+            {'mu': np.zeros(4), 'sigma': EYE, 'sample': np.zeros((9, 3))},
+            r'sample must be floats \[m, 4\], got float64 \[9, 3\]',
+        ),
+        ({'mu': np.array(['a'] * 4), 'sigma': EYE}, 'mu and sigma must be floats, not <U1'),
         ({'mu': np.array([None] * 4), 'sigma': EYE}, 'not an npz of plain arrays'),
     ],
 )
