@@ -102,6 +102,7 @@ def load_statistics(path, net=None):
             found, arrays = npz.files, {key: npz[key] for key in wanted}
             if bare := [key for key, value in arrays.items() if not isinstance(value, np.ndarray)]:
                 raise ValueError(f'{bare[0]} is no array')
+            made = {key: arrays[key].item() for key in MADE_KEYS if key in arrays}
     except FileNotFoundError:
         raise ScoreError(f'{path}: no such statistics; build them from the data set first') from None
     except Exception as error:  # a damaged header makes zipfile or numpy raise nearly anything
@@ -119,7 +120,6 @@ def load_statistics(path, net=None):
         check_gaussian(mu, sigma)
         if sample is not None and (sample.shape[1:] != mu.shape or sample.dtype.kind != 'f'):
             raise ValueError(f'sample must be floats [m, {len(mu)}], got {sample.dtype} {list(sample.shape)}')
-        made = {key: arrays[key].item() for key in MADE_KEYS if key in arrays}
     except ValueError as error:
         raise ScoreError(f'{path}: {error}; build it anew') from None
     if net is not None:

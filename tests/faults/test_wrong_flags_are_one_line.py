@@ -42,7 +42,6 @@ USAGE = [
     (['--train', '--batch_size=1.5'], 'batch_size'),
     (['--train', '--total_steps='], 'total_steps'),
     (['--train', '--cond=maybe'], 'cond'),
-    (['--train', '--parallel'], '--parallel is not available yet'),
     (['--eval', '--feature_net=vgg'], 'feature_net'),
     (['--eval', '--fid_protocol=jax'], 'fid_protocol'),
     pytest.param(
