@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 import pytest
 from conftest import TINY
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from runs import Forked, config_of
@@ -127,6 +127,7 @@ def fuzz(path):
     @settings(
         max_examples=TIMES or 200,
         derandomize=not TIMES,
+        phases=list(Phase) if TIMES else [Phase.generate],  # making a failure smaller takes minutes
         database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),
