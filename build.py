@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import dataset as datasets
 import distributed
+import loader
 from diffusion import GaussianDiffusionSampler, GaussianDiffusionTrainer, Guidance, learns_variance
 from model import ContextUNet, PointMLP, UNet
 from objective import LOSSES
@@ -185,21 +186,21 @@ def fit(config, data):
 
 
 def batches(config, data, step):
-    """Endless training batches from `step` on, this rank's share of each, as `dataset.batches` gives them."""
+    """Endless training batches from `step` on, this rank's share of each, as `loader.batches` gives them."""
     how = (device(config), config.random_flip, config.num_workers, config.loader_timeout)
     share = distributed.share(config.batch_size)
-    return datasets.batches(data, config.batch_size, config.seed, step, *how, share)
+    return loader.batches(data, config.batch_size, config.seed, step, *how, share)
 
 
 def in_order(config, data, batch_size=256, share=slice(None)):
-    """Every item of a data set, or a share of it, once, as `dataset.in_order` gives them."""
-    return datasets.in_order(data, config.num_workers, config.loader_timeout, batch_size, share)
+    """Every item of a data set, or a share of it, once, as `loader.in_order` gives them."""
+    return loader.in_order(data, config.num_workers, config.loader_timeout, batch_size, share)
 
 
 def some(config, data, n):
     """n images or points of a data set, or all of fewer, as the network sees them: those that --seed picks."""
-    chosen = next(datasets.index_batches(len(data), min(n, len(data)), config.seed, 0))
-    return data.prepare(datasets.pick(data, chosen)).to(device(config))
+    chosen = next(loader.index_batches(len(data), min(n, len(data)), config.seed, 0))
+    return data.prepare(loader.pick(data, chosen)).to(device(config))
 
 
 def labelled(config):
@@ -210,9 +211,9 @@ def labelled(config):
     train = dataset(config)
     if not train.num_classes:
         raise datasets.DataError(f'{config.dataset} has no labels: --feature_net=classifier learns from labels')
-    images, labels = datasets.decode_all(train, config.num_workers, config.loader_timeout)
+    images, labels = loader.decode_all(train, config.num_workers, config.loader_timeout)
     if config.dataset in datasets.DATASETS or config.test_dataset:
-        return images, labels, *datasets.decode_all(dataset(config, 'test'), config.num_workers, config.loader_timeout)
+        return images, labels, *loader.decode_all(dataset(config, 'test'), config.num_workers, config.loader_timeout)
     held_out = torch.arange(len(images)) % 10 == 9
     return images[~held_out], labels[~held_out], images[held_out], labels[held_out]
 

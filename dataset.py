@@ -1,15 +1,9 @@
-"""Data sets of images, named or any folder or zip, as batches in [-1, 1] on the device; and of points in the plane.
-
-Small sets live on the device as they are stored; large ones are decoded by worker processes. Either way the order of an
-epoch is a function of (seed, epoch), and a batch of images is flipped and normalised on the device.
-"""
+"""Data sets of images, named or any folder or zip, item by item; and of points in the plane."""
 
 import contextlib
 import io
 import math
-import multiprocessing
 import os
-import signal
 import zipfile
 from collections.abc import Callable
 from functools import partial
@@ -20,10 +14,7 @@ import numpy as np
 import torch
 import torchvision
 from PIL import Image, ImageOps
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
-RESIDENT_BYTES = 2**30  # a decoded data set up to this size is kept on the device
 EXTENSIONS = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
 FORMATS = ('PNG', 'JPEG', 'BMP', 'GIF', 'WEBP', 'TIFF', 'PPM')  # others, such as EPS, would start programs
 FILE_BYTES, PIXELS = 2**28, 2**26  # of an image: decoding it takes a few times as much memory
@@ -340,132 +331,3 @@ def _read_npz(path):
     if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or not shape[0]:
         raise DataError(f'{path}: arr_0 must be uint8 [N, H, W, 1 or 3], not {dtype} {list(shape)}')
     return shape[0], stream()
-
-
-def index_batches(n, batch_size, seed, step):
-    """Endless int64 [batch_size] indices from training step `step` on; an epoch's remainder is dropped."""
-    per_epoch = n // batch_size
-    while True:
-        epoch, position = divmod(step, per_epoch)
-        order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(n))
-        yield from order[: per_epoch * batch_size].view(per_epoch, batch_size)[position:]
-        step += per_epoch - position
-
-
-def batches(data, batch_size, seed, step, device, random_flip, num_workers, loader_timeout=0, share=slice(None)):
-    """Endless (x, y) from training step `step` on: x float on `device`, y int64 [B] or None.
-
-    data: `Images`, whose x are [B, C, H, W] in [-1, 1], or `Points`, [B, D]. The indices are a function of (seed,
-    step). Flips are drawn from torch's generator when the batch is asked for. share: what to give of each batch, whose
-    other items are not read, though flips are drawn for all.
-
-    Raises DataError where the set has fewer than batch_size items, an image cannot be decoded, a worker process dies,
-    or none brings a batch within `loader_timeout` seconds (0 for any, the only choice outside the main thread).
-    """
-    if len(data) < batch_size:
-        raise DataError(f'batch_size {batch_size} is more than the {len(data)} {data.unit} of the data set')
-    indices = (chosen[share] for chosen in index_batches(len(data), batch_size, seed, step))
-    stream = _resident if data.nbytes <= RESIDENT_BYTES else _streamed
-    mirrors = random_flip and isinstance(data, Images)
-    for x, y in stream(data, indices, device, num_workers, loader_timeout):
-        yield data.prepare(x, torch.rand(batch_size, device=device)[share] < 0.5 if mirrors else None), y
-
-
-def _resident(data, indices, device, num_workers, loader_timeout):
-    x, y = (None if part is None else part.to(device) for part in decode_all(data, num_workers, loader_timeout))
-    for chosen in indices:
-        chosen = chosen.to(device, non_blocking=True)
-        yield x[chosen], None if y is None else y[chosen]
-
-
-def _streamed(data, indices, device, num_workers, loader_timeout):
-    for x, y in _decoded(data, indices, num_workers, loader_timeout):
-        yield x.to(device, non_blocking=True), None if y is None else y.to(device, non_blocking=True)
-
-
-def decode_all(data, num_workers=0, loader_timeout=0):
-    """The whole set in order, as stored: uint8 [N, C, H, W] or points, and int64 [N] or None. Raises DataError."""
-    parts = in_order(data, num_workers, loader_timeout)
-    parts = tqdm(parts, 'decoding', -(-len(data) // 256), leave=False, disable=None)
-    x, y = zip(*parts, strict=True)
-    return torch.cat(x), torch.cat(y) if data.num_classes else None
-
-
-def pick(data, indices):
-    """The items of `indices`, int64 [n], as stored: uint8 [n, C, H, W] or points. Raises DataError."""
-    ((x, _),) = _decoded(data, [indices])
-    return x
-
-
-def in_order(data, num_workers=0, loader_timeout=0, batch_size=256, share=slice(None)):
-    """(uint8 [n, C, H, W] or points, int64 [n] or None) a batch, every item of a share once. Raises DataError."""
-    few = data.nbytes < 2**22  # decoded before worker processes would have started
-    indices = torch.arange(len(data))[share].split(batch_size)
-    return _decoded(data, indices, 0 if few else num_workers, loader_timeout)
-
-
-def _decoded(data, indices, num_workers=0, loader_timeout=0):
-    loader = DataLoader(
-        data,
-        batch_sampler=indices,
-        num_workers=min(num_workers, os.cpu_count()),
-        collate_fn=_unchanged,
-        worker_init_fn=_leave_signals_to_parent,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # else it would draw from the global generator
-    )
-    for batch in _awaited(loader, loader_timeout):
-        if isinstance(batch, DataError):
-            raise batch
-        yield batch
-
-
-def _awaited(loader, loader_timeout):
-    """The batches of a loader. Raises DataError where a worker process has died or none brought one for too long."""
-    on_child, others = signal.getsignal(signal.SIGCHLD), multiprocessing.active_children()
-    stream = iter(loader)
-    workers = set(multiprocessing.active_children()).difference(others)
-    with contextlib.suppress(ValueError):  # in a thread, where the loader has set none either
-        signal.signal(signal.SIGCHLD, on_child)  # its own raises wherever the run is, be it within a checkpoint
-    while True:
-        try:
-            with _alarm(loader_timeout if workers else 0):
-                batch = next(stream, None)
-        except (EOFError, OSError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not str(error).startswith(('DataLoader ', 'Pin memory ')):
-                raise
-            for worker in workers:
-                worker.kill()  # one that hangs would hold up the end of the run
-            what = error if isinstance(error, TimeoutError) else f'a worker process died ({error!r})'
-            raise DataError(f'{what}: see to memory and disk, run it again, or lower --num_workers') from error
-        if batch is None:
-            return
-        yield batch
-
-
-@contextlib.contextmanager
-def _alarm(seconds):
-    # Not DataLoader's timeout: it would still wait for ever for the pixels of a process that has stopped.
-    def ring(*_):
-        raise TimeoutError(f'no batch came from the worker processes for {seconds:g} seconds')
-
-    if not seconds:
-        yield
-        return
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def _unchanged(batch):
-    return batch
-
-
-def _leave_signals_to_parent(worker):
-    os.setpgrp()  # out of reach of what is sent to the whole group, as by Ctrl-C and torchrun
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 import build
 import dataset
 import distributed
+import loader
 import picture
 import sample
 import score
@@ -82,7 +83,7 @@ def _score_points(config, net, interrupted):
     drawn = [x_0.cpu() for _, x_0 in sample.draw(config, net, list(range(config.num_images)), interrupted)]
     if interrupted():
         return None
-    train, test = (dataset.decode_all(build.dataset(config, split))[0] for split in ('train', 'test'))
+    train, test = (loader.decode_all(build.dataset(config, split))[0] for split in ('train', 'test'))
     points = torch.cat(drawn)
     scores = {'SW': score.sliced_wasserstein(points, test), 'SW_data': score.sliced_wasserstein(train, test)}
     scores['n'] = min(len(points), len(test))

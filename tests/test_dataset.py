@@ -12,13 +12,14 @@ import torchvision
 from PIL import Image
 
 import dataset
+import loader
 from dataset import DataError
 
 CPU = torch.device('cpu')
 
 
 def first_batches(images, n, step=0, batch_size=4, seed=0, flip=False, workers=0):
-    stream = dataset.batches(images, batch_size, seed, step, CPU, flip, workers)
+    stream = loader.batches(images, batch_size, seed, step, CPU, flip, workers)
     return [next(stream) for _ in range(n)]
 
 
@@ -34,13 +35,13 @@ def zip_of(folder, path):
 
 def test_an_epoch_is_a_permutation_and_a_function_of_seed_and_epoch():
     digits = dataset.load('digits', '', 8)
-    order = dataset.index_batches(len(digits), 100, 0, 0)
+    order = loader.index_batches(len(digits), 100, 0, 0)
     epochs = [torch.cat([next(order) for _ in range(14)]) for _ in range(2)]
     assert all(len(epoch.unique()) == 1400 for epoch in epochs)
     assert not torch.equal(*epochs)
-    again = dataset.index_batches(len(digits), 100, 0, 14)
+    again = loader.index_batches(len(digits), 100, 0, 14)
     assert torch.equal(next(again), epochs[1][:100])
-    assert not torch.equal(next(dataset.index_batches(len(digits), 100, 1, 0)), epochs[0][:100])
+    assert not torch.equal(next(loader.index_batches(len(digits), 100, 1, 0)), epochs[0][:100])
 
 
 def test_batches_from_a_later_step_continue_the_same_sequence(folder_of_images):
@@ -178,9 +179,9 @@ def test_folder_and_zip_give_the_same_images_and_classes(folder_of_images):
     from_folder = dataset.load(str(folder_of_images), '', 8)
     from_zip = dataset.load(str(zip_of(folder_of_images, folder_of_images.parent / 'images.zip')), '', 8)
     assert from_folder.items.classes == from_zip.items.classes == ['cat', 'dog']
-    for a, b in zip(dataset.decode_all(from_folder), dataset.decode_all(from_zip), strict=True):
+    for a, b in zip(loader.decode_all(from_folder), loader.decode_all(from_zip), strict=True):
         assert torch.equal(a, b)
-    assert dataset.decode_all(from_folder)[1].tolist().count(1) == 7
+    assert loader.decode_all(from_folder)[1].tolist().count(1) == 7
 
 
 def test_mixed_sizes_are_centre_cropped_and_resized_with_antialiasing(tmp_path):
@@ -255,7 +256,7 @@ def test_points(name, num_classes):
     train, again, test = (dataset.load(name, '', 0, split) for split in ('train', 'train', 'test'))
     assert (len(train), train.channels, train.num_classes) == (10000, 2, num_classes)
     assert torch.equal(train.x, again.x) and not torch.equal(train.x, test.x)
-    x, y = dataset.decode_all(train)
+    x, y = loader.decode_all(train)
     assert torch.equal(x, train.x) and x.dtype == torch.float32
     assert (y is None) if not num_classes else (y.bincount().tolist() == [5000, 5000] and y.dtype == torch.int64)
     assert 0.05 < x.std() < 0.2 and x.abs().max() < 0.5 and x.mean(0).abs().max() < 0.03  # of one scale, near 0
@@ -270,8 +271,8 @@ def test_the_s_curve_is_scikit_learns():
 
 def test_batches_of_points_are_left_as_they_are():
     data = dataset.load('moons', '', 0)
-    stream = dataset.batches(data, 4000, 0, 0, torch.device('cpu'), True, 0)
-    order = dataset.index_batches(10000, 4000, 0, 0)
+    stream = loader.batches(data, 4000, 0, 0, torch.device('cpu'), True, 0)
+    order = loader.index_batches(10000, 4000, 0, 0)
     for _ in range(3):  # into the second epoch
         (x, y), chosen = next(stream), next(order)
         assert torch.equal(x, data.x[chosen]) and torch.equal(y, data.y[chosen])

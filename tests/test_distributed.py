@@ -65,9 +65,9 @@ def test_a_streamed_data_set_is_shared_without_overlap_or_loss(tmp_path, folder_
 
 def stream():
     """No data set is small enough to keep on the device."""
-    import dataset
+    import loader
 
-    dataset.RESIDENT_BYTES = 0
+    loader.RESIDENT_BYTES = 0
 
 
 @pytest.fixture(scope='module')

@@ -12,6 +12,7 @@ from score_fakes import random_inception_state
 
 import dataset
 import evaluate
+import loader
 import sample
 import score
 
@@ -79,7 +80,7 @@ def test_scores_are_of_the_images_that_sampling_draws(trained, cli):
 
 
 def test_real_images_score_better_than_noise(here, cli):
-    test = dataset.decode_all(dataset.load('digits', '', 8, 'test'))[0]
+    test = loader.decode_all(dataset.load('digits', '', 8, 'test'))[0]
     noise = torch.randint(256, test.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     flags = [*TINY, '--eval', CLASSIFIER]
     fids = []

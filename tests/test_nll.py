@@ -62,7 +62,7 @@ def test_the_bound_is_that_of_the_weights_and_the_noise_is_each_images_own(runs,
     """Term by term with the trainer's own loss, at each image's noise; whatever the batch."""
     config, net, _ = sample.restore(config_of(f'--logdir={runs / "fixed"}', '--precision=fp32'), set())
     data = build.dataset(config, 'test')
-    x_0 = data.prepare(build.datasets.decode_all(data)[0])
+    x_0 = data.prepare(build.loader.decode_all(data)[0])
     noise = sample.Noise(build.derive_seed('nll', 0), range(359), (1, 8, 8), torch.device('cpu'))
     config.loss = 'kl'
     trainer = build.trainer(config, net)

@@ -9,7 +9,7 @@ from conftest import TINY
 from runs import Forked, load, one_line
 
 import checkpoint
-import dataset
+import loader
 from checkpoint import CheckpointError
 
 
@@ -33,7 +33,7 @@ def test_what_a_dead_process_left_is_no_lock(tmp_path):
 
 
 def stream():
-    dataset.RESIDENT_BYTES = 0
+    loader.RESIDENT_BYTES = 0
 
 
 def test_the_workers_of_a_killed_process_hold_no_lock(tmp_path):

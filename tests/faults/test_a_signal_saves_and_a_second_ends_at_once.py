@@ -10,6 +10,7 @@ from conftest import TINY
 from runs import Forked, load, scalars
 
 import dataset
+import loader
 
 
 def wait_for(path, run):
@@ -47,7 +48,7 @@ def test_the_step_is_finished_and_saved(tmp_path, training, signum, status):
 def signal_an_own_group_from_a_worker_that_is_waited_for():
     os.setpgrp()
     group, decode = os.getpid(), dataset.Images.__getitem__
-    (batch,) = islice(dataset.index_batches(1438, 8, 0, 0), 5, 6)  # of the sixth step
+    (batch,) = islice(loader.index_batches(1438, 8, 0, 0), 5, 6)  # of the sixth step
 
     def item(data, i):
         if i == batch[0]:
@@ -55,7 +56,7 @@ def signal_an_own_group_from_a_worker_that_is_waited_for():
             os.killpg(group, signal.SIGTERM)
         return decode(data, i)
 
-    dataset.RESIDENT_BYTES, dataset.Images.__getitem__ = 0, item
+    loader.RESIDENT_BYTES, dataset.Images.__getitem__ = 0, item
 
 
 def test_the_worker_processes_outlive_a_signal_to_the_group(tmp_path):

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import dataset
+import loader
 from dataset import DataError
 
 
@@ -92,7 +93,7 @@ def test_it_is_named(stored, monkeypatch, name, resident_bytes, workers):
     monkeypatch.setattr(dataset, 'RESIDENT_BYTES', resident_bytes)
     path = stored({**{f'{i}.png': NOISE for i in range(5)}, name: BAD[name]})
     with pytest.raises(DataError) as caught:
-        stream = dataset.batches(dataset.load(path, '', 8), 2, 0, 0, torch.device('cpu'), False, workers)
+        stream = loader.batches(dataset.load(path, '', 8), 2, 0, 0, torch.device('cpu'), False, workers)
         for _ in range(6):
             next(stream)
     assert f'cat/{name} cannot be decoded' in str(caught.value) and '\n' not in str(caught.value)
