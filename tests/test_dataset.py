@@ -54,7 +54,7 @@ def test_batches_from_a_later_step_continue_the_same_sequence(folder_of_images):
 def test_streamed_batches_equal_resident_ones(folder_of_images, monkeypatch):
     images = dataset.load(str(zip_of(folder_of_images, folder_of_images.parent / 'images.zip')), '', 8)
     resident = first_batches(images, 5)
-    monkeypatch.setattr(dataset, 'RESIDENT_BYTES', 0)
+    monkeypatch.setattr(loader, 'RESIDENT_BYTES', 0)
     for workers in (0, 2):
         for (x, y), (x_streamed, y_streamed) in zip(resident, first_batches(images, 5, workers=workers), strict=True):
             assert torch.equal(x, x_streamed) and torch.equal(y, y_streamed)

@@ -12,7 +12,7 @@ from PIL import Image
 from runs import config_of, differences, load, scalars, without_logdir
 
 import build
-import dataset
+import loader
 import sample
 import train
 
@@ -22,7 +22,7 @@ import train
 @pytest.mark.parametrize('streamed', [False, True])
 def test_a_run_in_two_parts_equals_a_whole_one(tmp_path, cli, folder_of_images, monkeypatch, streamed):
     if streamed:
-        monkeypatch.setattr(dataset, 'RESIDENT_BYTES', 0)
+        monkeypatch.setattr(loader, 'RESIDENT_BYTES', 0)
     argv = [*TINY, '--train', f'--dataset={folder_of_images}', '--num_workers=1', '--grad_accum=2', '--dropout=0.2']
     assert cli(*argv, '--total_steps=6', f'--logdir={tmp_path / "whole"}')[0] == 0
     assert cli(*argv, '--total_steps=3', f'--logdir={tmp_path / "parts"}')[0] == 0

@@ -28,7 +28,7 @@ from dataset import DataError
 def test_it_is_said(tmp_path, cli, monkeypatch, act, timeout, phrase):
     (batch,) = islice(loader.index_batches(1438, 8, 0, 0), 5, 6)  # of the sixth step
     decode = dataset.Images.__getitem__
-    monkeypatch.setattr(dataset, 'RESIDENT_BYTES', 0)
+    monkeypatch.setattr(loader, 'RESIDENT_BYTES', 0)
     monkeypatch.setattr(dataset.Images, '__getitem__', lambda data, i: act() if i == batch[0] else decode(data, i))
     argv = [*TINY, '--train', f'--logdir={tmp_path}', '--num_workers=2', '--save_step=2', '--total_steps=8']
     begin = time.monotonic()
@@ -47,7 +47,7 @@ def test_it_is_said(tmp_path, cli, monkeypatch, act, timeout, phrase):
 
 def test_it_is_said_between_steps_alone(monkeypatch):
     """A death while a checkpoint is being written is not raised there."""
-    monkeypatch.setattr(dataset, 'RESIDENT_BYTES', 0)
+    monkeypatch.setattr(loader, 'RESIDENT_BYTES', 0)
     stream = loader.batches(dataset.load('digits', '', 8), 8, 0, 0, torch.device('cpu'), False, 2, 30)
     next(stream)
     for worker in multiprocessing.active_children():

@@ -90,7 +90,7 @@ def test_it_is_decoded_as_what_it_shows(stored, name):
 @pytest.mark.parametrize('resident_bytes, workers', [(2**30, 0), (0, 2)], ids=['resident', 'streamed'])
 @pytest.mark.parametrize('name', BAD)
 def test_it_is_named(stored, monkeypatch, name, resident_bytes, workers):
-    monkeypatch.setattr(dataset, 'RESIDENT_BYTES', resident_bytes)
+    monkeypatch.setattr(loader, 'RESIDENT_BYTES', resident_bytes)
     path = stored({**{f'{i}.png': NOISE for i in range(5)}, name: BAD[name]})
     with pytest.raises(DataError) as caught:
         stream = loader.batches(dataset.load(path, '', 8), 2, 0, 0, torch.device('cpu'), False, workers)
