@@ -255,6 +255,8 @@ def main(argv):
         with exits(2, ValueError):
             if config.parallel or os.environ.get('WORLD_SIZE', '1') != '1':
                 share_work(config)
+            if config.import_ckpt and distributed.world() > 1:
+                raise ValueError('--import_ckpt is for one process: train with the others after it')
             if not any(getattr(config, mode) for mode in MODES):
                 raise ValueError(f'nothing to do: add {" or ".join(f"--{mode}" for mode in MODES)}')
             if not config.import_ckpt:
@@ -272,8 +274,7 @@ def run_modes(config, given, interrupted):
 
     alone = distributed.rank() == 0
     if config.import_ckpt:
-        with distributed.main_first():
-            config = import_run(config, given)
+        config = import_run(config, given)
     if config.train:
         train.train(config, flagfile(config), interrupted)
     if (

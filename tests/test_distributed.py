@@ -164,6 +164,11 @@ def test_a_checkpoint_is_saved_every_so_many_minutes(tmp_path, world):
     assert load(tmp_path, 'ckpt.prev.pt')['step'] > 0
 
 
+def test_an_import_is_for_one_process(tmp_path):
+    ranks = Ranks(2, '--import_ckpt=ema_cifar10', '--logdir', tmp_path / 'run', log=tmp_path / 'log')
+    assert ranks.status() == [2, 2] and 'is for one process' in one_line(ranks[0].error()) and not ranks[1].error()
+
+
 def test_ranks_must_share_the_logdir(tmp_path):
     assert Forked(*TINY, '--train', '--logdir', tmp_path / 'a', log=tmp_path / 'log').status() == 0
     ranks = Ranks(
