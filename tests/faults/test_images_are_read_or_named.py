@@ -57,6 +57,7 @@ BAD = {
     'text.png': b'no image',
     'huge.png': bomb(8193),
     'too huge for Pillow.png': bomb(14000),
+    'of another format.png': encoded(GREY, 'PCX'),
     'program.png': b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n',
 }
 
