@@ -29,8 +29,8 @@ class LostRank(Exception):
 
 
 def launched():
-    """Whether torchrun, or another that sets its variables, has started this process."""
-    return 'RANK' in os.environ and 'WORLD_SIZE' in os.environ
+    """How many processes torchrun, or another that sets its variables, has started; 0 where none of them has."""
+    return int(os.environ.get('WORLD_SIZE', 0))
 
 
 def start(device):

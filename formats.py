@@ -6,15 +6,15 @@ and every key and shape of a file must be accounted for.
 
 import json
 import re
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import safetensors
 import torch
 
+import build
 import checkpoint
 from checkpoint import CheckpointError
-from diffusion import learns_variance
-from model import UNet
 
 TIME_TABLE = 'time_embedding.timembedding.0'  # computed from T: only pytorch-ddpm keeps it with the weights
 TIME_DENSE = 'time_embedding.timembedding.1'  # [4 ch, ch]: its columns are in the order of the table's
@@ -160,11 +160,9 @@ def describe(weights, names, path):
 
 
 def network(told):
-    """The `UNet` of flags, without dropout. Raises ValueError as it does."""
-    shape = (told['ch'], told['ch_mult'], told['attn'], told['num_res_blocks'], 0.0)
-    out_channels = told['channels'] * (1 + learns_variance(told.get('var_type', 'fixedlarge')))
-    options = {'img_channels': told['channels'], 'out_channels': out_channels, 'num_classes': told['num_classes']}
-    return UNet(told.get('T', 1), *shape, arch=told['arch'], **options)
+    """The `UNet` of flags, of any image size and without dropout. Raises ValueError as it does."""
+    unsaid = {'T': 1, 'var_type': 'fixedlarge'}
+    return build.network(SimpleNamespace(**{**unsaid, **told, 'dropout': 0.0, 'img_size': None}))
 
 
 def rows(told, names):

@@ -4,7 +4,6 @@ import hashlib
 import http.client
 import json
 import os
-import shutil
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 import formats
 import pipeline
+import sample
 from checkpoint import CheckpointError, blamed
 from diffusion import GaussianDiffusionSampler
 
@@ -152,26 +152,15 @@ def export(config, net, step):
     Raises ValueError where the format cannot represent the model, FileExistsError where there is something at --out.
     """
     write, name = EXPORTS[config.export]
-    out = config.out or os.path.join(_folder(config), name)
+    out = (config.out or os.path.join(sample.folder(config), name)).rstrip(os.sep) or os.sep
     if os.path.exists(out) and not (os.path.isdir(out) and not os.listdir(out)):
         raise FileExistsError(f'{out} is there already: choose another --out or remove it')
     os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
-    temporary = f'{out.rstrip(os.sep)}.tmp'
-    try:
+    with sample.replacing(out) as temporary:
         write(temporary, config, net, step)
-        if os.path.isdir(out) and not os.path.isdir(temporary):
+        if os.path.isdir(out):
             os.rmdir(out)
-        os.replace(temporary, out)
-    finally:
-        if os.path.isdir(temporary):
-            shutil.rmtree(temporary)
-        elif os.path.exists(temporary):
-            os.remove(temporary)
     return out
-
-
-def _folder(config):
-    return os.path.dirname(config.ckpt) if config.ckpt else config.logdir
 
 
 def _to_diffusers(folder, config, net, step):
@@ -242,7 +231,7 @@ for t in scheduler.timesteps:
 
 def model_card(config, net, step):
     """The README.md of an exported model: what it is, how to load it, how it scored and how it was trained."""
-    folder = _folder(config)
+    folder = sample.folder(config)
     weights = {'ema': 'averaged weights', 'net': 'last weights'}[config.weights]
     said = {
         **vars(config),

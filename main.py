@@ -253,7 +253,7 @@ def main(argv):
     failures = OSError, CheckpointError, DataError, ScoreError, FloatingPointError, torch.OutOfMemoryError
     with exits(1, *failures, distributed.LostRank), distributed.joined():
         with exits(2, ValueError):
-            if config.parallel or os.environ.get('WORLD_SIZE', '1') != '1':
+            if config.parallel or distributed.launched() > 1:
                 share_work(config)
             if config.import_ckpt and distributed.world() > 1:
                 raise ValueError('--import_ckpt is for one process: train with the others after it')
@@ -272,7 +272,7 @@ def run_modes(config, given, interrupted):
     def go_on():
         return not distributed.any_rank(interrupted())
 
-    alone = distributed.rank() == 0
+    main_rank = distributed.rank() == 0
     if config.import_ckpt:
         config = import_run(config, given)
     if config.train:
@@ -284,21 +284,21 @@ def run_modes(config, given, interrupted):
             config, net, step = sample.restore(config, given)
     if config.sample and go_on():
         sample.sample(config, net, interrupted)
-    if config.figure and go_on() and alone:
+    if config.figure and go_on() and main_rank:
         with exits(2, ValueError):  # of a network that this figure is not for
             figure.figure(config, net, step, interrupted)
     if config.nll and go_on():
         with exits(2, ValueError):  # of points, or of steps that the chain does not have
             nll.nll(config, net, step, interrupted)
-    if config.stats and go_on() and alone:
+    if config.stats and go_on() and main_rank:
         evaluate.build_reference(config)
     if config.eval and go_on():
         with exits(1, ValueError):  # of images that cannot be scored
             if not config.images:
                 evaluate.evaluate(config, net, step, interrupted)
-            elif alone:
+            elif main_rank:
                 evaluate.evaluate_images(config)
-    if config.export and go_on() and alone:
+    if config.export and go_on() and main_rank:
         with exits(2, ValueError):  # of a model that the format cannot represent
             print(f'{interop.export(config, net, step)}: the {config.weights} weights of step {step}')
 

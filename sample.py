@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import zipfile
 
 import numpy as np
@@ -186,7 +187,7 @@ def _sample_points(config, net, out, interrupted):
     arrays = {'points': torch.cat(points).numpy()}
     if config.num_classes:
         arrays['labels'] = build.labels(config, indices).cpu().numpy()
-    with _replacing(os.path.join(out, names[0])) as temporary, open(temporary, 'wb') as file:
+    with replacing(os.path.join(out, names[0])) as temporary, open(temporary, 'wb') as file:
         np.savez(file, **arrays)
     rows = [[seen[0] for seen in film.frames.values()] for film in (q, p)]
     save(os.path.join(out, names[1]), picture.plot(rows, [f't = {t}' for t in q.frames], ['q', 'p']))
@@ -234,25 +235,27 @@ def _claim(out, fingerprint, names):
         if changed or surplus:
             why = f'of other {", ".join(changed)}' if changed else f'beyond the {len(names)} asked for'
             raise FileExistsError(f'{out} already holds samples {why}: choose another --out or empty it')
-    with _replacing(record) as temporary, open(temporary, 'w') as file:
+    with replacing(record) as temporary, open(temporary, 'w') as file:
         json.dump(fingerprint, file)
 
 
 @contextlib.contextmanager
-def _replacing(path):
-    """A temporary path that becomes `path` at the end, so that no half-written file passes for a finished one."""
+def replacing(path):
+    """A temporary path that becomes `path` at the end, so that no file or folder half-written passes for whole."""
     temporary = f'{path}.tmp'
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
-        if os.path.exists(temporary):
+        if os.path.isdir(temporary):
+            shutil.rmtree(temporary)
+        elif os.path.exists(temporary):
             os.remove(temporary)
 
 
 def save(path, image):
     """Write a PIL image as PNG, whole or not at all."""
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         image.save(temporary, format='PNG')
 
 
@@ -260,7 +263,7 @@ def _pack(path, images, shape):
     """np.savez of the images, one at a time: 50,000 of 256x256 would not fit in memory."""
     header = {'descr': '|u1', 'fortran_order': False, 'shape': (len(images), *shape)}
     with (
-        _replacing(path) as temporary,
+        replacing(path) as temporary,
         zipfile.ZipFile(temporary, 'w') as archive,
         archive.open(zipfile.ZipInfo('arr_0.npy'), 'w', force_zip64=True) as file,
     ):

@@ -49,7 +49,7 @@ def train(config, flagfile='', interrupted=lambda: False):
         logging.info('%.2f M parameters on %s', sum(p.numel() for p in run.trained) / 1e6, run.device)
         with distributed.main_first():  # to put a damaged checkpoint aside
             run.resume()
-        if not distributed.same(run.digest()):
+        if distributed.world() > 1 and not distributed.same(run.digest()):
             raise checkpoint.CheckpointError(
                 f'{run.path} is not the same on every rank: --logdir must be one they share'
             )
@@ -68,10 +68,10 @@ def begin(config, net, ema, flagfile=''):
     for module, weights in ((run.net, net), (run.ema, ema)):
         fixed = {key: value for key, value in module.named_parameters() if not value.requires_grad}
         checkpoint.load_weights(module, {**fixed, **weights}, config.import_ckpt)
-    os.makedirs(os.path.join(config.logdir, 'sample'), exist_ok=True)
     with checkpoint.exclusive(config.logdir):
         if os.path.exists(run.path):
             raise FileExistsError(f'{run.path} is there already: choose another --logdir')
+        os.makedirs(os.path.join(config.logdir, 'sample'), exist_ok=True)
         run.save()
         write_flagfile(config, flagfile)
 
@@ -97,17 +97,13 @@ def loop(run, data, interrupted):
             stop, save = agree(interrupted(), due())
             if stop:
                 break
-            if save and run.saved != run.step:
-                log.flush()
-                run.save()
-                log.restart_clock()
             torch.manual_seed(build.derive_seed('step', config.seed, 0, run.step))
             x_0, y = next(stream)
             if run.step == 0:
                 log.image('real_sample', x_0[: config.sample_size])
             lr = run.optim.param_groups[0]['lr']
             log.add(*run.update(x_0, y if config.num_classes else None), lr)
-            if config.save_step and run.step % config.save_step == 0:
+            if save or (config.save_step and run.step % config.save_step == 0):
                 log.flush()
                 run.save()
                 log.restart_clock()
