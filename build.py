@@ -1,6 +1,5 @@
 """From a config, which holds the value of every flag, to the objects: the one place where they are made."""
 
-import copy
 import hashlib
 import math
 from collections.abc import Callable
@@ -8,13 +7,13 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import dataset as datasets
 import distributed
 import loader
 from diffusion import GaussianDiffusionSampler, GaussianDiffusionTrainer, Guidance, learns_variance
+from inference import Inference
 from model import ContextUNet, PointMLP, UNet
 from objective import LOSSES
 
@@ -93,38 +92,6 @@ def trainer(config, net):
         min_snr_gamma=config.min_snr_gamma,
         t_sampler=config.t_sampler,
     )
-
-
-class Inference(nn.Module):
-    """A network to draw with, model(x, t, y) -> out in float32: a frozen copy of `net` whose weights are of `dtype`.
-
-    t: int64 [B]; where it is one value expanded, as along a trajectory, what depends on t alone is computed once, not B
-    times. `compile` has the next calls compiled, for the sizes they come in.
-    """
-
-    def __init__(self, net, dtype):
-        super().__init__()
-        self.net = copy.deepcopy(net).eval().requires_grad_(False).to(dtype=dtype)
-        self.dtype, self.layout = dtype, torch.contiguous_format
-        self.call, self.compiled = self.net, False
-        if next(self.net.parameters()).is_cuda:
-            self._lay_out_channels_last()
-
-    def compile(self):
-        """Compile the network, weights as constants, for what follows: a minute or more at the first call."""
-        self._lay_out_channels_last()
-        self.call, self.compiled = torch.compile(self.net, dynamic=False, options={'freezing': True}), True
-
-    def _lay_out_channels_last(self):
-        # On a CPU for compiled code alone: GroupNorm's own kernel there is up to 4 times slower in this layout.
-        self.net.to(memory_format=torch.channels_last)
-        self.layout = torch.channels_last
-
-    def forward(self, x, t, y=None):
-        x = x.to(self.dtype, memory_format=self.layout if x.ndim == 4 else torch.contiguous_format)
-        t = t[:1] if t.stride() == (0,) else t
-        with torch.no_grad():
-            return self.call(x, t, y).float().contiguous()
 
 
 def sampler(config, net):

@@ -21,6 +21,7 @@ import main
 import picture
 import sample
 from checkpoint import CheckpointError
+from inference import Inference
 
 FRAMES = 150  # of an animation; beyond, every second one is dropped
 SECONDS = 0.05  # at least, between two pictures of a walk
@@ -73,7 +74,7 @@ def load(path, modified, weights):
     config, _ = main.configuration()
     config.ckpt, config.weights = path, weights
     config, net, trained = sample.restore(config, {'weights'})
-    return config, build.Inference(net, build.precision(config)), trained
+    return config, Inference(net, build.precision(config)), trained
 
 
 def choose(config):

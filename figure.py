@@ -10,6 +10,7 @@ import build
 import picture
 import sample
 from events import Events
+from inference import Inference
 
 WEIGHTS = (0, 1, 2, 5, 10)  # of guidance
 SAMPLES = 4  # at most, in a figure of samples or real images
@@ -64,7 +65,7 @@ def guidance(config, net, interrupted):
     chosen = build.chosen_labels(config)
     if chosen is None:
         raise ValueError('--figure=guidance needs a checkpoint trained with --cond')
-    net = build.Inference(net, build.precision(config))
+    net = Inference(net, build.precision(config))
     n, columns = len(chosen), []
     for w in tqdm(WEIGHTS, 'guidance', unit='weight'):
         guided = SimpleNamespace(**{**vars(config), 'guidance': w})
@@ -79,7 +80,7 @@ def interpolate(config, net, interrupted):
 
     The noise of a and b, and that of the steps back, is the same for every lambda. Labels are left out.
     """
-    net = build.Inference(net, build.precision(config))
+    net = Inference(net, build.precision(config))
     sampler = build.sampler(config, net)
     t = config.figure_t or sampler.T // 2
     if t > sampler.T:

@@ -51,6 +51,8 @@ def batches(data, batch_size, seed, step, device, random_flip, num_workers, load
 def _resident(data, indices, device, num_workers, loader_timeout):
     x, y = (None if part is None else part.to(device) for part in decode_all(data, num_workers, loader_timeout))
     for chosen in indices:
+        if x.is_cuda:
+            chosen = chosen.pin_memory()  # else its way there might wait for the steps that are queued
         chosen = chosen.to(device, non_blocking=True)
         yield x[chosen], None if y is None else y[chosen]
 

@@ -19,6 +19,7 @@ import picture
 import sample
 from dataset import DataError
 from diffusion import extract
+from inference import Inference
 from likelihood import prior_term, variational_term
 
 GOLDEN = (5**0.5 - 1) / 2  # whose multiples, modulo 1, are spread evenly however many there are
@@ -42,7 +43,7 @@ def nll(config, net, step=None, interrupted=lambda: False):
     config = SimpleNamespace(**{**vars(config), 'eta': 1.0, 'split': config.split or 'test'})
     device = build.device(config)
     # As scores are: in float32 unless bf16 is asked for.
-    model = build.Inference(net, torch.bfloat16 if config.precision == 'bf16' else torch.float32)
+    model = Inference(net, torch.bfloat16 if config.precision == 'bf16' else torch.float32)
     sampler = build.sampler(config, model).to(device)
     steps = config.nll_steps or len(sampler.timesteps)
     p = chances(sampler.alphas_bar.cpu()[sampler.timesteps], steps)

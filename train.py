@@ -164,6 +164,10 @@ class MeanLoss(nn.Module):
     def forward(self, **batch):
         return self.trainer(**batch).mean()
 
+    def compile(self, **options):
+        """Compile what follows, as one graph for the size it comes in. options: of inductor."""
+        super().compile(dynamic=False, fullgraph=True, options=options)
+
 
 class Run:
     """What a checkpoint holds (network, EMA, optimiser, schedule, step, x_T, sampler of t), and what is done to it."""
@@ -181,7 +185,7 @@ class Run:
         self.trainer = build.trainer(config, self.net).to(self.device)
         self.loss = MeanLoss(self.trainer)
         if build.compiles(config, config.total_steps * config.batch_size / distributed.world(), backward=True):
-            self.loss.compile(dynamic=False, fullgraph=True)
+            self.loss.compile()
         self.loss = distributed.parallel(self.loss, accumulates=config.grad_accum > 1)
         # Every parameter, the frozen time table too: so Adam numbers them as pytorch-ddpm does.
         self.optim = torch.optim.Adam(self.net.parameters(), lr=config.lr, fused=True)

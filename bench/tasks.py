@@ -11,11 +11,14 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 import build
 import train
 from bench.rivals import Diffusers, Reference
+from inference import Inference
 from score import calculate_frechet_distance
 from score.features import assemble
 from score.inception import FEATURE_DIM, NUM_CLASSES, FIDInception, pytorch_input
 
 STEPS = 2  # of sampling that a call takes
+# Beyond what --compile=on asks of inductor, on a GPU.
+GPU_OPTIONS = {'CUDA graphs': {'triton.cudagraphs': True}, 'max-autotune': {'max_autotune': True}}
 
 
 def _variants(config, **flags):
@@ -30,19 +33,24 @@ def _rivals(config, options):
     return rivals
 
 
+def _compiled(config, options):
+    if not options.compile:
+        return {}
+    more = GPU_OPTIONS if build.device(config).type == 'cuda' else {}
+    return {'compiled': {}, **more}
+
+
 def training(config, options):
     """One training step: forward, backward, clipping, Adam, EMA, of a batch that is on the device."""
     x_0 = torch.randn(options.batch_size, 3, config.img_size, config.img_size, device=build.device(config))
     steps = {name: lambda rival=rival: rival.train_step(x_0) for name, rival in _rivals(config, options).items()}
-    kinds = {
-        'ours, fp32 eager': ('fp32', 'off'),
-        'ours, bf16 eager': ('bf16', 'off'),
-        'ours, bf16 compiled': ('bf16', 'on'),
-    }
-    for name, (precision, compiled) in kinds.items():
-        if compiled == 'off' or options.compile:
-            run = train.Run(_variants(config, precision=precision, compile=compiled, batch_size=options.batch_size))
-            steps[name] = lambda run=run: run.update(x_0)
+    kinds = {'ours, fp32 eager': ('fp32', None), 'ours, bf16 eager': ('bf16', None)}
+    kinds |= {f'ours, bf16 {name}': ('bf16', wanted) for name, wanted in _compiled(config, options).items()}
+    for name, (precision, wanted) in kinds.items():
+        run = train.Run(_variants(config, precision=precision, compile='off', batch_size=options.batch_size))
+        if wanted is not None:
+            run.loss.compile(**wanted)
+        steps[name] = lambda run=run: run.update(x_0)
     return steps
 
 
@@ -53,13 +61,14 @@ def sampling(config, options, steps=STEPS):
     x_T = torch.randn(options.batch_size, 3, config.img_size, config.img_size, device=device)
     walks = {name: lambda rival=rival: rival.sample(x_T, steps) for name, rival in _rivals(config, options).items()}
     net = build.network(config).to(device).eval()
-    kinds = {'ours, fp32 eager': (torch.float32, False), 'ours, bf16 eager': (torch.bfloat16, False)}
+    kinds = {'ours, fp32 eager': (torch.float32, None), 'ours, bf16 eager': (torch.bfloat16, None)}
     if options.compile:
-        kinds |= {'ours, fp32 compiled': (torch.float32, True), 'ours, bf16 compiled': (torch.bfloat16, True)}
-    for name, (dtype, compiled) in kinds.items():
-        model = build.Inference(net, dtype)
-        if compiled:
-            model.compile()
+        kinds['ours, fp32 compiled'] = torch.float32, {}
+    kinds |= {f'ours, bf16 {name}': (torch.bfloat16, wanted) for name, wanted in _compiled(config, options).items()}
+    for name, (dtype, wanted) in kinds.items():
+        model = Inference(net, dtype)
+        if wanted is not None:
+            model.compile(**wanted)
         sampler = build.sampler(config, model).to(device)
         walks[name] = lambda sampler=sampler: sampler(x_T)
     return walks

@@ -10,20 +10,21 @@ import pytest
 import torch
 from conftest import ROOT, TINY, largest_error
 from runs import config_of, differences, load, without_logdir
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import build
 import sample
 import train
+from inference import Inference
 from model import ContextUNet, PointMLP, UNet
 
 T = 20
 
 
-@pytest.fixture(scope='module')
-def net():
-    """A network of every kind of block, with label embeddings, whose every weight counts."""
+def unet(ch_mult=(1, 2), attn=(1,), num_classes=None):
+    """A network whose every weight counts."""
     torch.manual_seed(0)
-    net = UNet(T, 32, [1, 2], [1], 1, 0.0, num_classes=3).eval()
+    net = UNet(T, 32, ch_mult, attn, 1, 0.0, num_classes=num_classes).eval()
     for module in net.modules():
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.xavier_uniform_(module.weight)
@@ -57,25 +58,40 @@ def test_bf16_loss_and_gradient():
 
 
 @pytest.mark.parametrize(
-    'other', [None, ContextUNet(T, 32, [1, 1], img_channels=3, img_size=8, num_classes=3), PointMLP(T, num_classes=3)]
+    'net',
+    [
+        unet(),
+        unet(num_classes=3),
+        ContextUNet(T, 32, [1, 1], img_channels=3, img_size=8, num_classes=3),
+        PointMLP(T, num_classes=3),
+    ],
 )
-def test_drawing_in_bf16_and_float32(net, other):
-    net = other or net
+def test_drawing_in_bf16_and_float32(net):
     x, t, y = inputs((4, 2) if isinstance(net, PointMLP) else (4, 3, 8, 8))
-    with torch.no_grad():
-        plain = net(x, t.contiguous(), y)
+    y = y if net.num_classes else None
     before = copy.deepcopy(net.state_dict())
-    exact, fast = (build.Inference(net, dtype)(x, t, y) for dtype in (torch.float32, torch.bfloat16))
-    assert largest_error(exact, plain) < 1e-6  # t is embedded once for the whole batch
-    assert fast.dtype == torch.float32 and fast.is_contiguous() and 0 < largest_error(fast, plain) < 3e-2
+    exact, fast = (Inference(net, dtype) for dtype in (torch.float32, torch.bfloat16))
+    for steps in (t, torch.tensor([0, 7, 7, T - 1])):
+        with torch.no_grad():
+            plain = net(x, steps.contiguous(), y)
+        assert largest_error(exact(x, steps, y), plain) < 1e-6
+        out = fast(x, steps, y)
+        assert out.dtype == torch.float32 and out.is_contiguous() and 0 < largest_error(out, plain) < 3e-2
     assert not differences(before, net.state_dict())  # a copy was made
 
 
+def test_projections_of_time_are_not_tabulated_where_that_would_outgrow_the_network():
+    net = UNet(10_000, 32, [1], [], 3, 0.0)
+    model = Inference(net, torch.float32)
+    assert sum(p.numel() for p in model.parameters()) < 4 * sum(p.numel() for p in net.parameters())
+    x, t, _ = inputs()
+    with torch.no_grad():
+        assert largest_error(model(x, t), net(x, t.contiguous())) < 1e-6
+
+
 def test_compiled_in_float32():
-    torch.manual_seed(0)
-    net = UNet(T, 32, [1], [0], 1, 0.0).eval()
-    torch.nn.init.xavier_uniform_(net.tail[-1].weight)
-    model = build.Inference(net, torch.float32)
+    net = unet([1], [0])
+    model = Inference(net, torch.float32)
     model.compile()
     x, t, _ = inputs()
     with torch.no_grad():
@@ -147,6 +163,57 @@ def test_the_bench_times_every_candidate(tmp_path):
         [sys.executable, '-m', 'bench', '--reference=no/such'], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 2 and '--reference=no/such is no checkout' in done.stderr
+
+
+class NoReads(TorchDispatchMode):
+    """Fails where the host would have to wait for a GPU: for a value, or for a shape that depends on values."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        reads = torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags
+        if func is torch.ops.aten.index.Tensor:  # by positions, not by a mask
+            reads = any(index.dtype == torch.bool for index in args[1] if index is not None)
+        assert not reads, f'{func} reads what is on the device'
+        return func(*args, **(kwargs or {}))
+
+
+OBJECTIVES = [
+    ['--random_flip', '--antithetic_t'],
+    ['--cond', '--num_classes=10', '--grad_accum=2', '--precision=bf16'],
+    ['--loss=hybrid', '--var_type=learned_range', '--t_sampler=loss_aware'],
+    ['--loss=min_snr', '--mean_type=v'],
+]
+
+
+@pytest.mark.parametrize('flags', OBJECTIVES)
+def test_neither_a_training_nor_a_sampling_step_reads_the_device(flags):
+    run = train.Run(config_of(*TINY, *flags))
+    config, stream = run.config, build.batches(run.config, build.dataset(run.config), 0)
+    run.update(next(stream)[0])
+    sampler = build.sampler(config, run.ema)
+    noise = sample.Noise(0, range(2), build.shape(config), run.device)
+    _, x_t, _ = next(walk := sampler.trajectory(noise(), build.labels(config, range(2)), noise=noise))
+    with NoReads():
+        x_0, y = next(stream)
+        run.update(x_0, y if config.num_classes else None)
+        assert len(list(walk)) == config.T - 1
+    with pytest.raises(AssertionError, match='reads'), NoReads():
+        x_t[x_t > 0].sum().item()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+@pytest.mark.parametrize('options', [{}, {'triton.cudagraphs': True}])
+def test_the_same_images_compiled_and_graph_captured_on_a_gpu(options):
+    config = config_of('--device=cuda', f'--T={T}', '--beta_T=0.5')
+    x_T = torch.randn(4, 3, 8, 8, device='cuda')
+    images = []
+    for wanted in (None, options):
+        model = Inference(unet().to('cuda'), torch.float32)
+        if wanted is not None:
+            model.compile(**wanted)
+        noise = sample.Noise(0, range(4), (3, 8, 8), torch.device('cuda'))
+        images.append(build.sampler(config, model).to('cuda')(x_T, noise=noise))
+    torch.testing.assert_close(*images, atol=1e-2, rtol=0)  # TF32 in another order
 
 
 @pytest.mark.gpu

@@ -1,0 +1,74 @@
+"""A network made ready to draw with: frozen, in the precision asked for, what depends on t alone in a table."""
+
+import copy
+
+import torch
+from torch import nn
+
+from model import ResBlock, UNet
+
+
+class Inference(nn.Module):
+    """model(x, t, y) -> out in float32: a frozen copy of `net` whose weights are of `dtype`.
+
+    t: int64 [B]; where it is one value expanded, as along a trajectory, what depends on t alone is done once, not B
+    times. `compile` has the next calls compiled, for the sizes they come in.
+    """
+
+    def __init__(self, net, dtype):
+        super().__init__()
+        self.net = copy.deepcopy(net).eval().requires_grad_(False)
+        if isinstance(net, UNet):
+            _tabulate_time(self.net)
+        self.net.to(dtype=dtype)
+        self.dtype, self.layout = dtype, torch.contiguous_format
+        self.call, self.compiled = self.net, False
+        if next(self.net.parameters()).is_cuda:
+            self._lay_out_channels_last()
+
+    def compile(self, **options):
+        """Compile the network, weights as constants, for what follows: a minute or more at the first call.
+
+        options: of inductor.
+        """
+        self._lay_out_channels_last()
+        self.call = torch.compile(self.net, dynamic=False, options={'freezing': True, **options})
+        self.compiled = True
+
+    def _lay_out_channels_last(self):
+        # On a CPU for compiled code alone: GroupNorm's own kernel there is up to 4 times slower in this layout.
+        self.net.to(memory_format=torch.channels_last)
+        self.layout = torch.channels_last
+
+    def forward(self, x, t, y=None):
+        x = x.to(self.dtype, memory_format=self.layout if x.ndim == 4 else torch.contiguous_format)
+        t = t[:1] if t.stride() == (0,) else t
+        with torch.no_grad():
+            return self.call(x, t, y).float().contiguous()
+
+
+class _Columns(nn.Module):
+    def __init__(self, columns):
+        super().__init__()
+        self.columns = columns
+
+    def forward(self, table):
+        return table[:, self.columns]
+
+
+@torch.no_grad()
+def _tabulate_time(net):
+    """Compute a UNet's embedding of every t now and, where no label is added to it, each block's projection of it.
+
+    The projections are left as they are where their table would be larger than the network.
+    """
+    table = net.time_embedding.timembedding[0]
+    embedded = net.time_embedding(torch.arange(table.num_embeddings, device=table.weight.device))  # [T, 4 ch]
+    blocks = [module for module in net.modules() if isinstance(module, ResBlock)]
+    widths = [block.temb_proj[-1].out_features for block in blocks]
+    if not net.num_classes and len(embedded) * sum(widths) <= sum(p.numel() for p in net.parameters()):
+        embedded = torch.cat([block.temb_proj(embedded) for block in blocks], dim=1)  # [T, sum(widths)]
+        ends = torch.tensor(widths).cumsum(0).tolist()
+        for block, end, width in zip(blocks, ends, widths, strict=True):
+            block.temb_proj = _Columns(slice(end - width, end))
+    net.time_embedding = nn.Embedding.from_pretrained(embedded)
