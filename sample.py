@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ import build
 import checkpoint
 import distributed
 import picture
+from inference import Inference
 
 BLOCK = 64  # images a generator draws the noise of: one each is too slow on a GPU
 
@@ -86,7 +88,7 @@ class Film:
 def draw(config, net, indices, interrupted=lambda: False, observe=lambda t, x_t, x0_hat: None):
     """Yield (indices, x_0) a batch of --sample_batch_size, x_0 as of `denoise`; ends early once interrupted."""
     device = build.device(config)
-    model = build.Inference(net, build.precision(config))
+    model = Inference(net, build.precision(config))
     sampler = build.sampler(config, model).to(device)
     size = max(1, min(config.sample_batch_size or batch_that_fits(config, sampler), len(indices)))
     chunks = [indices[i : i + size] for i in range(0, len(indices), size)]
@@ -201,15 +203,24 @@ def _sample_images(config, net, out, interrupted):
             _claim(out, _fingerprint(config, net), names)
     paths = [os.path.join(out, name) for name in names]
     pending = distributed.from_main([i for i, path in enumerate(paths) if not os.path.exists(path)])
-    for chunk, x_0 in draw(config, net, pending[distributed.share(len(pending))], interrupted):
-        for i, image in zip(chunk, picture.to_uint8(x_0).permute(0, 2, 3, 1).cpu().numpy(), strict=True):
-            save(paths[i], Image.fromarray(image.squeeze(2) if config.channels == 1 else image))
+    with ThreadPoolExecutor(1) as writer:  # of a batch, while the next is drawn
+        written = writer.submit(_write, [], [])
+        for chunk, x_0 in draw(config, net, pending[distributed.share(len(pending))], interrupted):
+            images = picture.to_uint8(x_0).permute(0, 2, 3, 1).cpu().numpy()
+            written.result()
+            written = writer.submit(_write, [paths[i] for i in chunk], images)
+        written.result()
     if distributed.any_rank(interrupted()) or distributed.rank():
         return
     _pack(os.path.join(out, 'samples.npz'), paths, (config.img_size, config.img_size, config.channels))
     shown = np.stack([np.array(Image.open(path)).reshape(config.img_size, config.img_size, -1) for path in paths[:256]])
     save(os.path.join(out, 'grid.png'), picture.grid(torch.from_numpy(shown).permute(0, 3, 1, 2)))
     print(f'{config.num_images} images in {out}: 000000.png..., samples.npz, grid.png')
+
+
+def _write(paths, images):
+    for path, image in zip(paths, images, strict=True):
+        save(path, Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image))
 
 
 def _fingerprint(config, net):
