@@ -74,7 +74,7 @@ def test_drawing_in_bf16_and_float32(net):
     for steps in (t, torch.tensor([0, 7, 7, T - 1])):
         with torch.no_grad():
             plain = net(x, steps.contiguous(), y)
-        assert largest_error(exact(x, steps, y), plain) < 1e-6
+        assert largest_error(exact(x, steps, y), plain) < 1e-5
         out = fast(x, steps, y)
         assert out.dtype == torch.float32 and out.is_contiguous() and 0 < largest_error(out, plain) < 3e-2
     assert not differences(before, net.state_dict())  # a copy was made
@@ -86,7 +86,7 @@ def test_projections_of_time_are_not_tabulated_where_that_would_outgrow_the_netw
     assert sum(p.numel() for p in model.parameters()) < 4 * sum(p.numel() for p in net.parameters())
     x, t, _ = inputs()
     with torch.no_grad():
-        assert largest_error(model(x, t), net(x, t.contiguous())) < 1e-6
+        assert largest_error(model(x, t), net(x, t.contiguous())) < 1e-5
 
 
 def test_compiled_in_float32():
