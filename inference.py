@@ -1,6 +1,7 @@
 """A network made ready to draw with: frozen, in the precision asked for, what depends on t alone in a table."""
 
 import copy
+from itertools import accumulate
 
 import torch
 from torch import nn
@@ -68,7 +69,6 @@ def _tabulate_time(net):
     widths = [block.temb_proj[-1].out_features for block in blocks]
     if not net.num_classes and len(embedded) * sum(widths) <= sum(p.numel() for p in net.parameters()):
         embedded = torch.cat([block.temb_proj(embedded) for block in blocks], dim=1)  # [T, sum(widths)]
-        ends = torch.tensor(widths).cumsum(0).tolist()
-        for block, end, width in zip(blocks, ends, widths, strict=True):
+        for block, end, width in zip(blocks, accumulate(widths), widths, strict=True):
             block.temb_proj = _Columns(slice(end - width, end))
     net.time_embedding = nn.Embedding.from_pretrained(embedded)

@@ -33,20 +33,21 @@ def _rivals(config, options):
     return rivals
 
 
-def _compiled(config, options):
-    if not options.compile:
-        return {}
-    more = GPU_OPTIONS if build.device(config).type == 'cuda' else {}
-    return {'compiled': {}, **more}
+def _ours(config, options):
+    """{name: (precision, what to ask of inductor, or None not to compile)}."""
+    kinds = {'ours, fp32 eager': ('fp32', None), 'ours, bf16 eager': ('bf16', None)}
+    if options.compile:
+        kinds['ours, bf16 compiled'] = 'bf16', {}
+        if build.device(config).type == 'cuda':
+            kinds |= {f'ours, bf16 {name}': ('bf16', wanted) for name, wanted in GPU_OPTIONS.items()}
+    return kinds
 
 
 def training(config, options):
     """One training step: forward, backward, clipping, Adam, EMA, of a batch that is on the device."""
     x_0 = torch.randn(options.batch_size, 3, config.img_size, config.img_size, device=build.device(config))
     steps = {name: lambda rival=rival: rival.train_step(x_0) for name, rival in _rivals(config, options).items()}
-    kinds = {'ours, fp32 eager': ('fp32', None), 'ours, bf16 eager': ('bf16', None)}
-    kinds |= {f'ours, bf16 {name}': ('bf16', wanted) for name, wanted in _compiled(config, options).items()}
-    for name, (precision, wanted) in kinds.items():
+    for name, (precision, wanted) in _ours(config, options).items():
         run = train.Run(_variants(config, precision=precision, compile='off', batch_size=options.batch_size))
         if wanted is not None:
             run.loss.compile(**wanted)
@@ -61,12 +62,9 @@ def sampling(config, options, steps=STEPS):
     x_T = torch.randn(options.batch_size, 3, config.img_size, config.img_size, device=device)
     walks = {name: lambda rival=rival: rival.sample(x_T, steps) for name, rival in _rivals(config, options).items()}
     net = build.network(config).to(device).eval()
-    kinds = {'ours, fp32 eager': (torch.float32, None), 'ours, bf16 eager': (torch.bfloat16, None)}
-    if options.compile:
-        kinds['ours, fp32 compiled'] = torch.float32, {}
-    kinds |= {f'ours, bf16 {name}': (torch.bfloat16, wanted) for name, wanted in _compiled(config, options).items()}
-    for name, (dtype, wanted) in kinds.items():
-        model = Inference(net, dtype)
+    kinds = _ours(config, options) | ({'ours, fp32 compiled': ('fp32', {})} if options.compile else {})
+    for name, (precision, wanted) in kinds.items():
+        model = Inference(net, build.precision(_variants(config, precision=precision)))
         if wanted is not None:
             model.compile(**wanted)
         sampler = build.sampler(config, model).to(device)
