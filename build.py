@@ -13,6 +13,7 @@ import dataset as datasets
 import distributed
 import loader
 from diffusion import GaussianDiffusionSampler, GaussianDiffusionTrainer, Guidance, learns_variance
+from errors import UsageError, usage
 from inference import Inference
 from model import ContextUNet, PointMLP, UNet
 from objective import LOSSES
@@ -212,6 +213,7 @@ def autocast(config):
 
 # What an uncompiled network comes to, roughly, in floating-point operations a second, and how many seconds of it must
 # lie ahead for the minute or two of compiling to be won back.
+COMPILING = 'compiling: a minute or two before the first step'
 RATE = {'cuda': 2e14, 'cpu': 2e11}
 COMPILE_SECONDS = 600
 
@@ -231,8 +233,9 @@ def flops(config):
     return counter.get_total_flops()
 
 
+@usage()
 def check(config, training=False):
-    """Raise ValueError, naming what is wrong, where a config describes no network, sampler, device or trainer."""
+    """Raise UsageError, naming what is wrong, where a config describes no network, sampler, device or trainer."""
     for key, value in vars(config).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f'{key} must be finite, not {value}')
@@ -275,27 +278,36 @@ def labels(config, indices):
     return None if chosen is None else torch.tensor([chosen[i % len(chosen)] for i in indices], device=device(config))
 
 
-def disagreements(config, stored):
-    """One phrase for each of NETWORK_KEYS, and a learned variance, in which a config differs from a checkpoint's."""
+def disagreements(config, stored, given=None):
+    """One phrase for each of NETWORK_KEYS, and a learned variance, in which a config differs from a checkpoint's.
+
+    given: as of `adopt`, to name the flagfile that says so.
+    """
+    files = {key: f' in {path}' for key, path in (given or {}).items() if path}
     learned = any(learns_variance(side.get('var_type', 'fixedlarge')) for side in (vars(config), stored))
     return [
-        f'--{key}={getattr(config, key)} (trained with {stored[key]})'
+        f'--{key}={getattr(config, key)}{files.get(key, "")} (trained with {stored[key]})'
         for key in (*NETWORK_KEYS, *(['var_type'] if learned else []))
         if key in stored and stored[key] != getattr(config, key)
     ]
 
 
+@usage()
 def adopt(config, stored, given):
     """The config to use a checkpoint with: its network, and its sampler but for the flags in `given`.
 
-    config: of the flags. stored: dict of the checkpoint's. given: names of the flags that the user gave.
+    config: of the flags. stored: dict of the checkpoint's. given: {name: flagfile it comes from, or ''} of the flags
+    that the user gave.
 
-    Raises ValueError where a given flag contradicts the checkpoint's network.
+    Raises UsageError if a given flag contradicts the checkpoint's network.
     """
     asked = SimpleNamespace(**{key: value for key, value in vars(config).items() if key in given})
-    wrong = disagreements(SimpleNamespace(**{**stored, **vars(asked)}), stored)
+    wrong = disagreements(SimpleNamespace(**{**stored, **vars(asked)}), stored, given)
     if wrong:
-        raise ValueError(f'the checkpoint is of another network than {", ".join(wrong)}: leave the flag out')
+        remedy = 'leave the flag out'
+        if any(given.values()):
+            remedy += ', or the flagfile: --logdir alone is enough'
+        raise UsageError(f'the checkpoint is of another network than {", ".join(wrong)}: {remedy}')
     adopted = {key: stored[key] for key in (*NETWORK_KEYS, 'moments') if key in stored}
     suggested = (*SAMPLER_KEYS, *SCORE_KEYS, 'dropout')
     adopted |= {key: stored[key] for key in suggested if key in stored and key not in given}

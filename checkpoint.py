@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import shutil
 import zipfile
 
 import torch
@@ -18,8 +19,15 @@ def previous(path):
     return '.prev'.join(os.path.splitext(path))
 
 
-def save(path, state):
+def numbered(path, step):
+    """Where the checkpoint of a step is kept for good: ckpt.pt -> ckpt-5000.pt."""
+    return f'-{step}'.join(os.path.splitext(path))
+
+
+def save(path, state, kept=None):
     """Write `state` to `path` so that a crash at any moment leaves a whole checkpoint at `path` or at `previous(path)`.
+
+    kept: a path to have it at as well, as another name for the same bytes if the file system has links.
 
     Raises CheckpointError, with what was there untouched, where the disk is full or the folder cannot be written.
     """
@@ -29,6 +37,8 @@ def save(path, state):
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
+        if kept:
+            _link(temporary, kept)
         if os.path.exists(path):
             os.replace(path, previous(path))
         os.replace(temporary, path)
@@ -38,6 +48,17 @@ def save(path, state):
             os.remove(temporary)
         reason = _root_cause(error)
         raise CheckpointError(f'cannot write {path}: {reason}; the checkpoint before it is kept') from error
+
+
+def _link(path, other):
+    temporary = f'{other}.tmp'
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(temporary)
+    try:
+        os.link(path, temporary)
+    except OSError:  # of a file system without links
+        shutil.copyfile(path, temporary)
+    os.replace(temporary, other)
 
 
 def _sync_folder(path):

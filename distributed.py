@@ -13,12 +13,12 @@ import re
 import sys
 import time
 import uuid
-from functools import partialmethod
 
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
+
+import progress
 
 # For one rank to wait for another: rank 0 may be building statistics. Dead ranks are torchrun's to notice.
 TIMEOUT = datetime.timedelta(hours=6)
@@ -48,7 +48,7 @@ def start(device):
     dist.init_process_group(backend, store=_unused(store, this, n), rank=this, world_size=n, timeout=TIMEOUT)
     if rank():
         logging.getLogger().setLevel(logging.ERROR)
-        tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
+        progress.silence()
         sys.stdout = open(os.devnull, 'w')  # noqa: SIM115
 
 

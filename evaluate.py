@@ -9,15 +9,16 @@ import os
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
-from tqdm import tqdm
 
 import build
 import dataset
 import distributed
 import loader
 import picture
+import progress
 import sample
 import score
 
@@ -25,14 +26,16 @@ FEW = 50000  # below this many images the published protocol's FID is biased upw
 
 
 def evaluate(config, net, step=None, interrupted=lambda: False):
-    """Draw --num_images with `net` and score them in a stream; returns the record, or None once interrupted.
+    """Draw --num_images, by default 50,000, with `net` and score them in a stream.
 
-    Each rank draws and scores a share of the images; rank 0 has the record, the others None.
+    Returns the record, or None once interrupted. Each rank draws and scores a share of the images; rank 0 has the
+    record, the others None.
 
     Appends the record as one JSON line to logdir/eval.txt and writes samples_ema.png (256 images, 16 a row) beside it.
 
     Raises ScoreError for unusable weights or statistics, DataError where these cannot be built.
     """
+    config = SimpleNamespace(**{**vars(config), 'num_images': config.num_images or FEW})
     scores = (_score_points if build.of_points(config) else _score_images)(config, net, interrupted)
     if scores is None:
         return None
@@ -107,8 +110,10 @@ def evaluate_images(config):
     else:
         n, stream = dataset.read_images(config.images)
         scorer = score.Scorer(feature_net, n, min(10, n))
-        for images in tqdm(stream, 'scoring', unit='batch'):
-            scorer.update(images)
+        with progress.bar(desc='scoring', total=n, unit='image') as bar:
+            for images in stream:
+                scorer.update(images)
+                bar.update(len(images))
         result = scorer.result(reference, config.fid_use_torch)
     return {'images': config.images} | report(config, feature_net, result, time.monotonic() - begin)
 

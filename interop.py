@@ -149,7 +149,7 @@ def export(config, net, step):
 
     config, net, step: of `sample.restore`.
 
-    Raises ValueError where the format cannot represent the model, FileExistsError where there is something at --out.
+    Raises UsageError where the format cannot represent the model, FileExistsError where there is something at --out.
     """
     write, name = EXPORTS[config.export]
     out = (config.out or os.path.join(sample.folder(config), name)).rstrip(os.sep) or os.sep

@@ -12,8 +12,8 @@ import signal
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
+import progress
 from dataset import DataError, Images
 
 RESIDENT_BYTES = 2**30  # a decoded data set up to this size is kept on the device
@@ -65,8 +65,12 @@ def _streamed(data, indices, device, num_workers, loader_timeout):
 def decode_all(data, num_workers=0, loader_timeout=0):
     """The whole set in order, as stored: uint8 [N, C, H, W] or points, and int64 [N] or None. Raises DataError."""
     parts = in_order(data, num_workers, loader_timeout)
-    parts = tqdm(parts, 'decoding', -(-len(data) // 256), leave=False, disable=None)
-    x, y = zip(*parts, strict=True)
+    shown = []
+    with progress.bar(desc='decoding', total=len(data), unit=data.unit.removesuffix('s'), leave=False) as bar:
+        for part in parts:
+            shown.append(part)
+            bar.update(len(part[0]))
+    x, y = zip(*shown, strict=True)
     return torch.cat(x), torch.cat(y) if data.num_classes else None
 
 

@@ -5,20 +5,22 @@ Images stream from the data set into float64 sums. The noise of image i, and whi
 """
 
 import json
+import logging
 import os
 import time
 from types import SimpleNamespace
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import build
 import distributed
 import picture
+import progress
 import sample
 from dataset import DataError
 from diffusion import extract
+from errors import UsageError, usage
 from inference import Inference
 from likelihood import prior_term, variational_term
 
@@ -35,10 +37,10 @@ def nll(config, net, step=None, interrupted=lambda: False):
     config, net, step: of `sample.restore`. The chain is that of the flags at eta = 1, all T steps unless --sample_steps
     says otherwise. Each rank takes a share of the images; rank 0 has the record.
 
-    Raises ValueError for points and as `chances`, DataError where there are no images for the network.
+    Raises UsageError for points and as `chances`, DataError where there are no images for the network.
     """
     if build.of_points(config):
-        raise ValueError('--nll is of 8-bit images: points are scored by --eval')
+        raise UsageError('--nll is of 8-bit images: points are scored by --eval')
     begin = time.monotonic()
     config = SimpleNamespace(**{**vars(config), 'eta': 1.0, 'split': config.split or 'test'})
     device = build.device(config)
@@ -46,7 +48,8 @@ def nll(config, net, step=None, interrupted=lambda: False):
     model = Inference(net, torch.bfloat16 if config.precision == 'bf16' else torch.float32)
     sampler = build.sampler(config, model).to(device)
     steps = config.nll_steps or len(sampler.timesteps)
-    p = chances(sampler.alphas_bar.cpu()[sampler.timesteps], steps)
+    with usage():
+        p = chances(sampler.alphas_bar.cpu()[sampler.timesteps], steps)
     with distributed.main_first():  # to download
         data = build.dataset(config, config.split)
     if data.channels != config.channels or data.num_classes < config.num_classes:
@@ -54,8 +57,10 @@ def nll(config, net, step=None, interrupted=lambda: False):
     size = config.sample_batch_size or sample.batch_that_fits(config, sampler)
     share = range(len(data))[distributed.share(len(data))]
     if build.compiles(config, len(share) * steps):
+        logging.info(build.COMPILING)
         model.compile()
-    with tqdm(total=-(-len(share) // size) * steps, desc=f'{len(data)} images of {config.split}', unit='step') as bar:
+    total, what = -(-len(share) // size) * steps, f'{len(data)} images of {config.split}'
+    with progress.bar(total=total, desc=what, unit='step') as bar:
 
         def advance():
             bar.update()

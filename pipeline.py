@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 import formats
 from checkpoint import CheckpointError
 from diffusion import learns_variance
+from errors import usage
 from formats import DIFFUSERS, TIME_DENSE, TIME_TABLE
 from model import ARCHS
 from schedules import SCHEDULES, make_betas
@@ -200,10 +201,11 @@ def _json(path):
 def write(folder, config, net, card):
     """A pipeline of a config's network and sampler, into an empty folder. card: the text of its README.md.
 
-    Raises ValueError where diffusers cannot represent them.
+    Raises UsageError where diffusers cannot represent them.
     """
     flags = vars(config)
-    _check(flags, net)
+    with usage():
+        _check(flags, net)
     weights = net.state_dict()
     dense = weights[f'{TIME_DENSE}.weight']
     if config.arch == 'pytorch_ddpm':

@@ -6,23 +6,32 @@ Image i is a function of (seed, i): its noise comes from the generator of its bl
 import contextlib
 import hashlib
 import json
+import logging
 import os
+import re
 import shutil
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 import build
 import checkpoint
 import distributed
 import picture
+import progress
+from errors import UsageError, usage
 from inference import Inference
 
 BLOCK = 64  # images a generator draws the noise of: one each is too slow on a GPU
+NUM_IMAGES = 100  # to draw, if nothing is said
+RECORD = 'samples.json'  # in a folder of samples: what they are of
+IMAGE = r'\d{6,}\.png'
+LITTER = r'\.DS_Store|Thumbs\.db|desktop\.ini'  # of operating systems
+OURS = rf'({IMAGE}|(grid|figure)\.png|(samples|points)\.npz|{RECORD})(\.tmp)?|{LITTER}'
 
 
 class Noise:
@@ -93,9 +102,10 @@ def draw(config, net, indices, interrupted=lambda: False, observe=lambda t, x_t,
     size = max(1, min(config.sample_batch_size or batch_that_fits(config, sampler), len(indices)))
     chunks = [indices[i : i + size] for i in range(0, len(indices), size)]
     if build.compiles(config, len(indices) * len(sampler.timesteps)):
+        logging.info(build.COMPILING)
         model.compile()
     total, what = len(chunks) * len(sampler.timesteps), 'points' if build.of_points(config) else 'images'
-    with tqdm(total=total, desc=f'sampling {len(indices)} {what}', unit='step') as bar:
+    with progress.bar(total=total, desc=f'sampling {len(indices)} {what}', unit='step') as bar:
         for chunk in chunks:
             n = len(chunk)
             filled = [*chunk, *chunk[-1:] * (size - n if model.compiled else 0)]  # one size, compiled once
@@ -133,7 +143,7 @@ def folder(config):
 def restore(config, given):
     """The config that a checkpoint was trained with (see `build.adopt`), its network in eval mode, and its step.
 
-    Raises FileNotFoundError or CheckpointError where it cannot be read, ValueError where given flags contradict it.
+    Raises FileNotFoundError or CheckpointError where it cannot be read, UsageError where given flags contradict it.
     """
     path = config.ckpt or os.path.join(config.logdir, 'ckpt.pt')
     state = checkpoint.load(path)
@@ -150,9 +160,10 @@ def _restored(config, given, path, weights, state):
         stored = {'channels': weights['head.weight'].shape[1]} if 'head.weight' in weights else {}
     config = build.adopt(config, stored, given)
     build.check(config)
-    build.chosen_labels(config)
+    with usage():
+        build.chosen_labels(config)
     if config.prior == 'data' and config.moments is None:
-        raise ValueError('--prior=data needs a checkpoint trained with it')
+        raise UsageError('--prior=data needs a checkpoint trained with it')
     with torch.device('meta'):  # before anything of a size that a damaged file made up is allocated
         checkpoint.check_weights(build.network(config).state_dict(), weights, path)
     net = build.network(config)
@@ -161,24 +172,24 @@ def _restored(config, given, path, weights, state):
 
 
 def sample(config, net, interrupted=lambda: False):
-    """Draw --num_images to --out, by default samples/ beside the checkpoint.
+    """Draw --num_images, by default 100, to --out, by default samples/ beside the checkpoint.
 
     Images: 000000.png..., samples.npz (arr_0, uint8 [N, H, W, C]) and grid.png; those already there from the same
     weights, seed and sampler are kept, so that an interrupted call continues. Points: points.npz (points, float32
     [N, 2], and labels where there are some) and figure.png, q(x_t) above p(x_t) at ten times.
 
-    config, net: of `restore`. Raises FileExistsError where --out holds other samples; DataError for points whose data
-    set cannot be read.
+    config, net: of `restore`. What an earlier call drew by other weights or settings moves to `<out>.prev`. Raises
+    FileExistsError if --out holds anything else; DataError for points whose data set cannot be read.
     """
     out = config.out or os.path.join(folder(config), 'samples')
+    config = SimpleNamespace(**{**vars(config), 'num_images': config.num_images or NUM_IMAGES})
     (_sample_points if build.of_points(config) else _sample_images)(config, net, out, interrupted)
 
 
 def _sample_points(config, net, out, interrupted):
     if distributed.rank():  # quick, and wanted in one piece
         return
-    names = ('points.npz', 'figure.png')
-    _claim(out, _fingerprint(config, net), names)
+    _claim(out, _fingerprint(config, net))
     sampler = build.sampler(config, None)
     p, q = Film(sampler), Film(sampler)
     indices = list(range(config.num_images))
@@ -189,33 +200,42 @@ def _sample_points(config, net, out, interrupted):
     arrays = {'points': torch.cat(points).numpy()}
     if config.num_classes:
         arrays['labels'] = build.labels(config, indices).cpu().numpy()
-    with replacing(os.path.join(out, names[0])) as temporary, open(temporary, 'wb') as file:
+    with replacing(os.path.join(out, 'points.npz')) as temporary, open(temporary, 'wb') as file:
         np.savez(file, **arrays)
     rows = [[seen[0] for seen in film.frames.values()] for film in (q, p)]
-    save(os.path.join(out, names[1]), picture.plot(rows, [f't = {t}' for t in q.frames], ['q', 'p']))
+    save(os.path.join(out, 'figure.png'), picture.plot(rows, [f't = {t}' for t in q.frames], ['q', 'p']))
     print(f'{config.num_images} points in {out}: points.npz, figure.png')
 
 
 def _sample_images(config, net, out, interrupted):
-    names = [f'{i:06d}.png' for i in range(config.num_images)]
     with distributed.main_first():
         if not distributed.rank():
-            _claim(out, _fingerprint(config, net), names)
-    paths = [os.path.join(out, name) for name in names]
+            _claim(out, _fingerprint(config, net))
+    paths = [os.path.join(out, f'{i:06d}.png') for i in range(config.num_images)]
     pending = distributed.from_main([i for i, path in enumerate(paths) if not os.path.exists(path)])
-    with ThreadPoolExecutor(1) as writer:  # of a batch, while the next is drawn
-        written = writer.submit(_write, [], [])
-        for chunk, x_0 in draw(config, net, pending[distributed.share(len(pending))], interrupted):
-            images = picture.to_uint8(x_0).permute(0, 2, 3, 1).cpu().numpy()
+    if pending:
+        with ThreadPoolExecutor(1) as writer:  # of a batch, while the next is drawn
+            written = writer.submit(_write, [], [])
+            for chunk, x_0 in draw(config, net, pending[distributed.share(len(pending))], interrupted):
+                images = picture.to_uint8(x_0).permute(0, 2, 3, 1).cpu().numpy()
+                written.result()
+                written = writer.submit(_write, [paths[i] for i in chunk], images)
             written.result()
-            written = writer.submit(_write, [paths[i] for i in chunk], images)
-        written.result()
-    if distributed.any_rank(interrupted()) or distributed.rank():
+    stopped = distributed.any_rank(interrupted())
+    if distributed.rank():
+        return
+    if stopped:
+        there = sum(map(os.path.exists, paths))
+        print(f'stopped: {there} of {len(paths)} images in {out}; the same command draws the others')
         return
     _pack(os.path.join(out, 'samples.npz'), paths, (config.img_size, config.img_size, config.channels))
     shown = np.stack([np.array(Image.open(path)).reshape(config.img_size, config.img_size, -1) for path in paths[:256]])
     save(os.path.join(out, 'grid.png'), picture.grid(torch.from_numpy(shown).permute(0, 3, 1, 2)))
-    print(f'{config.num_images} images in {out}: 000000.png..., samples.npz, grid.png')
+    more = sum(bool(re.fullmatch(IMAGE, name)) for name in os.listdir(out)) - len(paths)
+    drawn = '' if pending else ', all drawn before'
+    print(f'{len(paths)} images in {out}{drawn}: 000000.png..., samples.npz, grid.png')
+    if more:
+        print(f'  {more} more of an earlier call lie there, which samples.npz and grid.png leave out')
 
 
 def _write(paths, images):
@@ -231,23 +251,58 @@ def _fingerprint(config, net):
     return {'weights': digest.hexdigest(), **used}
 
 
-def _claim(out, fingerprint, names):
+def _claim(out, fingerprint):
+    """Make the folder `out` ready for samples of this fingerprint; those it holds of another move to `<out>.prev`.
+
+    Raises FileExistsError, having touched nothing, if that would move or mingle with what `sample` did not make.
+    """
+    before, foreign = _held(out)
+    changed = [key for key in fingerprint if before.get(key) != fingerprint[key]]
+    samples = os.path.isdir(out) and any(name.endswith(('.png', '.npz')) for name in os.listdir(out))
+    if samples and changed:
+        if foreign:
+            raise FileExistsError(f'{out} holds {foreign}, which --sample did not make: choose another --out')
+        _set_aside(out, changed)
+    elif foreign.endswith(('.png', '.npz')):
+        raise FileExistsError(f'{out} holds {foreign}, which --sample did not make: choose another --out or move it')
     os.makedirs(out, exist_ok=True)
-    record = os.path.join(out, 'samples.json')
-    found = {name for name in os.listdir(out) if name.endswith(('.png', '.npz'))} - {'grid.png', 'samples.npz'}
-    if found:
-        try:
-            with open(record) as file:
-                before = json.load(file)
-        except (OSError, ValueError):
-            before = {}
-        changed = [key for key in fingerprint if before.get(key) != fingerprint[key]]
-        surplus = found - set(names)
-        if changed or surplus:
-            why = f'of other {", ".join(changed)}' if changed else f'beyond the {len(names)} asked for'
-            raise FileExistsError(f'{out} already holds samples {why}: choose another --out or empty it')
-    with replacing(record) as temporary, open(temporary, 'w') as file:
+    with replacing(os.path.join(out, RECORD)) as temporary, open(temporary, 'w') as file:
         json.dump(fingerprint, file)
+
+
+def _held(out):
+    """The fingerprint of the samples in a folder, {} for none, and the name of something there that is not ours, or ''.
+
+    Without a fingerprint nothing is ours.
+    """
+    try:
+        with open(os.path.join(out, RECORD)) as file:
+            before = json.load(file)
+        ours = OURS if 'weights' in before else LITTER
+    except (OSError, ValueError, TypeError):
+        before, ours = {}, LITTER
+    entries = sorted(os.scandir(out), key=lambda entry: entry.name) if os.path.isdir(out) else []
+    files = [entry.name for entry in entries if entry.is_file(follow_symlinks=False) and re.fullmatch(ours, entry.name)]
+    foreign = [entry.name for entry in entries if entry.name not in files]
+    pictures = [name for name in foreign if name.endswith(('.png', '.npz'))]
+    return before, (pictures + foreign + [''])[0]
+
+
+def _set_aside(out, changed):
+    """Rename a folder of ours to `<out>.prev`, in place of one there if that is ours as well."""
+    folder = os.path.realpath(out)
+    kept = f'{folder}.prev'
+    if os.path.commonpath([folder, os.getcwd()]) == folder:
+        raise FileExistsError(f'{out} is the working folder and holds other samples: choose another --out')
+    if os.path.lexists(kept):
+        before, foreign = _held(kept)
+        if foreign or not before:
+            raise FileExistsError(
+                f'{out} holds other samples, and {kept} is in the way: move it or choose another --out'
+            )
+        shutil.rmtree(kept)
+    os.rename(folder, kept)
+    print(f'{out} held samples of other {", ".join(changed)}: they are in {kept} now')
 
 
 @contextlib.contextmanager

@@ -3,9 +3,10 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import trange
 
-from .files import ScoreError, atomic_write, file_sha256, load_torch
+import progress
+
+from .files import ScoreError, Unscorable, atomic_write, file_sha256, load_torch
 from .images import unit_range
 
 FEATURE_DIM = 128
@@ -40,9 +41,9 @@ class Classifier(nn.Module):
 
 
 def classifier_input(images, shape):
-    """2 x - 1 at the size the classifier was trained on; ValueError for images of another shape than `shape`."""
+    """2 x - 1 at the size the classifier was trained on; Unscorable for images of another shape than `shape`."""
     if tuple(images.shape[1:]) != tuple(shape):
-        raise ValueError(f'the classifier was trained on images {tuple(shape)}, got {tuple(images.shape[1:])}')
+        raise Unscorable(f'the classifier was trained on images {tuple(shape)}, got {tuple(images.shape[1:])}')
     return 2 * unit_range(images) - 1
 
 
@@ -62,19 +63,19 @@ def train_classifier(images, labels, *, seed=0, steps=1000, batch_size=128, devi
     """min E[-log softmax(f(x))_y] by Adam (arXiv:1412.6980) with one cycle of the learning rate, up to 3e-3.
 
     images: uint8 [N, C, H, W]; labels: int64 [N], from 0. The same seed gives the same network on the CPU, and the
-    global generators are left alone. Raises ValueError for images and labels that do not go together.
+    global generators are left alone. Raises Unscorable for images and labels that do not go together.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or min(images.shape[2:]) < 8:
-        raise ValueError(f'the classifier trains on uint8 [N, C, H >= 8, W >= 8], got {images.dtype} {images.shape}')
+        raise Unscorable(f'the classifier trains on uint8 [N, C, H >= 8, W >= 8], got {images.dtype} {images.shape}')
     if not 0 < len(images) == len(labels) or labels.min() < 0:
-        raise ValueError(f'{len(images)} images need as many labels from 0 up, got {len(labels)}')
+        raise Unscorable(f'{len(images)} images need as many labels from 0 up, got {len(labels)}')
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Classifier(images.shape[1], int(labels.max()) + 1).to(device)
     order = torch.Generator().manual_seed(seed)
     optim = torch.optim.Adam(network.parameters())
     sched = torch.optim.lr_scheduler.OneCycleLR(optim, max_lr=3e-3, total_steps=steps)
-    for _ in trange(steps, dynamic_ncols=True, leave=False, disable=None, desc='classifier'):
+    for _ in progress.bar(range(steps), 'training the classifier', unit='step'):
         batch = torch.randint(len(images), (batch_size,), generator=order)
         _, logits = network.head(network(classifier_input(images[batch], images.shape[1:]).to(device)))
         loss = F.cross_entropy(logits, labels[batch].to(device).long())

@@ -3,6 +3,7 @@
 import torch
 
 from .features import standard_net
+from .files import Unscorable
 from .images import batches, count_images
 from .statistics import Moments, check_gaussian, load_statistics
 
@@ -17,7 +18,7 @@ def as_gaussian(mu, sigma, device):
 
 def check_psd(eigenvalues, eps, name):
     if eigenvalues.min() < -eps * eigenvalues.max().abs():
-        raise ValueError(f'{name} is not positive semi-definite: eigenvalues {eigenvalues.min():g} and up')
+        raise Unscorable(f'{name} is not positive semi-definite: eigenvalues {eigenvalues.min():g} and up')
 
 
 def root(sigma, eps):

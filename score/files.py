@@ -12,6 +12,10 @@ class ScoreError(Exception):
     """A file of weights or statistics that cannot be used; the message is one line that names it and the remedy."""
 
 
+class Unscorable(ScoreError, ValueError):
+    """Images or statistics of which no score can be had; the message says why."""
+
+
 def file_sha256(path):
     """SHA-256 (FIPS 180-4) of a file, as 64 hex digits; read in pieces."""
     digest = hashlib.sha256()

@@ -3,6 +3,7 @@
 import torch
 
 from .features import standard_net
+from .files import Unscorable
 from .images import batches, count_images
 
 
@@ -10,12 +11,12 @@ class SplitSums:
     """sum p, sum p log p and the count of each split, in float64: all that the Inception Score needs of its images.
 
     Split s holds the images [s N // splits, (s + 1) N // splits) in the order they were generated, so that N, the
-    number of images, is needed at the start. Raises ValueError where a split would be empty.
+    number of images, is needed at the start. Raises Unscorable where a split would be empty.
     """
 
     def __init__(self, num_images, splits, num_classes, device='cpu'):
         if not 1 <= splits <= num_images:
-            raise ValueError(f'{splits} splits need at least {max(splits, 1)} images, got {num_images}')
+            raise Unscorable(f'{splits} splits need at least {max(splits, 1)} images, got {num_images}')
         ends = [(s + 1) * num_images // splits for s in range(splits)]
         self.num_images = num_images
         self.ends = torch.tensor(ends, device=device)

@@ -3,7 +3,8 @@
 import warnings
 
 import torch
-from tqdm import tqdm
+
+import progress
 
 from .fid import calculate_frechet_distance
 from .inception_score import SplitSums
@@ -99,7 +100,7 @@ def build_statistics(net, image_batches, num_images, verbose=True):
     Raises ValueError for unusable images, fewer than two, or another number of them.
     """
     scorer = Scorer(net, num_images, splits=1)
-    with tqdm(total=num_images, dynamic_ncols=True, leave=False, disable=not verbose, desc='statistics') as bar:
+    with progress.bar(desc='statistics', total=num_images, unit='image', leave=False, silent=not verbose) as bar:
         for images in image_batches:
             scorer.update(images)
             bar.update(len(images))

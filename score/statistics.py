@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .files import ScoreError, atomic_write
+from .files import ScoreError, Unscorable, atomic_write
 
 MADE_KEYS = ('n', 'feature_net', 'weights_hash', 'protocol', 'precision')
 FILE_BYTES = 2**27  # of all that is read of a file: with 2048 features it is 75 MB
@@ -44,9 +44,9 @@ class Moments:
         self.n, self.mean = total, mean
 
     def covariance(self):
-        """M / (n - 1), [dim, dim]; ValueError for fewer than two."""
+        """M / (n - 1), [dim, dim]; Unscorable for fewer than two."""
         if self.n < 2:
-            raise ValueError(f'a covariance needs at least 2 images, got {int(self.n)}')
+            raise Unscorable(f'a covariance needs at least 2 images, got {int(self.n)}')
         return self.scatter / (self.n - 1)
 
 

@@ -34,7 +34,7 @@ def test_a_run_in_two_parts_equals_a_whole_one(tmp_path, cli, folder_of_images, 
 
 def test_its_flagfile_repeats_the_run(tmp_path, cli):
     assert cli(*TINY, '--train', f'--logdir={tmp_path / "a"}', '--seed=3', '--norandom_flip')[0] == 0
-    assert cli(f'--flagfile={tmp_path / "a" / "flagfile.txt"}', f'--logdir={tmp_path / "b"}')[0] == 0
+    assert cli(f'--flagfile={tmp_path / "a" / "flagfile.txt"}', '--train', f'--logdir={tmp_path / "b"}')[0] == 0
     a, b = (without_logdir(load(tmp_path / name)) for name in 'ab')
     assert differences(a, b) == [] and a['config']['attn'] == []
 
