@@ -70,8 +70,8 @@ def _score_images(config, net, interrupted):
     if distributed.rank():
         return None
     hits = hits.item()
-    grid = picture.grid(shown.cpu(), columns=16)
-    sample.save(os.path.join(sample.folder(config), f'samples_{config.weights}.png'), grid)
+    path = os.path.join(sample.folder(config), f'samples_{config.weights}.png')
+    sample.save(path, picture.grid(shown.cpu()))
     scores = report(config, feature_net, scorer.result(reference, config.fid_use_torch), time.monotonic() - begin)
     if labelled:
         scores['label_accuracy'] = hits / config.num_images

@@ -46,7 +46,7 @@ def progressive(config, net, interrupted):
         return None
     frames = dict(reversed(film.frames.items()))
     rows = [torch.stack([seen[part][i] for seen in frames.values()]) for i in range(n) for part in (0, 1)]
-    return picture.table(rows, [f't = {t}' for t in frames], ['x_t', 'x0_hat'] * n)
+    return picture.table(rows, [f'$t = {t}$' for t in frames], ['$x_t$', r'$\hat{x}_0$'] * n, group=2)
 
 
 def forward(config, net, interrupted):
@@ -56,7 +56,7 @@ def forward(config, net, interrupted):
     x_0 = build.some(config, build.dataset(config), min(config.num_images or SAMPLES, SAMPLES))
     sample.diffuse(config, sampler, x_0, observe=film)
     rows = torch.stack([x_t for (x_t,) in film.frames.values()], dim=1)  # [n, times, C, H, W]
-    return picture.table(rows, [f't = {t}' for t in film.frames], ['x_t'] * len(rows))
+    return picture.table(rows, [f'$t = {t}$' for t in film.frames], ['$x_t$'] * len(rows))
 
 
 def guidance(config, net, interrupted):
@@ -71,7 +71,7 @@ def guidance(config, net, interrupted):
         columns.append(_denoise(guided, net, [0] * n, interrupted, y=build.labels(config, range(n))))
         if interrupted():
             return None
-    return picture.table(torch.stack(columns, dim=1), [f'w = {w}' for w in WEIGHTS], [str(y) for y in chosen])
+    return picture.table(torch.stack(columns, dim=1), [f'$w = {w}$' for w in WEIGHTS], [str(y) for y in chosen])
 
 
 def interpolate(config, net, interrupted):
@@ -93,8 +93,8 @@ def interpolate(config, net, interrupted):
         if interrupted():
             return None
         rows.append(torch.cat([a[None], denoised, b[None]]))
-    titles = ['source', 'rec.', *(f'{tenths / 10}' for tenths in range(1, 10)), 'rec.', 'source']
-    return picture.table(rows, titles, [f't = {t}'] * len(rows))
+    titles = ['source', 'rec.', *(rf'$\lambda = {tenths / 10}$' for tenths in range(1, 10)), 'rec.', 'source']
+    return picture.table(rows, titles, [f'$t = {t}$'] * len(rows))
 
 
 def _denoise(config, net, indices, interrupted, x=None, y=None, start=None):

@@ -81,7 +81,8 @@ def nll(config, net, step=None, interrupted=lambda: False):
         file.write(json.dumps(record) + '\n')
     t = np.array(sampler.timesteps)
     np.savez(os.path.join(folder, 'nll.npz'), t=t, **{name: values.numpy() for name, values in arrays.items()})
-    sample.save(os.path.join(folder, 'nll.png'), draw(t, result['L_T'], arrays['terms'], arrays['x0_mse']))
+    scored = f'{len(data)} images of {os.path.basename(os.path.abspath(config.dataset))} ({config.split})'
+    sample.save(os.path.join(folder, 'nll.png'), draw(t, result['L_T'], arrays['terms'], arrays['x0_mse'], scored))
     _report(config, record, len(t))
     return record
 
@@ -107,11 +108,11 @@ def _report(config, record, terms):
     )
 
 
-def draw(t, prior, terms, x0_mse):
+def draw(t, prior, terms, x0_mse, scored):
     """A picture of the terms over t, and of the distortion over the rate as noise is taken away (paper figure 5).
 
     t: the timesteps [N]. prior: L_T. terms: [N], in bits/dim. x0_mse: [N]. The rate at t is L_T and all terms above t;
-    the distortion is the root of x0_mse, on [0, 255].
+    the distortion is the root of x0_mse, on [0, 255]. scored: what images, in words.
     """
     rate = (prior + terms.sum() - terms.cumsum(0)).numpy()
     seen = x0_mse.isfinite().numpy()
@@ -121,9 +122,9 @@ def draw(t, prior, terms, x0_mse):
         {
             'x': t[seen] + 1,
             'y': terms.numpy()[seen],
-            'title': f'{whole:.3f} bits/dim',
-            'xlabel': 't, noisings',
-            'ylabel': 'L_t-1, bits/dim',
+            'title': 'terms of the bound',
+            'xlabel': '$t$, noisings',
+            'ylabel': '$L_{t-1}$, bits/dim',
             'xscale': 'log',
             'yscale': 'log',
         },
@@ -134,6 +135,7 @@ def draw(t, prior, terms, x0_mse):
             'xlabel': 'rate, bits/dim',
             'ylabel': 'distortion, RMSE on [0, 255]',
         },
+        title=rf'Variational bound of $-\log\,p(x)$: {whole:.3f} bits/dim, the mean of {scored}',
     )
 
 

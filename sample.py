@@ -203,7 +203,8 @@ def _sample_points(config, net, out, interrupted):
     with replacing(os.path.join(out, 'points.npz')) as temporary, open(temporary, 'wb') as file:
         np.savez(file, **arrays)
     rows = [[seen[0] for seen in film.frames.values()] for film in (q, p)]
-    save(os.path.join(out, 'figure.png'), picture.plot(rows, [f't = {t}' for t in q.frames], ['q', 'p']))
+    titles, what = [f'$t = {t}$' for t in q.frames], ['forward $q$', 'reverse $p$']
+    save(os.path.join(out, 'figure.png'), picture.plot(rows, titles, what, arrows=['->', '<-']))
     print(f'{config.num_images} points in {out}: points.npz, figure.png')
 
 

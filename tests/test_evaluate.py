@@ -57,7 +57,7 @@ def test_eval_of_digits_needs_nothing_but_its_checkpoint(trained, cli):
     assert record['FID(classifier)'] > 0 and record['n'] == 300 and record['weights'] == 'ema' and record['T'] == 8
     assert record['feature_net'] == 'classifier' and len(record['weights_hash']) == 64 and record['seconds'] > 0
     assert (trained / 'stats' / 'digits.train.classifier.npz').exists()
-    assert Image.open('run/samples_ema.png').size == (16 * 50 + 2, 16 * 50 + 2)
+    assert Image.open('run/samples_ema.png').size == (16 * 67 + 3, 16 * 67 + 3)
     # The second time nothing is built, and the same images give the same scores whatever their batches.
     status, _, error = cli('--eval', '--logdir=run', '--num_images=300', '--sample_batch_size=77', '--precision=fp32')
     assert status == 0 and 'building' not in error and (trained / 'run' / 'eval.txt').read_text().count('\n') == 2

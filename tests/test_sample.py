@@ -48,7 +48,7 @@ def test_what_sampling_writes(logdir, tmp_path, cli, kind, shape):
     for i in range(7):
         assert np.array_equal(np.asarray(Image.open(tmp_path / f'{i:06d}.png')).reshape(shape), images[i])
     grid = np.asarray(Image.open(tmp_path / 'grid.png'))
-    assert np.array_equal(grid[2:50:6, 2:50:6, : shape[2]], images[0])  # the first tile, enlarged 6 times
+    assert np.array_equal(grid[3:67:8, 3:67:8, : shape[2]], images[0])  # the first tile, enlarged 8 times
     assert len({image.tobytes() for image in images}) == 7
 
 
@@ -134,3 +134,18 @@ def test_uint8_rounds_to_the_nearest():
     levels = torch.arange(256.0) / 127.5 - 1
     assert torch.equal(picture.to_uint8(levels + 0.003), torch.arange(256, dtype=torch.uint8))
     assert picture.to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
+
+
+def test_a_grid_is_readable_and_exact():
+    levels = torch.arange(256, dtype=torch.uint8)
+    for size, scale in ((8, 8), (28, 2), (32, 2), (64, 1), (256, 1)):
+        images = levels[torch.arange(5 * size * size).reshape(5, 1, size, size) % 200]
+        grid = np.asarray(picture.grid(images))
+        side = size * scale
+        assert grid.shape == (2 * side + 9, 3 * side + 12, 3)  # 3 pixels around each image
+        for i in range(6):
+            y, x = 3 + i // 3 * (side + 3), 3 + i % 3 * (side + 3)
+            found = grid[y : y + side, x : x + side, 0]
+            exact = np.kron(images[i, 0], np.ones((scale, scale))) if i < 5 else 255  # the empty place is white
+            assert np.array_equal(found, np.broadcast_to(exact, (side, side)))
+        assert (grid[:3] == 255).all() and (grid[:, side + 3 : side + 6] == 255).all()

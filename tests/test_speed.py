@@ -1,20 +1,25 @@
 """Each fast path against plain float32, uncompiled: what it computes, not how fast."""
 
+import builtins
 import copy
 import json
+import platform
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, largest_error
+from absl.testing import flagsaver
+from conftest import TINY, largest_error
 from runs import config_of, differences, load, without_logdir
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import build
 import sample
 import train
+from bench import __main__ as bench
+from bench.timing import interleaved
 from inference import Inference
 from model import ContextUNet, PointMLP, UNet
 
@@ -146,23 +151,62 @@ def test_a_batch_that_fits(tmp_path, cli):
     assert [len(x_0) for _, x_0 in sample.draw(config, net, list(range(70)))] == [64, 6]
 
 
-def test_the_bench_times_every_candidate(tmp_path):
-    (tmp_path / 'tiny.txt').write_text('\n'.join(TINY))
-    argv = ['-m', 'bench', 'train', 'sample', 'ema', 'optimizer', f'--flagfile={tmp_path / "tiny.txt"}', '--repeats=1']
-    argv += ['--batch_size=2', '--no-compile', f'--json={tmp_path / "figures.json"}']
-    done = subprocess.run([sys.executable, *argv], cwd=ROOT, capture_output=True, text=True, check=True)
-    rows = json.loads((tmp_path / 'figures.json').read_text())['rows']
-    assert all(row['ms'] > 0 and row['candidate'] in done.stdout for row in rows)
-    candidates = {
-        task: [row['candidate'] for row in rows if row['task'] == task] for task in ('train', 'sample', 'ema')
-    }
-    ours = ['ours, fp32 eager', 'ours, bf16 eager']
-    assert candidates == {'train': ['diffusers', *ours], 'sample': ['diffusers', *ours], 'ema': ['diffusers', 'ours']}
-    assert {row['ratio'] for row in rows if row['candidate'] == 'diffusers'} == {1}
-    done = subprocess.run(
-        [sys.executable, '-m', 'bench', '--reference=no/such'], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 2 and '--reference=no/such is no checkout' in done.stderr
+@pytest.fixture
+def bench_of(tmp_path, monkeypatch, capsys):
+    """bench_of(*arguments) -> the figures of python -m bench of a tiny network, which are printed too."""
+
+    def run(*argv):
+        (tmp_path / 'tiny.txt').write_text('\n'.join(TINY))
+        figures = tmp_path / 'figures.json'
+        argv = [*argv, f'--flagfile={tmp_path / "tiny.txt"}', '--batch_size=2', '--no-compile', f'--json={figures}']
+        monkeypatch.setattr(sys, 'argv', ['bench', *argv])
+        with flagsaver.flagsaver():
+            bench.main()
+        figures, out = json.loads(figures.read_text()), capsys.readouterr().out
+        assert all(row['ms'] > 0 and row['candidate'] in out for row in figures['rows'])
+        return figures
+
+    return run
+
+
+@pytest.mark.parametrize('native', [False, True])
+def test_the_bench_times_every_candidate_and_bf16_only_where_the_machine_computes_in_it(bench_of, monkeypatch, native):
+    monkeypatch.setattr(torch.cpu, '_is_avx512_bf16_supported', lambda: native)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    figures = bench_of('train', 'sample', *(['ema', 'optimizer'] if native else []), '--repeats=1')
+    ours = ['ours, fp32 eager', 'ours, bf16 eager'][: 1 + native]
+    expected = {'train': ['diffusers', *ours], 'sample': ['diffusers', *ours]}
+    if native:
+        expected |= {'ema': ['diffusers', 'ours'], 'optimizer': ['torch default', 'ours, fused']}
+    for task, candidates in expected.items():
+        rows = [row for row in figures['rows'] if row['task'] == task]
+        assert [row['candidate'] for row in rows] == candidates and rows[0]['ratio'] == 1
+    assert figures['bf16_matmul_tflops' if native else 'fp32_matmul_tflops'] > 0
+
+
+def test_the_bench_ends_in_time_on_a_slow_machine():
+    calls = []
+    (seconds, ratio, _) = interleaved({'slow': lambda: calls.append(0)}, 50, limit=0)['slow']
+    assert len(calls) == 3 and seconds > 0 and ratio == 1  # two rounds to warm up, one that counts
+
+
+def test_the_bench_refuses_a_reference_that_is_none(bench_of, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        bench_of('--reference=no/such')
+    assert '--reference=no/such is no checkout' in capsys.readouterr().err
+
+
+def test_the_bench_names_the_machine_without_proc(monkeypatch):
+    def missing(*_, **__):
+        raise FileNotFoundError
+
+    assert 'threads of' in bench.machine()
+    monkeypatch.setattr(builtins, 'open', missing)  # no /proc/cpuinfo, as on Windows and a Mac
+    monkeypatch.setattr(subprocess, 'run', lambda *_, **__: subprocess.CompletedProcess([], 0, stdout='Apple M1\n'))
+    assert bench.processor() == 'Apple M1'
+    monkeypatch.setattr(subprocess, 'run', missing)  # no sysctl, as on Windows
+    monkeypatch.setattr(platform, 'processor', lambda: 'Intel64 Family 6')
+    assert bench.processor() == 'Intel64 Family 6'
 
 
 class NoReads(TorchDispatchMode):
