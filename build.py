@@ -1,6 +1,7 @@
 """From a config, which holds the value of every flag, to the objects: the one place where they are made."""
 
 import hashlib
+import logging
 import math
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -26,7 +27,7 @@ NETWORK_KEYS = (
 # What a checkpoint suggests and a flag given by the user overrides.
 SAMPLER_KEYS = ('var_type', 'sample_steps', 'spacing', 'eta', 'clip_denoised', 'prior')
 LABEL_KEYS = ('labels', 'guidance')
-SCORE_KEYS = ('dataset', 'test_dataset', 'data_dir', 'feature_net', 'fid_protocol')
+SCORE_KEYS = ('dataset', 'test_dataset', 'data_dir', 'image_channels', 'background', 'feature_net', 'fid_protocol')
 
 
 class Network(NamedTuple):
@@ -121,29 +122,86 @@ def sampler(config, net):
     )
 
 
-def dataset(config, split='train'):
-    """The images or points of --dataset. Raises DataError as `dataset.load`, or where there is no such split."""
-    name = config.dataset
+def dataset(config, split='train', like=None):
+    """The images or points of --dataset, of which it says in one line what they are.
+
+    Classes are numbered as the checkpoint does, or as another data set, `like`, does.
+
+    Raises DataError as `dataset.load`, where there is no such split, and where it has classes or colour that `like`
+    has not.
+    """
+    name, channels = config.dataset, config.image_channels
     if split == 'test' and name not in datasets.DATASETS:
         name = config.test_dataset
         if not name:
             raise datasets.DataError(f'{config.dataset} has no test split of its own: name one with --test_dataset')
-    return datasets.load(name, config.data_dir, config.img_size, split)
+    if like is not None and like.channels == 3:
+        channels = 3
+    data = datasets.load(name, config.data_dir, config.img_size, split, channels, config.background)
+    data.arrange(_class_names(config, data) if like is None else like.classes)
+    if like is not None and data.classes != like.classes:
+        found, known = (datasets.listed(classes) for classes in (data.classes[like.num_classes :], like.classes))
+        raise datasets.DataError(f'{name} has {found}, {config.dataset} has {known}: name its folders alike')
+    if like is not None and data.channels != like.channels:
+        raise datasets.DataError(f'{name} is in colour, {config.dataset} is grey: --channels=3 takes both as colour')
+    logging.info('%s, %s: %s', name, split, data)
+    return data
+
+
+def _class_names(config, data):
+    """The classes in the order that the checkpoint of a config has them, or that of the data where it has none."""
+    if config.class_names is not None or config.dataset in datasets.DATASETS:
+        return config.class_names or data.classes
+    names = sorted(data.classes)  # as they were numbered before checkpoints held their names
+    if names != data.classes:
+        logging.warning(
+            'the checkpoint holds no names of classes: they are numbered as when it was trained, by their letters: %s',
+            ' '.join(names),
+        )
+    return names
+
+
+def go_on_with_classes(config, data):
+    """Number the classes of a data set as the checkpoint that training goes on from does, and those new to it last.
+
+    config: its `class_names` are the checkpoint's, and become the data's. Raises DataError where the network has no
+    room for them.
+    """
+    data.arrange(_class_names(config, data))
+    if data.num_classes > config.num_classes:
+        check_classes(config, data)
+    config.class_names = data.classes
+
+
+def check_classes(config, data):
+    """Raise DataError where the labels of a data set are not those that the network of a config was trained on."""
+    known = config.num_classes if config.class_names is None else len(config.class_names)
+    if config.num_classes and data.num_classes != known:
+        raise datasets.DataError(
+            f'{config.dataset} has {datasets.listed(data.classes[known:] or data.classes)}, the checkpoint was trained '
+            f'on {datasets.listed(label_names(config))}'
+        )
 
 
 def fit(config, data):
     """The config with what the data decides: channels, classes with --cond, mean and std with --prior=data.
 
-    Raises DataError where --net is not for such data, --cond finds no labels or more than --num_classes, or --labels
-    names others.
+    Raises DataError where the data set has fewer items than a batch, --net is not for such data, --cond finds no labels
+    or more than --num_classes, or --labels names others.
     """
+    loader.check_batch_size(data, config.batch_size)
     if of_points(config) != isinstance(data, datasets.Points):
         fitting = ' or '.join(name for name, kind in NETWORKS.items() if kind.of_points != of_points(config))
         raise datasets.DataError(f'--net={config.net} is not for {config.dataset}: use --net={fitting}')
     num_classes = (config.num_classes or data.num_classes) if config.cond else 0
     if config.cond and not 0 < data.num_classes <= num_classes:
         raise datasets.DataError(f'--cond with {num_classes} classes: {config.dataset} has {data.num_classes}')
-    fitted = SimpleNamespace(**{**vars(config), 'channels': data.channels, 'num_classes': num_classes})
+    decided = {
+        'channels': data.channels,
+        'num_classes': num_classes,
+        'class_names': data.classes if config.cond else [],
+    }
+    fitted = SimpleNamespace(**{**vars(config), **decided})
     if config.prior == 'data':
         fitted.moments = torch.stack(torch.std_mean(some(config, data, 4096), dim=0, correction=0)[::-1]).cpu()
     try:
@@ -181,7 +239,8 @@ def labelled(config):
         raise datasets.DataError(f'{config.dataset} has no labels: --feature_net=classifier learns from labels')
     images, labels = loader.decode_all(train, config.num_workers, config.loader_timeout)
     if config.dataset in datasets.DATASETS or config.test_dataset:
-        return images, labels, *loader.decode_all(dataset(config, 'test'), config.num_workers, config.loader_timeout)
+        test = dataset(config, 'test', like=train)
+        return images, labels, *loader.decode_all(test, config.num_workers, config.loader_timeout)
     held_out = torch.arange(len(images)) % 10 == 9
     return images[~held_out], labels[~held_out], images[held_out], labels[held_out]
 
@@ -257,19 +316,30 @@ def check(config, training=False):
 def chosen_labels(config):
     """The labels of --labels, a sequence of int; None for an unconditional network.
 
+    They are names of classes or, unless a class is called by a number, the numbers of classes, from 0.
+
     Raises ValueError for labels that the network does not have.
     """
     if not config.num_classes:
         if config.labels != 'all' or config.guidance != 1:
             raise ValueError('--labels and --guidance need a checkpoint trained with --cond')
         return None
-    try:
-        chosen = range(config.num_classes) if config.labels == 'all' else [int(y) for y in config.labels.split(',')]
-    except ValueError:
-        raise ValueError(f'--labels must be all or integers such as 3 or 0,1,2, not {config.labels}') from None
-    if not all(0 <= y < config.num_classes for y in chosen):
-        raise ValueError(f'--labels={config.labels}: the labels are 0 to {config.num_classes - 1}')
-    return chosen
+    if config.labels == 'all':
+        return range(config.num_classes)
+    names = config.class_names or []
+    numbers = {} if any(name.isdecimal() for name in names) else {str(y): y for y in range(config.num_classes)}
+    known = numbers | {name: y for y, name in enumerate(names)}
+    words = [config.labels] if config.labels in known else [word.strip() for word in config.labels.split(',')]
+    if not known.keys() >= set(words):
+        what = f'classes are {datasets.shown(names)}' if names else f'labels are 0 to {config.num_classes - 1}'
+        raise ValueError(f'--labels={config.labels}: the {what}{", by name or number" if names and numbers else ""}')
+    return [known[word] for word in words]
+
+
+def label_names(config):
+    """What the labels of the config's network are called: by the names of its classes, else by their numbers."""
+    names = config.class_names or []
+    return [*names, *map(str, range(len(names), config.num_classes))]
 
 
 def labels(config, indices):
@@ -309,6 +379,7 @@ def adopt(config, stored, given):
             remedy += ', or the flagfile: --logdir alone is enough'
         raise UsageError(f'the checkpoint is of another network than {", ".join(wrong)}: {remedy}')
     adopted = {key: stored[key] for key in (*NETWORK_KEYS, 'moments') if key in stored}
+    adopted['class_names'] = stored.get('class_names') if stored.get('num_classes') else []
     suggested = (*SAMPLER_KEYS, *SCORE_KEYS, 'dropout')
     adopted |= {key: stored[key] for key in suggested if key in stored and key not in given}
     return SimpleNamespace(**{**vars(config), **adopted})

@@ -1,12 +1,11 @@
 """Data sets of images, named or any folder or zip, item by item; and of points in the plane."""
 
 import contextlib
-import io
+import logging
 import math
 import os
 import zipfile
 from collections.abc import Callable
-from functools import partial
 from itertools import groupby, islice
 from typing import NamedTuple
 
@@ -15,20 +14,15 @@ import torch
 import torchvision
 from PIL import Image, ImageOps
 
-EXTENSIONS = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
-FORMATS = ('PNG', 'JPEG', 'BMP', 'GIF', 'WEBP', 'TIFF', 'PPM')  # others, such as EPS, would start programs
-FILE_BYTES, PIXELS = 2**28, 2**26  # of an image: decoding it takes a few times as much memory
-GREY_MODES = ('1', 'L', 'LA', 'I', 'I;16', 'I;16B')
-
-
-class DataError(Exception):
-    """A data set or an image that cannot be read; the message is one line that names it."""
+from decode import decode
+from imagefiles import LMDB, DataError, ImageFiles, Survey, read_item, spread, survey
 
 
 class Source(NamedTuple):
     open: Callable  # (data_dir, 'train' or 'test') -> indexable items (PIL image, label), or arrays (x [N, 2], y [N])
     channels: int  # of an image, or coordinates of a point
-    num_classes: int  # 0 where there are no labels
+    classes: tuple = ()  # the names of the labels
+    offline: str = ''  # what to put where, if it cannot be downloaded; {} is data_dir
     size: int | None = None  # of every image, where they have one
     crop: int | None = None  # side of the centre crop taken before resizing; None for the largest square
     points: bool = False
@@ -39,12 +33,23 @@ def _torchvision(name, *properties):
     return Source(lambda root, split: kind(root, train=split == 'train', download=True), *properties)
 
 
+def _mnist(name, address, classes):
+    files = ', '.join(
+        f'{split}-{part}-ubyte.gz' for split in ('train', 't10k') for part in ('images-idx3', 'labels-idx1')
+    )
+    return _torchvision(name, 1, classes, f'{files} of {address} into {{}}/{name}/raw', 28)
+
+
 def _celeba(root, split):
     return torchvision.datasets.CelebA(root, split, download=True)
 
 
-def _lsun(train, test):
-    return Source(lambda root, split: LMDB(os.path.join(root, 'lsun', test if split == 'test' else train)), 3, 0)
+def _lsun(train, test, address):
+    def open_split(root, split):
+        return LMDB(os.path.join(root, 'lsun', test if split == 'test' else train))
+
+    folders = ' and '.join(dict.fromkeys((train, test)))
+    return Source(open_split, 3, (), f'{folders}, unpacked from the zips of {address}, into {{}}/lsun')
 
 
 def _digits(root, split):
@@ -57,7 +62,7 @@ def _digits(root, split):
     return [(Image.fromarray(image), int(label)) for image, label in zip(images[kept], labels[kept], strict=True)]
 
 
-def _points(name, num_classes, columns=(0, 1), centre=(0, 0), scale=10, **kwargs):
+def _points(name, classes=(), columns=(0, 1), centre=(0, 0), scale=10, **kwargs):
     """10,000 points of scikit-learn's make_<name>, brought near the origin; the test split is another draw of them."""
 
     def draw(root, split):
@@ -66,159 +71,85 @@ def _points(name, num_classes, columns=(0, 1), centre=(0, 0), scale=10, **kwargs
         x, y = getattr(datasets, f'make_{name}')(10**4, random_state=int(split == 'test'), **kwargs)
         return (x[:, columns] - np.array(centre)) / scale, y
 
-    return Source(draw, 2, num_classes, points=True)
+    return Source(draw, 2, classes, points=True)
 
+
+DIGITS = tuple('0123456789')
+CIFAR10 = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
+CLOTHES = 'T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot'
+CIFAR10_FILE = 'cifar-10-python.tar.gz of https://www.cs.toronto.edu/~kriz/ into {}'
+CELEBA_FILES = (
+    'img_align_celeba.zip, list_attr_celeba.txt, identity_CelebA.txt, list_bbox_celeba.txt, '
+    'list_landmarks_align_celeba.txt and list_eval_partition.txt of '
+    'https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html into {}/celeba'
+)
+SCENES, OBJECTS = 'http://dl.yf.io/lsun/scenes/', 'http://dl.yf.io/lsun/objects/'
 
 DATASETS = {
-    'cifar10': _torchvision('CIFAR10', 3, 10, 32),
-    'mnist': _torchvision('MNIST', 1, 10, 28),
-    'fashion_mnist': _torchvision('FashionMNIST', 1, 10, 28),
-    'celeba': Source(_celeba, 3, 0, crop=140),
-    'lsun_bedroom': _lsun('bedroom_train_lmdb', 'bedroom_val_lmdb'),
-    'lsun_church_outdoor': _lsun('church_outdoor_train_lmdb', 'church_outdoor_val_lmdb'),
-    'lsun_cat': _lsun('cat', 'cat'),  # an object category: distributed without a split
-    'digits': Source(_digits, 1, 10, 8),
-    's_curve': _points('s_curve', 0, columns=(0, 2), noise=0.1),
-    'moons': _points('moons', 2, centre=(0.5, 0.25), noise=0.05),
-    'circles': _points('circles', 2, noise=0.05, factor=0.5),
-    'swiss_roll': _points('swiss_roll', 0, columns=(0, 2), scale=100, noise=0.5),
+    'cifar10': _torchvision('CIFAR10', 3, CIFAR10, CIFAR10_FILE, 32),
+    'mnist': _mnist('MNIST', 'https://ossci-datasets.s3.amazonaws.com/mnist/', DIGITS),
+    'fashion_mnist': _mnist('FashionMNIST', 'http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/', CLOTHES),
+    'celeba': Source(_celeba, 3, (), CELEBA_FILES, crop=140),
+    'lsun_bedroom': _lsun('bedroom_train_lmdb', 'bedroom_val_lmdb', SCENES),
+    'lsun_church_outdoor': _lsun('church_outdoor_train_lmdb', 'church_outdoor_val_lmdb', SCENES),
+    'lsun_cat': _lsun('cat', 'cat', OBJECTS),  # an object category: distributed without a split
+    'digits': Source(_digits, 1, DIGITS, size=8),
+    's_curve': _points('s_curve', columns=(0, 2), noise=0.1),
+    'moons': _points('moons', ('0', '1'), centre=(0.5, 0.25), noise=0.05),
+    'circles': _points('circles', ('0', '1'), noise=0.05, factor=0.5),
+    'swiss_roll': _points('swiss_roll', columns=(0, 2), scale=100, noise=0.5),
 }
 
 
-class LMDB:
-    """Items (PIL image, 0) of a database of image files, in the order of its keys.
-
-    torchvision's would unpickle a list of keys from whatever file of its name lies in the working folder.
-    """
-
-    def __init__(self, path):
-        import lmdb
-
-        self._open = partial(lmdb.open, path, readonly=True, lock=False, readahead=False, meminit=False)
-        self._handle = None, None  # (process, its environment), which forked workers cannot share
-        with self._transaction() as transaction:
-            self.keys = list(transaction.cursor().iternext(values=False))
-
-    def _transaction(self):
-        if self._handle[0] != os.getpid():
-            self._handle = os.getpid(), self._open()
-        return self._handle[1].begin()
-
-    def __len__(self):
-        return len(self.keys)
-
-    def __getitem__(self, i):
-        with self._transaction() as transaction:
-            return Image.open(io.BytesIO(transaction.get(self.keys[i])), formats=FORMATS), 0
-
-
-class ImageFiles:
-    """Items (PIL image, label) of a folder or zip, any nesting; the first folder level is the class.
-
-    `classes` is empty, and every label 0, unless each image lies in a folder. Raises DataError where there is no image.
-    """
-
-    def __init__(self, path):
-        self.path = path
-        self._handle = None, None  # (process, its open archive): a handle shared by forked workers would mix up reads
-        if os.path.isdir(path):
-            self._is_zip = False
-            names = [
-                os.path.relpath(os.path.join(folder, name), path)
-                for folder, _, files in os.walk(path, followlinks=True)
-                for name in files
-            ]
-        else:
-            self._is_zip = True
-            try:
-                names = self._archive().namelist()
-            except Exception as error:  # a broken table of contents makes zipfile raise nearly anything
-                raise DataError(f'cannot read {path} as a zip of images: {error}') from error
-        self.names = sorted(name for name in names if _is_image(name))
-        if not self.names:
-            raise DataError(f'no images in {path}: expected files ending in {" ".join(EXTENSIONS)}')
-        tops = [name.replace(os.sep, '/').partition('/') for name in self.names]
-        self.classes = sorted({top for top, _, _ in tops}) if all(slash for _, slash, _ in tops) else []
-        number = {top: i for i, top in enumerate(self.classes)}
-        self.labels = [number.get(top, 0) for top, _, _ in tops]
-
-    def __getstate__(self):
-        return self.__dict__ | {'_handle': (None, None)}
-
-    def _archive(self):
-        if self._handle[0] != os.getpid():
-            self._handle = os.getpid(), zipfile.ZipFile(self.path)
-        return self._handle[1]
-
-    def __len__(self):
-        return len(self.names)
-
-    def __getitem__(self, i):
-        if self._is_zip:
-            info = self._archive().getinfo(self.names[i])
-            size, file = info.file_size, self._archive().open(info)
-        else:
-            file = os.path.join(self.path, self.names[i])
-            size = os.path.getsize(file)
-        if not 0 < size <= FILE_BYTES:
-            raise ValueError(f'a file of {size} bytes')
-        image = Image.open(file, formats=FORMATS)
-        if image.width * image.height > PIXELS:
-            raise ValueError(f'{image.width}x{image.height} pixels are more than {PIXELS}')
-        return image, self.labels[i]
-
-    def looks_grey(self):
-        """Whether 64 images spread over the set are all stored without colour."""
-        picked = {len(self) * k // 64 for k in range(64)}
-        return all(read_item(self, i, lambda image, _: image.mode in GREY_MODES) for i in picked)
-
-
-def _is_image(name):
-    parts = name.replace(os.sep, '/').split('/')
-    return name.lower().endswith(EXTENSIONS) and not any(part.startswith(('.', '__MACOSX')) for part in parts)
-
-
-def read_item(items, i, use):
-    """use(image, label) of item i. Raises DataError, naming the image, where it cannot be decoded."""
-    try:
-        image, label = items[i]
-        with image:
-            return use(image, label)
-    except Exception as error:  # decoders raise whatever a broken file leads them to
-        name = f'{items.path}: {items.names[i]}' if isinstance(items, ImageFiles) else f'image {i} of the data set'
-        raise DataError(f'{name} cannot be decoded ({error})') from error
-
-
-def upright(image, channels):
-    """A PIL image as its metadata turns it, in 8 bits, grey (1 channel) or RGB (3)."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith('I'):  # 16 bits a pixel
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image.convert('L' if channels == 1 else 'RGB')
-
-
 class Images:
-    """A data set as uint8 images [channels, img_size, img_size] and labels; `num_classes` is 0 where it has none."""
+    """A data set as uint8 images [channels, img_size, img_size] and labels, numbers of `classes`, which may be empty.
+
+    seen: the `Survey` of its images. keep_colour: whether an image in colour is an error where channels is 1.
+    """
 
     unit = 'images'
 
-    def __init__(self, items, channels, num_classes, img_size, crop=None):
-        self.items, self.channels, self.num_classes = items, channels, num_classes
-        self.img_size, self.crop = img_size, crop
+    def __init__(self, items, seen, channels, classes, img_size, *, crop=None, background='white', keep_colour=True):
+        self.items, self.seen, self.channels, self.img_size = items, seen, channels, img_size
+        self.crop, self.background, self.keep_colour = crop, background, keep_colour
+        self.classes = list(classes)
+        self.numbers = range(len(self.classes))  # of the labels of `items`
         self.nbytes = len(items) * channels * img_size**2
+
+    @property
+    def num_classes(self):
+        """How many labels there are, 0 where it has none."""
+        return len(self.classes)
+
+    def arrange(self, names):
+        """Number the classes, if there are any, as `names` does, and those not among them after that."""
+        if not self.classes:
+            return
+        order = [*names, *(name for name in self.classes if name not in names)]
+        self.numbers = [order.index(self.classes[i]) for i in self.numbers]
+        self.classes = order
+
+    def __str__(self):
+        """What it is, as `1,438 images of 8x8, grey, 10 classes: 0 1 2 ... 9`."""
+        size = f'{self.img_size}x{self.img_size}'
+        cropped = 'cropped and ' if self.crop or any(width != height for width, height in self.seen.sizes) else ''
+        how = '' if set(self.seen.sizes) == {(self.img_size, self.img_size)} else f', {cropped}resized to {size}'
+        stray = getattr(self.items, 'stray', '')
+        classes = f'no classes, as {stray} lies in no folder' if stray else listed(self.classes)
+        return f'{_described(len(self), self.seen, self.channels, self.background)}{how}, {classes}'
 
     def __len__(self):
         return len(self.items)
 
     def _decode(self, image, label):
-        image = upright(image, self.channels)
+        image = decode(image, self.channels, self.background, self.keep_colour)
         if self.crop:
             left, top = (image.width - self.crop) // 2, (image.height - self.crop) // 2
             image = image.crop((left, top, left + self.crop, top + self.crop))
         if image.size != (self.img_size, self.img_size):
             image = ImageOps.fit(image, (self.img_size, self.img_size), Image.Resampling.BICUBIC)
         pixels = np.asarray(image).reshape(self.img_size, self.img_size, self.channels)
-        return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), label
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), self.numbers[label] if self.classes else 0
 
     def __getitem__(self, i):
         return read_item(self.items, int(i), self._decode)
@@ -242,9 +173,17 @@ class Points:
 
     unit = 'points'
 
-    def __init__(self, x, y, num_classes):
+    def __init__(self, x, y, classes):
         self.x, self.y = torch.from_numpy(x).float(), torch.from_numpy(y)
-        self.channels, self.num_classes, self.nbytes = x.shape[1], num_classes, self.x.nbytes
+        self.channels, self.nbytes = x.shape[1], self.x.nbytes
+        self.classes, self.num_classes = list(classes), len(classes)
+
+    def __str__(self):
+        """What it is, as `10,000 points, 2 classes: 0 1`."""
+        return f'{len(self):,} points, {listed(self.classes)}'
+
+    def arrange(self, names):
+        """Leave the labels as they are: a named set numbers its classes in one way."""
 
     def __len__(self):
         return len(self.x)
@@ -258,44 +197,92 @@ class Points:
         return x
 
 
-def load(name, data_dir, img_size, split='train'):
+def shown(names):
+    """Names in one line: up to five, else the first three and the last."""
+    return ' '.join(names if len(names) <= 5 else [*names[:3], '...', names[-1]])
+
+
+def listed(classes):
+    """How many classes and which, as `10 classes: 0 1 2 ... 9`."""
+    return f'{len(classes)} class{"es"[: 2 * (len(classes) > 1)]}: {shown(classes)}' if classes else 'no classes'
+
+
+def _described(n, seen, channels, background):
+    sizes = sorted(set(seen.sizes), key=lambda size: (math.prod(size), size))
+    size = ' to '.join(f'{width}x{height}' for width, height in dict.fromkeys((sizes[0], sizes[-1])))
+    part = f' ({len(seen.sizes):,} looked at)' if 1 < len(seen.sizes) < n else ''
+    transparency = f', transparency on {background}' if seen.transparent else ''
+    return f'{n:,} image{"s"[: n != 1]} of {size}{part}, {"grey" if channels == 1 else "colour"}{transparency}'
+
+
+def load(name, data_dir, img_size, split='train', channels='auto', background='white'):
     """The `Images`, or `Points`, of a name in `DATASETS`, downloaded to `data_dir` where torchvision can, or of a path.
 
     name: of a data set, or the path of a folder or zip of images. split: train or test, of a name; a path has none.
+    channels: 1 for grey, 3 for colour, or auto: grey if all images looked at are, and then one in colour is an error.
+    background: white or black, behind transparent images.
 
     Raises DataError where there is none, or it cannot be downloaded or read.
     """
+    auto = channels == 'auto'
     if name in DATASETS:
         source = DATASETS[name]
-        try:
-            items = source.open(data_dir, split)
-        except ImportError as error:
-            raise DataError(f'{name} needs a package: pip install -r requirements-data.txt ({error})') from error
-        except Exception as error:  # torchvision, its downloaders and lmdb raise many kinds
-            reason = (str(error).strip().splitlines() or [repr(error)])[0]
-            raise DataError(f'cannot download or open {name} in {data_dir}: {reason}') from error
+        if source.points and not auto:
+            raise DataError(f'--channels={channels} is for images: {name} is a set of points')
+        items = _opened(name, source, data_dir, split)
         if source.points:
-            return Points(*items, source.num_classes)
-        return Images(items, source.channels, source.num_classes, img_size, source.crop)
-    if not os.path.exists(name):
+            return Points(*items, source.classes)
+        sizes = (
+            [(source.size, source.size)]
+            if source.size
+            else [read_item(items, i, lambda image, _: image.size) for i in spread(range(len(items)), 64)]
+        )
+        channels, classes, crop = source.channels if auto else int(channels), source.classes, source.crop
+        seen = Survey(sizes, channels == 1, transparent=False)
+    elif os.path.exists(name):
+        items = ImageFiles(name)
+        seen = survey(items, background)
+        channels, classes, crop = _channels(channels, seen), items.classes, None
+    else:
         raise DataError(f'dataset {name} is neither a folder or zip that exists nor one of {", ".join(DATASETS)}')
-    files = ImageFiles(name)
-    return Images(files, 1 if files.looks_grey() else 3, len(files.classes), img_size)
+    return Images(items, seen, channels, classes, img_size, crop=crop, background=background, keep_colour=auto)
 
 
-def read_images(path):
+def _opened(name, source, data_dir, split):
+    try:
+        return source.open(data_dir, split)
+    except ImportError as error:
+        raise DataError(f'{name} needs a package: pip install -r requirements-data.txt ({error})') from error
+    except Exception as error:  # torchvision, its downloaders and lmdb raise many kinds
+        reason = (str(error).strip().splitlines() or [repr(error)])[0]
+        remedy = f'; without a connection, put {source.offline.format(data_dir)}' if source.offline else ''
+        raise DataError(f'cannot download or open {name} in {data_dir}: {reason}{remedy}') from error
+
+
+def _channels(asked, seen):
+    return (1 if seen.grey else 3) if asked == 'auto' else int(asked)
+
+
+def read_images(path, channels='auto', background='white'):
     """How many images a folder, zip or npz (arr_0, uint8 [N, H, W, C]) holds, and batches of them, uint8 [n, C, H, W].
 
-    Images keep their size; neighbours of one size make a batch. Raises DataError.
+    Images keep their size; neighbours of one size make a batch. Says in one line what they are. channels, background:
+    of `load`, for image files. Raises DataError.
     """
     if path.endswith('.npz'):
         return _read_npz(path)
     if not os.path.exists(path):
         raise DataError(f'no images at {path}')
     files = ImageFiles(path)
-    channels = 1 if files.looks_grey() else 3
-    decoded = (read_item(files, i, lambda image, _: np.atleast_3d(upright(image, channels))) for i in range(len(files)))
-    runs = groupby(decoded, key=lambda pixels: pixels.shape)
+    seen = survey(files, background)
+    auto, channels = channels == 'auto', _channels(channels, seen)
+    logging.info('%s: %s', path, _described(len(files), seen, channels, background))
+
+    def pixels(image, _):
+        return np.atleast_3d(decode(image, channels, background, keep_colour=auto))
+
+    decoded = (read_item(files, i, pixels) for i in range(len(files)))
+    runs = groupby(decoded, key=lambda image: image.shape)
     return len(files), (
         torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)
         for _, run in runs
@@ -305,29 +292,45 @@ def read_images(path):
 
 def _read_npz(path):
     # Not np.load, which would read it all: 50,000 images of 256x256 are 10 GB.
-    def header(file):
-        np.lib.format.read_magic(file)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        return shape, dtype
-
-    def stream():
-        with opened() as archive, archive.open('arr_0.npy') as file:
-            header(file)
-            for start in range(0, shape[0], 128):
-                block = (min(128, shape[0] - start), *shape[1:])
-                pixels = np.frombuffer(bytearray(file.read(math.prod(block))), np.uint8).reshape(block)
-                yield torch.from_numpy(pixels).permute(0, 3, 1, 2)
-
     @contextlib.contextmanager
     def opened():
         try:
-            with zipfile.ZipFile(path) as archive:
-                yield archive
-        except Exception as error:  # as above
+            with zipfile.ZipFile(path) as archive, archive.open('arr_0.npy') as file:
+                yield file, archive.getinfo('arr_0.npy').file_size
+        except DataError:
+            raise
+        except Exception as error:  # of a broken file, anything
             raise DataError(f'{path} is no npz of images (arr_0, uint8 [N, H, W, C]): {error}') from error
 
-    with opened() as archive, archive.open('arr_0.npy') as file:
-        shape, dtype = header(file)
-    if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or not shape[0]:
-        raise DataError(f'{path}: arr_0 must be uint8 [N, H, W, 1 or 3], not {dtype} {list(shape)}')
+    def stream():
+        with opened() as (file, _):
+            _npy_header(file)
+            if by_columns:  # its first index runs fastest: the first image is whole when all are read
+                stored = np.frombuffer(file.read(math.prod(shape)), np.uint8).reshape(shape[::-1]).T
+            for start in range(0, shape[0], 128):
+                block = (min(128, shape[0] - start), *shape[1:])
+                if by_columns:
+                    pixels = np.ascontiguousarray(stored[start : start + 128])
+                else:
+                    pixels = np.frombuffer(bytearray(file.read(math.prod(block))), np.uint8).reshape(block)
+                yield torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+    with opened() as (file, size):
+        shape, by_columns, dtype = _npy_header(file)
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or min(shape) < 1:
+            raise DataError(f'{path}: arr_0 must be uint8 [N, H, W, 1 or 3], not {dtype} {list(shape)}')
+        if size - file.tell() != math.prod(shape):
+            raise DataError(f'{path}: arr_0 holds {size - file.tell()} bytes, its header says {math.prod(shape)}')
+    seen = Survey([shape[2:0:-1]], shape[3] == 1, transparent=False)
+    logging.info('%s: %s', path, _described(shape[0], seen, shape[3], ''))
     return shape[0], stream()
+
+
+def _npy_header(file):
+    """Shape, whether in Fortran's order, and dtype of the npy that a file is at the start of. Raises ValueError."""
+    one, two = np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0
+    readers = {(1, 0): one, (2, 0): two, (3, 0): two}  # 3.0 differs in how the names of fields are encoded
+    version = np.lib.format.read_magic(file)
+    if version not in readers:
+        raise ValueError(f'format {version} of npy')
+    return readers[version](file)

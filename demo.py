@@ -87,8 +87,7 @@ def choose(config):
     chosen.spacing = 'leading'
     chosen.clip_denoised = side.checkbox('Clip outputs', config.clip_denoised)
     if config.num_classes:
-        labels = ['all', *map(str, range(config.num_classes))]
-        chosen.labels = side.selectbox('Label', labels)
+        chosen.labels = side.selectbox('Label', ['all', *build.label_names(config)])
         chosen.guidance = side.slider('Guidance', 0.0, 10.0, 1.0, 0.5)
     chosen.seed = side.number_input('Seed', 0, 2**31 - 1, 0)
     points = build.of_points(config)

@@ -108,7 +108,7 @@ def evaluate_images(config):
     if holds_statistics(config.images):
         result = compare(score.load_statistics(config.images, feature_net), reference, config.fid_use_torch)
     else:
-        n, stream = dataset.read_images(config.images)
+        n, stream = dataset.read_images(config.images, config.image_channels, config.background)
         scorer = score.Scorer(feature_net, n, min(10, n))
         with progress.bar(desc='scoring', total=n, unit='image') as bar:
             for images in stream:

@@ -71,7 +71,8 @@ def guidance(config, net, interrupted):
         columns.append(_denoise(guided, net, [0] * n, interrupted, y=build.labels(config, range(n))))
         if interrupted():
             return None
-    return picture.table(torch.stack(columns, dim=1), [f'$w = {w}$' for w in WEIGHTS], [str(y) for y in chosen])
+    names = build.label_names(config)
+    return picture.table(torch.stack(columns, dim=1), [f'$w = {w}$' for w in WEIGHTS], [names[y] for y in chosen])
 
 
 def interpolate(config, net, interrupted):

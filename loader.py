@@ -39,13 +39,18 @@ def batches(data, batch_size, seed, step, device, random_flip, num_workers, load
     Raises DataError where the set has fewer than batch_size items, an image cannot be decoded, a worker process dies,
     or none brings a batch within `loader_timeout` seconds (0 for any, the only choice outside the main thread).
     """
-    if len(data) < batch_size:
-        raise DataError(f'batch_size {batch_size} is more than the {len(data)} {data.unit} of the data set')
+    check_batch_size(data, batch_size)
     indices = (chosen[share] for chosen in index_batches(len(data), batch_size, seed, step))
     stream = _resident if data.nbytes <= RESIDENT_BYTES else _streamed
     mirrors = random_flip and isinstance(data, Images)
     for x, y in stream(data, indices, device, num_workers, loader_timeout):
         yield data.prepare(x, torch.rand(batch_size, device=device)[share] < 0.5 if mirrors else None), y
+
+
+def check_batch_size(data, batch_size):
+    """Raise DataError where a data set has fewer items than a batch."""
+    if len(data) < batch_size:
+        raise DataError(f'batch_size {batch_size} is more than the {len(data)} {data.unit} of the data set')
 
 
 def _resident(data, indices, device, num_workers, loader_timeout):

@@ -109,13 +109,15 @@ flags.DEFINE_bool('cond', False, "train on the data set's labels")
 flags.DEFINE_integer('num_classes', 0, 'of labels with --cond, 0 for as many as the data set has', lower_bound=0)
 flags.DEFINE_float('p_uncond', 0.1, 'probability of leaving out a label in training', lower_bound=0, upper_bound=1)
 flags.DEFINE_enum('p_uncond_schedule', 'constant', ['constant', 'linear'], 'linear: from 1 down to --p_uncond')
-flags.DEFINE_string('labels', 'all', 'labels to draw in turn, such as 3 or 0,1,2')
+flags.DEFINE_string('labels', 'all', 'classes to draw in turn, by name or number, such as cat,dog or 0,1,2')
 flags.DEFINE_float('guidance', 1.0, 'weight of the label: 1 conditional, 0 unconditional, more for guidance')
 _section('Data')
 flags.DEFINE_string('dataset', 'cifar10', f'one of {", ".join(DATASETS)}, or a folder or zip of images')
 flags.DEFINE_string('test_dataset', '', 'the test split, where --dataset is a folder or zip: another one')
 flags.DEFINE_string('data_dir', './data', 'where named data sets are kept')
 flags.DEFINE_integer('img_size', 32, 'image size', lower_bound=1)
+flags.DEFINE_enum('channels', 'auto', ['auto', '1', '3'], '1: grey, 3: colour, auto: grey if all images are')
+flags.DEFINE_enum('background', 'white', ['white', 'black'], 'the colour behind transparent images')
 flags.DEFINE_bool('random_flip', True, 'mirror images with probability 1/2')
 flags.DEFINE_integer('num_workers', 4, 'worker processes for data sets too large to keep on the device', lower_bound=0)
 flags.DEFINE_float('loader_timeout', 300, 'seconds to wait for a batch of those processes, 0 for any', lower_bound=0)
@@ -235,15 +237,21 @@ def configuration():
 
     The latter are {name: the flagfile that says it, or '' for the command line}.
     """
-    config = SimpleNamespace(**{flag.name: flag.value for flag in own_flags()}, channels=3, moments=None)
-    return config, {flag.name: ORIGINS.get(flag.name, '') for flag in own_flags() if flag.present}
+    undecided = {'channels': 3, 'class_names': [], 'moments': None}
+    config = SimpleNamespace(**{_key(flag): flag.value for flag in own_flags()}, **undecided)
+    return config, {_key(flag): ORIGINS.get(flag.name, '') for flag in own_flags() if flag.present}
+
+
+def _key(flag):
+    """What a config calls a flag: `channels` is there the number that the network has."""
+    return 'image_channels' if flag.name == 'channels' else flag.name
 
 
 def flagfile(config):
     """The text of a flagfile for a config: how, not what to do, so that any action may be added to it."""
     settings = [flag for flag in own_flags() if flag.name not in MODES]
     for flag in settings:
-        flag.value = getattr(config, flag.name)
+        flag.value = getattr(config, _key(flag))
     return ''.join(f'{flag.serialize()}\n' for flag in settings if flag.value is not None)
 
 

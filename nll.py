@@ -52,8 +52,13 @@ def nll(config, net, step=None, interrupted=lambda: False):
         p = chances(sampler.alphas_bar.cpu()[sampler.timesteps], steps)
     with distributed.main_first():  # to download
         data = build.dataset(config, config.split)
-    if data.channels != config.channels or data.num_classes < config.num_classes:
-        raise DataError(f'the images of {config.dataset}, or their labels, are not what the checkpoint was trained on')
+    if data.channels != config.channels:
+        found, wanted = ('grey' if n == 1 else 'in colour' for n in (data.channels, config.channels))
+        raise DataError(
+            f'the images of {config.dataset} are {found}, those of the checkpoint {wanted}: '
+            f'--channels={config.channels} takes them as {wanted}'
+        )
+    build.check_classes(config, data)
     size = config.sample_batch_size or sample.batch_that_fits(config, sampler)
     share = range(len(data))[distributed.share(len(data))]
     if build.compiles(config, len(share) * steps):

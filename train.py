@@ -51,6 +51,8 @@ def train(config, flagfile='', interrupted=lambda: False):
             raise checkpoint.CheckpointError(
                 f'{run.path} is not the same on every rank: --logdir must be one they share'
             )
+        if config.num_classes:
+            build.go_on_with_classes(config, data)
         write_flagfile(config, flagfile)
         loop(run, data, flagfile, interrupted)
         if not distributed.rank():
@@ -329,6 +331,7 @@ class Run:
             raise checkpoint.CheckpointError(
                 f'{self.path} cannot go on with {", ".join(wrong)}: choose another --logdir'
             )
+        self.config.class_names = stored.get('class_names')
         checkpoint.load_weights(self.net, state['net_model'], self.path)
         checkpoint.load_weights(self.ema, state['ema_model'], self.path)
         self.step = self.saved = state['sched']['last_epoch']  # pytorch-ddpm's `step` is one less: the last one's index

@@ -10,6 +10,7 @@ from conftest import TINY
 from runs import config_of, load
 
 import build
+import dataset
 import sample
 import train
 from diffusion import PARAMETERISATIONS, GaussianDiffusionSampler, Guidance
@@ -115,7 +116,7 @@ def test_guidance_1_and_0_take_one_pass_and_others_one_of_twice_the_batch():
 
 def test_labels_are_left_out_at_the_rate_asked_for(tmp_path):
     config = config_of(*TINY, '--cond', f'--logdir={tmp_path}', '--p_uncond=0.25', '--batch_size=64')
-    run = train.Run(build.fit(config, SimpleNamespace(num_classes=10, channels=1)))
+    run = train.Run(build.fit(config, dataset.load('digits', '', 8)))
     seen = []
     run.trainer.model.register_forward_pre_hook(lambda module, args: seen.append(args[2]))
     torch.manual_seed(0)
@@ -136,7 +137,7 @@ def test_micro_batches_keep_each_label_with_its_image(tmp_path):
     gradients = []
     for parts in (1, 4):
         config = config_of(*TINY, '--cond', f'--logdir={tmp_path}', f'--grad_accum={parts}')
-        run = train.Run(build.fit(config, SimpleNamespace(num_classes=10, channels=1)))
+        run = train.Run(build.fit(config, dataset.load('digits', '', 8)))
         torch.manual_seed(0)
         run.update(torch.linspace(-1, 1, 512).view(8, 1, 8, 8), torch.arange(8))
         gradients.append(torch.cat([p.grad.flatten() for p in run.trained]))
@@ -198,9 +199,9 @@ def test_a_conditional_run_resumes_and_another_kind_does_not(trained, cli):
 
 
 @pytest.mark.parametrize('flags, phrase', [
-    (['--labels=11'], '--labels=11: the labels are 0 to 9'),
-    (['--labels=-1'], 'the labels are 0 to 9'),
-    (['--labels=cat'], '--labels must be all or integers'),
+    (['--labels=11'], '--labels=11: the classes are 0 1 2 ... 9'),
+    (['--labels=-1'], 'the classes are 0 1 2 ... 9'),
+    (['--labels=cat'], '--labels=cat: the classes are 0 1 2 ... 9'),
 ])  # fmt: skip
 def test_labels_that_do_not_exist(trained, cli, flags, phrase):
     status, _, error = cli('--sample', f'--logdir={trained}', *flags)

@@ -187,4 +187,4 @@ def test_a_folder_without_a_test_split(runs, cli, folder_of_images):
 def test_images_of_another_kind(runs, cli, folder_of_images):
     for name in ('fixed', 'learned'):
         status, _, error = cli('--nll', f'--logdir={runs / name}', f'--dataset={folder_of_images}', '--split=train')
-        assert status == 1 and 'are not what the checkpoint was trained on' in error.strip().splitlines()[-1]
+        assert status == 1 and 'are in colour, those of the checkpoint grey' in error.strip().splitlines()[-1]

@@ -1,0 +1,206 @@
+"""Image files in a folder, a zip or an LMDB, item by item: what there is, in which classes, and what it looks like."""
+
+import io
+import logging
+import os
+import re
+import unicodedata
+import zipfile
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from decode import GREY_MODES, Refused, bits, decode, eight_bits
+
+EXTENSIONS = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
+FORMATS = ('PNG', 'JPEG', 'BMP', 'GIF', 'WEBP', 'TIFF', 'PPM')  # others, such as EPS, would start programs
+FILE_BYTES, PIXELS = 2**28, 2**26  # of an image: decoding it takes a few times as much memory
+HEADERS, LOOKED_AT = 4096, 64  # how many images of a set are opened, and how many decoded, to say what it is
+DARK = 2**6  # 8-bit grey that 16-bit images must reach: below it their values fit the 10, 12 or 14 bits of a camera
+BLANK = 8  # shades of grey that an image must have more of
+
+
+class DataError(Exception):
+    """A data set or an image that cannot be read; the message is one line that names it."""
+
+
+class LMDB:
+    """Items (PIL image, 0) of a database of image files, in the order of its keys.
+
+    torchvision's would unpickle a list of keys from whatever file of its name lies in the working folder.
+    """
+
+    def __init__(self, path):
+        import lmdb
+
+        self._open = partial(lmdb.open, path, readonly=True, lock=False, readahead=False, meminit=False)
+        self._handle = None, None  # (process, its environment), which forked workers cannot share
+        with self._transaction() as transaction:
+            self.keys = list(transaction.cursor().iternext(values=False))
+
+    def __getstate__(self):
+        return self.__dict__ | {'_handle': (None, None)}
+
+    def _transaction(self):
+        if self._handle[0] != os.getpid():
+            self._handle = os.getpid(), self._open()
+        return self._handle[1].begin()
+
+    def __len__(self):
+        return len(self.keys)
+
+    def __getitem__(self, i):
+        with self._transaction() as transaction:
+            return Image.open(io.BytesIO(transaction.get(self.keys[i])), formats=FORMATS), 0
+
+
+class ImageFiles:
+    """Items (PIL image, label) of a folder or zip, any nesting; the first folder level is the class.
+
+    `classes`, in natural order, is empty, and every label 0, unless each image lies in a folder.
+
+    Raises DataError where there is no image, or a folder cannot be read.
+    """
+
+    def __init__(self, path):
+        self.path = path
+        self._handle = None, None  # (process, its open archive): a handle shared by forked workers would mix up reads
+        self._is_zip = not os.path.isdir(path)
+        try:
+            names = set(self._archive().namelist()) if self._is_zip else _files_below(path)
+        except Exception as error:  # a broken table of contents makes zipfile raise nearly anything
+            raise DataError(
+                f'cannot read {path} as a {"zip" if self._is_zip else "folder"} of images: {error}'
+            ) from error
+        self.names = sorted(name for name in names if self._is_image(name))
+        if not self.names:
+            raise DataError(f'no images in {path}: expected files ending in {" ".join(EXTENSIONS)}')
+        tops = [unicodedata.normalize('NFC', top) if below else '' for top, *below in map(self._parts, self.names)]
+        self.classes = sorted(set(tops), key=natural) if all(tops) else []
+        self.stray = self.names[tops.index('')] if any(tops) and not all(tops) else ''  # why there are no classes
+        number = {top: i for i, top in enumerate(self.classes)}
+        self.labels = [number.get(top, 0) for top in tops]
+
+    def __getstate__(self):
+        return self.__dict__ | {'_handle': (None, None)}
+
+    def _archive(self):
+        if self._handle[0] != os.getpid():
+            self._handle = os.getpid(), zipfile.ZipFile(self.path)
+        return self._handle[1]
+
+    def _parts(self, name):
+        return re.split(r'[/\\]' if self._is_zip else re.escape(os.sep), name)  # some zips are written with backslashes
+
+    def _is_image(self, name):
+        hidden = any(part.startswith(('.', '__MACOSX')) for part in self._parts(name))
+        return name.lower().endswith(EXTENSIONS) and not hidden
+
+    def __len__(self):
+        return len(self.names)
+
+    def __getitem__(self, i):
+        if self._is_zip:
+            info = self._archive().getinfo(self.names[i])
+            size, file = info.file_size, self._archive().open(info)
+        else:
+            file = os.path.join(self.path, self.names[i])
+            size = os.path.getsize(file)
+        if not 0 < size <= FILE_BYTES:
+            raise ValueError(f'a file of {size} bytes')
+        image = Image.open(file, formats=FORMATS)
+        image.filename = ''  # else Pillow maps the file into memory, and one that is to be turned into the wrong shape
+        if image.width * image.height > PIXELS:
+            raise ValueError(f'{image.width}x{image.height} pixels are more than {PIXELS}')
+        return image, self.labels[i]
+
+
+def _files_below(root):
+    """The names of all files in a folder and the folders in it, links followed but for those that lead back."""
+
+    def walk(folder, above):
+        real = Path(os.path.realpath(folder))
+        if any(real == inner or real in inner.parents for inner in above):
+            logging.warning('%s leads back to a folder that it lies in: it is left out', folder)
+            return
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path)):
+                    yield from walk(entry.path, (*above, real))
+                else:
+                    yield os.path.relpath(entry.path, root)
+
+    return list(walk(root, ()))
+
+
+def natural(name):
+    """What to sort names by for 2 to come before 10."""
+    digits = [part.lstrip('0') for part in re.split('([0-9]+)', name)]
+    return [(len(part), part) if i % 2 else part for i, part in enumerate(digits)], name
+
+
+def read_item(items, i, use):
+    """use(image, label) of item i. Raises DataError, naming the image, where it cannot be decoded or is refused."""
+    name = f'{items.path}: {items.names[i]}' if isinstance(items, ImageFiles) else f'image {i} of the data set'
+    try:
+        image, label = items[i]
+        with image:
+            return use(image, label)
+    except Refused as error:
+        raise DataError(f'{name} {error}') from error
+    except Exception as error:  # decoders raise whatever a broken file leads them to
+        raise DataError(f'{name} cannot be decoded ({error})') from error
+
+
+def spread(indices, n):
+    """n of a sequence of indices, evenly spread; all of fewer."""
+    return [indices[len(indices) * k // n] for k in range(n)] if len(indices) > n else list(indices)
+
+
+class Survey(NamedTuple):
+    sizes: list  # (width, height) of each image looked at, as stored
+    grey: bool  # whether all of these are stored without colour
+    transparent: bool  # whether any of these has an alpha channel or a transparent colour
+
+
+def survey(items, background='white'):
+    """What image files are by the headers of up to HEADERS of them, evenly spread: a `Survey`.
+
+    Warns, naming some, where many of up to LOOKED_AT of them are blank. Raises DataError where one of these cannot be
+    read, and for images of 16 bits none of which is brighter than a quarter of white: 12 bits in 16 would be black.
+    """
+
+    def header(image, _):
+        return image.size, image.mode in GREY_MODES, image.has_transparency_data, bits(image) > 8
+
+    def brightest(image, _):
+        image = eight_bits(image)
+        bands = image.getextrema() if len(image.getbands()) > 1 else (image.getextrema(),)
+        return max(high for _, high in bands[: 1 if image.mode == 'LA' else 3])
+
+    def is_blank(image, _):
+        image.draft(None, (64, 64))  # of a JPEG a smaller one will do
+        return np.ptp(np.asarray(decode(image, 3, background)), axis=(0, 1)).max() < BLANK
+
+    seen = spread(range(len(items)), HEADERS)
+    sizes, grey, transparent, deep = zip(*(read_item(items, i, header) for i in seen), strict=True)
+    deep = [i for i, is_deep in zip(seen, deep, strict=True) if is_deep]
+    if deep and all(read_item(items, i, brightest) < DARK for i in spread(deep, LOOKED_AT)):
+        raise DataError(
+            f'{items.path}: {items.names[deep[0]]} and the others of 16 bits have no value above {256 * DARK - 1} of '
+            '65535: if they hold fewer bits, scale these to 16, else save the images in 8 bits'
+        )
+    looked_at = spread(range(len(items)), LOOKED_AT)
+    blank = [items.names[i] for i in looked_at if read_item(items, i, is_blank)]
+    if len(blank) * 10 > len(looked_at):
+        logging.warning(
+            '%s: %d of %d images looked at are of one shade, such as %s',
+            items.path,
+            len(blank),
+            len(looked_at),
+            ', '.join(blank[:3]),
+        )
+    return Survey(list(sizes), all(grey), any(transparent))
