@@ -6,6 +6,7 @@ Image i is a function of (seed, i): its noise comes from the generator of its bl
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 import zipfile
@@ -94,6 +95,9 @@ def draw(config, net, indices, interrupted=lambda: False, observe=lambda t, x_t,
     chunks = [indices[i : i + size] for i in range(0, len(indices), size)]
     if build.compiles(config, len(indices) * len(sampler.timesteps)):
         model.compile()
+    if len(sampler.timesteps) < config.sample_steps:
+        left = len(sampler.timesteps)
+        logging.info('--spacing=%s: %d of --sample_steps=%d are left', config.spacing, left, config.sample_steps)
     total, what = len(chunks) * len(sampler.timesteps), 'points' if build.of_points(config) else 'images'
     with tqdm(total=total, desc=f'sampling {len(indices)} {what}', unit='step') as bar:
         for chunk in chunks:
