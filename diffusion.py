@@ -241,7 +241,8 @@ class GaussianDiffusionSampler(nn.Module):
     """Algorithm 2 and its relatives: ancestral sampling (eta = 1), DDIM (eta = 0) and what lies between.
 
     model, var_type: as in `GaussianDiffusionTrainer`. steps: None for all T, an int for S of them spaced by `spacing`,
-    or the timesteps themselves. eta: in [0, 1]. clip_denoised: clip each x0_hat to [-1, 1], as the official code does.
+    or the timesteps themselves. eta: in [0, 1]. clip_denoised: clip each x0_hat to [-1, 1] as the official code does,
+    in which an output that is the mean itself, xprev, stays as it is.
     data_moments: mean and standard deviation of x_0, a tensor [2, ...], which `start` takes into account.
 
     Raises ValueError as `make_betas`, `Parameterisation` and `make_timesteps` do, and where eta is outside [0, 1].
@@ -270,7 +271,8 @@ class GaussianDiffusionSampler(nn.Module):
         self.model = model
         self.T = T
         self.img_size = img_size
-        self.eta, self.var_type, self.clip_denoised = eta, var_type, clip_denoised
+        self.eta, self.var_type = eta, var_type
+        self.clip_denoised = clip_denoised and mean_type != 'xprev'
         self.learns_variance = learns_variance(var_type)
         betas = make_betas(schedule, beta_1, beta_T, T)
         alphas_bar = (1 - betas).cumprod(0)

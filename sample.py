@@ -104,6 +104,9 @@ def draw(config, net, indices, interrupted=lambda: False, observe=lambda t, x_t,
     if build.compiles(config, len(indices) * len(sampler.timesteps)):
         logging.info(build.COMPILING)
         model.compile()
+    if len(sampler.timesteps) < config.sample_steps:
+        left = len(sampler.timesteps)
+        logging.info('--spacing=%s: %d of --sample_steps=%d are left', config.spacing, left, config.sample_steps)
     total, what = len(chunks) * len(sampler.timesteps), 'points' if build.of_points(config) else 'images'
     with progress.bar(total=total, desc=f'sampling {len(indices)} {what}', unit='step') as bar:
         for chunk in chunks:
