@@ -52,8 +52,9 @@ def train(config, flagfile='', interrupted=lambda: False):
                 f'{run.path} is not the same on every rank: --logdir must be one they share'
             )
         write_flagfile(config, flagfile)
+        begun = run.step
         loop(run, data, flagfile, interrupted)
-        if not distributed.rank():
+        if not distributed.rank() and (interrupted() or run.step > begun):
             print(_ending(run, interrupted()))
 
 
