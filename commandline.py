@@ -2,10 +2,10 @@
 
 import difflib
 import os
+import re
 import shutil
 import textwrap
 from itertools import islice
-from pathlib import Path
 
 from absl import flags
 
@@ -67,8 +67,8 @@ def _flag_of(word, known):
 
 def _lines_of(path):
     if not os.path.isfile(path):
-        there = sorted(Path(os.path.relpath(os.path.dirname(os.path.abspath(__file__)))).glob('config/*.txt'))
-        raise flags.Error(f'there is no flagfile {path}: there are {" ".join(map(str, there))}')
+        folder = os.path.relpath(os.path.join(os.path.dirname(os.path.abspath(__file__)), 'config'))
+        raise flags.Error(f'there is no flagfile {path}: {folder} holds {" ".join(sorted(os.listdir(folder)))}')
     return flags.FlagValues().read_flags_from_files([f'--flagfile={path}'])
 
 
@@ -93,8 +93,10 @@ def help_text(doc, sections):
         for flag in members:
             choices = getattr(flag.parser, 'enum_values', None)
             name = f'--[no]{flag.name}' if flag.boolean and flag.default else f'--{flag.name}'
-            name += '' if flag.boolean or flag.default in (None, '') else f'={flag.default_as_str}'.replace("'", '')
-            text = flag.help + (f' ({" ".join(choices)})' if choices else '')
+            if not flag.boolean and flag.default not in (None, ''):
+                name += '=' + re.sub(r"[' \[\]]", '', str(flag.default))
+            text = re.sub(r'^<.*?>: |;\s+repeat this option.*', '', flag.help)  # what absl adds
+            text += f' ({" ".join(choices)})' if choices else ''
             wrapped = textwrap.wrap(text, width - 30)
             lines += [f'  {name}'] if len(name) > 26 else []
             first = '' if len(name) > 26 else f'  {name}'

@@ -50,7 +50,7 @@ def batches(data, batch_size, seed, step, device, random_flip, num_workers, load
 def check_batch_size(data, batch_size):
     """Raise DataError where a data set has fewer items than a batch."""
     if len(data) < batch_size:
-        raise DataError(f'batch_size {batch_size} is more than the {len(data)} {data.unit} of the data set')
+        raise DataError(f'--batch_size={batch_size} is more than the {len(data)} {data.unit} there are')
 
 
 def _resident(data, indices, device, num_workers, loader_timeout):

@@ -69,7 +69,7 @@ def own_flags():
     return FLAGS.get_flags_for_module(sys.modules[__name__])
 
 
-_section('What to do, in this order')
+_section('What to do')
 flags.DEFINE_bool('train', False, 'train to --total_steps, going on from the checkpoint in --logdir if there is one')
 flags.DEFINE_bool('sample', False, 'draw --num_images images from a checkpoint')
 flags.DEFINE_bool('eval', False, 'FID, IS and KID of a checkpoint, or of --images')

@@ -306,7 +306,8 @@ def _set_aside(out, changed):
             )
         shutil.rmtree(kept)
     os.rename(folder, kept)
-    print(f'{out} held samples of other {", ".join(changed)}: they are in {kept} now')
+    shown = f'{os.path.normpath(out)}.prev' if os.path.abspath(out) == folder else kept
+    print(f'{out} held samples of other {", ".join(changed)}: they are in {shown} now')
 
 
 @contextlib.contextmanager

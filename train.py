@@ -54,8 +54,9 @@ def train(config, flagfile='', interrupted=lambda: False):
         if config.num_classes:
             build.go_on_with_classes(config, data)
         write_flagfile(config, flagfile)
+        begun = run.step
         loop(run, data, flagfile, interrupted)
-        if not distributed.rank():
+        if not distributed.rank() and (interrupted() or run.step > begun):
             print(_ending(run, interrupted()))
 
 

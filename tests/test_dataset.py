@@ -233,7 +233,7 @@ def test_a_path_without_images_is_named(tmp_path, kind):
 
 
 def test_a_data_set_smaller_than_a_batch_is_refused(folder_of_images):
-    with pytest.raises(DataError, match='batch_size 13 is more than the 12 images'):
+    with pytest.raises(DataError, match='--batch_size=13 is more than the 12 images'):
         first_batches(dataset.load(str(folder_of_images), '', 8), 1, batch_size=13)
 
 

@@ -58,6 +58,7 @@ def test_eval_of_digits_needs_nothing_but_its_checkpoint(trained, cli):
     assert record['feature_net'] == 'classifier' and len(record['weights_hash']) == 64 and record['seconds'] > 0
     assert (trained / 'stats' / 'digits.train.classifier.npz').exists()
     assert Image.open('run/samples_ema.png').size == (16 * 67 + 3, 16 * 67 + 3)
+    assert scalars('run', 'FID_classifier_EMA') == {4: pytest.approx(record['FID(classifier)'])}
     # The second time nothing is built, and the same images give the same scores whatever their batches.
     status, _, error = cli('--eval', '--logdir=run', '--num_images=300', '--sample_batch_size=77', '--precision=fp32')
     assert status == 0 and 'building' not in error and (trained / 'run' / 'eval.txt').read_text().count('\n') == 2
@@ -130,7 +131,7 @@ def test_evaluation_while_training(here, cli):
     assert cli(*argv)[0] == 0
     with open('run/eval.txt') as file:
         assert [json.loads(line)['step'] for line in file] == [2, 4]
-    assert list(scalars('run', 'FID_classifier__EMA')) == [2, 4]
+    assert list(scalars('run', 'FID_classifier_EMA')) == [2, 4]
     # It leaves no trace in the run: the weights are those of a run without it.
     assert cli(*TINY, '--train', '--logdir=plain', CLASSIFIER, '--num_images=20')[0] == 0
     a, b = (torch.load(f'{name}/ckpt.pt', weights_only=True)['net_model'] for name in ('run', 'plain'))

@@ -10,7 +10,7 @@ import torch
 from absl.testing import flagsaver
 from conftest import TINY
 from PIL import Image
-from runs import config_of, load
+from runs import config_of, load, scalars
 
 import build
 import main
@@ -49,6 +49,7 @@ def test_what_nll_says_and_writes(runs, cli, name):
     record = last_record(runs / name)
     assert f'Model(EMA): {record["bits_per_dim"]:.4f} +- {record["standard_error"]:.4f} bits/dim' in out
     assert '359 images of test, 8 steps, every term' in out and record['split'] == 'test' and record['step'] == 20
+    assert scalars(runs / name, 'bits_per_dim_EMA') == {20: pytest.approx(record['bits_per_dim'])}
     arrays = np.load(runs / name / 'nll.npz')
     assert arrays['t'].tolist() == list(range(8)) and arrays['totals'].shape == (359,)
     parts = record['L_T'] + record['L_1_to_T-1'] + record['L_0']
