@@ -48,7 +48,9 @@ def plot(rows, titles=(), names=()):
     side = 4 if len(rows) == len(rows[0]) == 1 else 1.8
     figure, axes = _panels(len(rows), len(rows[0]), side, side)
     for column, panels in enumerate(zip(*rows, strict=True)):
-        reach = 1.1 * max(panel.abs().flatten().kthvalue(math.ceil(0.995 * panel.numel()))[0] for panel in panels)
+        reach = 1.1 * max(
+            panel.abs().flatten().kthvalue(math.ceil(0.995 * panel.numel()))[0].item() for panel in panels
+        )
         for row, panel in enumerate(panels):
             ax = axes[row, column]
             ax.scatter(*panel.T.cpu().numpy(), s=min(8, 4000 / len(panel)), linewidths=0, color=f'C{row}', alpha=0.6)
