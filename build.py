@@ -1,5 +1,7 @@
 """From a config, which holds the value of every flag, to the objects: the one place where they are made."""
 
+import contextlib
+import functools
 import hashlib
 import logging
 import math
@@ -252,37 +254,81 @@ def is_native(config):
 
 
 def device(config):
-    """The torch device of --device; auto is CUDA where there is one. Raises ValueError where cuda is absent."""
-    if config.device == 'cuda' and not torch.cuda.is_available():
-        raise ValueError('--device=cuda: this machine has no CUDA device; use --device=cpu')
-    return torch.device('cuda' if config.device != 'cpu' and torch.cuda.is_available() else 'cpu')
+    """The torch device of --device: cpu, or a kind of accelerator, with an index or without; auto is what there is.
+
+    Raises ValueError, which says what there is, for one that this machine does not have.
+    """
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if config.device == 'auto':
+        return torch.device(found.type if found else 'cpu')
+    try:
+        chosen = torch.device(config.device)
+    except RuntimeError:
+        chosen = None
+    if chosen and chosen.type == 'cpu':
+        return torch.device('cpu')
+    count = torch.accelerator.device_count() if found else 0
+    if chosen and found and chosen.type == found.type and (chosen.index or 0) < count:
+        return chosen
+    there = ['auto', 'cpu', *([found.type, *(f'{found.type}:{i}' for i in range(count))] if found else [])]
+    known = f'this machine has no {chosen.type.upper()} device of that name' if chosen else 'no device of torch'
+    raise ValueError(f'--device={config.device}: {known}; here it is one of {", ".join(there)}')
+
+
+# Kinds of device -> whether the one at hand computes in bf16. Others have to be asked to, by --precision=bf16.
+NATIVE_BF16 = {'cuda': lambda: torch.cuda.is_bf16_supported(False), 'cpu': torch.cpu._is_avx512_bf16_supported}
 
 
 def precision(config):
     """The dtype of --precision: bfloat16 where asked for or, with auto, where the hardware computes in it."""
-    on_gpu = device(config).type == 'cuda'
-    native = torch.cuda.is_bf16_supported(False) if on_gpu else torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if config.precision == 'bf16' or (config.precision == 'auto' and native) else torch.float32
+    native = NATIVE_BF16.get(device(config).type, lambda: False)
+    return torch.bfloat16 if config.precision == 'bf16' or (config.precision == 'auto' and native()) else torch.float32
 
 
 def autocast(config):
     """The context of a training step for --precision, with weights in float32."""
-    return torch.autocast(device(config).type, torch.bfloat16, enabled=precision(config) == torch.bfloat16)
+    if precision(config) == torch.float32:  # torch.autocast is not there for every kind of device
+        return contextlib.nullcontext()
+    return torch.autocast(device(config).type, torch.bfloat16)
 
 
-# What an uncompiled network comes to, roughly, in floating-point operations a second, and how many seconds of it must
-# lie ahead for the minute or two of compiling to be won back.
 COMPILING = 'compiling: a minute or two before the first step'
+# What an uncompiled network comes to, roughly, in floating-point operations a second, and how many seconds of it must
+# lie ahead for the minute or two of compiling to be won back. Other kinds of device compile with --compile=on alone.
 RATE = {'cuda': 2e14, 'cpu': 2e11}
 COMPILE_SECONDS = 600
 
 
 def compiles(config, images, backward=False):
-    """Whether to compile for the network to see so many images: --compile or, with auto, if it is long enough a run."""
-    if config.compile != 'auto':
+    """Whether to compile for the network to see so many images: --compile or, with auto, if it is long enough a run.
+
+    With auto, where torch.compile does not work, the answer is no, with a warning.
+    """
+    kind = device(config).type
+    if config.compile != 'auto' or kind not in RATE:
         return config.compile == 'on'
-    seconds = flops(config) * (3 if backward else 1) * images / RATE[device(config).type]
-    return seconds > COMPILE_SECONDS
+    seconds = flops(config) * (3 if backward else 1) * images / RATE[kind]
+    return seconds > COMPILE_SECONDS and not _warned(compile_failure(kind))
+
+
+@functools.cache
+def compile_failure(kind):
+    """Why torch.compile does not work on this kind of device, in one line; '' if it does. Tried once, in seconds."""
+    try:
+        torch.compile(lambda x: 2 * x + 1, fullgraph=True)(torch.zeros(8, device=kind))
+    except Exception as error:  # whatever inductor, triton or a missing compiler lead to
+        return str(getattr(error, 'inner_exception', error)).strip().partition('\n')[0] or type(error).__name__
+    return ''
+
+
+@functools.cache
+def _warned(failure):
+    if failure:
+        logging.warning('torch.compile does not work here (%s): going on without it, slower. %s', failure, TO_COMPILE)
+    return bool(failure)
+
+
+TO_COMPILE = "It needs a C++ compiler, such as g++, and Python's headers"
 
 
 def flops(config):
@@ -298,19 +344,27 @@ def check(config, training=False):
     for key, value in vars(config).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f'{key} must be finite, not {value}')
-    if config.batch_size < distributed.world():
-        raise ValueError(f'batch_size {config.batch_size} gives nothing to some of {distributed.world()} processes')
     for key, limit in (('T', 10**6), ('num_res_blocks', 100)):  # a damaged checkpoint may say anything
         if not 1 <= getattr(config, key) <= limit:
             raise ValueError(f'{key} must be between 1 and {limit}, not {getattr(config, key)}')
-    if config.batch_size % config.grad_accum:
-        raise ValueError(f'grad_accum {config.grad_accum} must divide batch_size {config.batch_size}')
     with torch.device('meta'):
         network(config)
     if training:
+        _check_batch(config)
         trainer(config, None)
     sampler(config, None)
-    device(config)
+    kind = device(config).type
+    if config.precision == 'bf16' and not torch.amp.is_autocast_available(kind):
+        raise ValueError(f'--precision=bf16: torch has no autocast for {kind}; use --precision=fp32')
+    if config.compile == 'on' and (failure := compile_failure(kind)):
+        raise ValueError(f'--compile=on: torch.compile does not work here ({failure}). {TO_COMPILE}; or --compile=off')
+
+
+def _check_batch(config):
+    if config.batch_size < distributed.world():
+        raise ValueError(f'batch_size {config.batch_size} gives nothing to some of {distributed.world()} processes')
+    if config.batch_size % config.grad_accum:
+        raise ValueError(f'grad_accum {config.grad_accum} must divide batch_size {config.batch_size}')
 
 
 def chosen_labels(config):

@@ -1,13 +1,21 @@
 """Checkpoints that survive: written atomically, verified when read, with the one before kept as `ckpt.prev.pt`."""
 
 import contextlib
-import fcntl
+import errno
 import logging
 import os
 import shutil
+import time
 import zipfile
 
 import torch
+from filelock import FileLock, Timeout
+
+# What a file system says that has no locks, or no fsync of a folder.
+UNSUPPORTED = [
+    code for code, name in errno.errorcode.items() if name in ('ENOSYS', 'ENOLCK', 'EOPNOTSUPP', 'ENOTSUP', 'EINVAL')
+]
+PATIENCE = 5.0 if os.name == 'nt' else 0.0  # seconds; Windows replaces no file that another process has open
 
 
 class CheckpointError(Exception):
@@ -40,8 +48,8 @@ def save(path, state, kept=None):
         if kept:
             _link(temporary, kept)
         if os.path.exists(path):
-            os.replace(path, previous(path))
-        os.replace(temporary, path)
+            _replace(path, previous(path))
+        _replace(temporary, path)
         _sync_folder(path)
     except (OSError, RuntimeError) as error:  # torch's writer turns some I/O errors into RuntimeError
         with contextlib.suppress(OSError):
@@ -58,13 +66,29 @@ def _link(path, other):
         os.link(path, temporary)
     except OSError:  # of a file system without links
         shutil.copyfile(path, temporary)
-    os.replace(temporary, other)
+    _replace(temporary, other)
+
+
+def _replace(source, target):
+    deadline = time.monotonic() + PATIENCE  # be it a run that samples, or a virus scanner
+    while True:
+        try:
+            return os.replace(source, target)
+        except PermissionError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.1)
 
 
 def _sync_folder(path):
+    if not hasattr(os, 'O_DIRECTORY'):  # Windows opens no folder
+        return
     folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
     try:
         os.fsync(folder)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
     finally:
         os.close(folder)
 
@@ -176,23 +200,35 @@ def check_weights(wanted, found, path):
 def exclusive(logdir):
     """Hold `logdir` for one training process; the hold ends with the process, however it dies.
 
-    Raises CheckpointError where another live process holds it, or the folder cannot be made or written.
+    A file system that has no locks is used without, with a warning. Raises CheckpointError where another live process
+    holds the folder, or it cannot be made or written.
     """
+    lock = FileLock(os.path.join(logdir, '.lock'), timeout=0, fallback_to_soft=False)
+    holder = os.path.join(logdir, '.pid')  # not the lock itself, which nobody else can read on Windows
     try:
         os.makedirs(logdir, exist_ok=True)
-        lock = open(os.path.join(logdir, '.lock'), 'a+')  # noqa: SIM115
+        _acquire(lock, logdir)
+        with open(holder, 'w') as file:
+            file.write(f'{os.getpid()}\n')
+    except Timeout as error:
+        who = 'another process'
+        with contextlib.suppress(OSError), open(holder) as file:
+            who = f'process {file.read().strip()}'
+        raise CheckpointError(f'{who} is training in {logdir}: wait for it or choose another --logdir') from error
     except OSError as error:
         raise CheckpointError(f'cannot write {logdir}: {error.strerror}; choose another --logdir') from error
-    with lock as file:
-        os.register_at_fork(after_in_child=file.close)  # a data worker that outlives this process holds nothing
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise CheckpointError(
-                f'process {file.read().strip()} is training in {logdir}: wait for it or choose another --logdir'
-            ) from error
-        file.truncate(0)
-        file.write(f'{os.getpid()}\n')
-        file.flush()
+    try:
         yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(holder)
+        lock.release()
+
+
+def _acquire(lock, logdir):
+    try:
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        logging.warning('%s has no locks (%s): see to it that one training alone uses it', logdir, error.strerror)

@@ -48,9 +48,11 @@ def evaluate(config, net, step=None, interrupted=lambda: False):
 
 def _score_images(config, net, interrupted):
     begin = time.monotonic()
-    with distributed.main_first():  # to train a classifier and build statistics, where they are missing
+    with distributed.first_here():  # to train a classifier and build statistics, where they are missing
         feature_net = load_feature_net(config)
         reference = load_reference(config, feature_net)
+    if not distributed.same(feature_net.weights_hash):
+        raise score.ScoreError(f'{feature_net.name} is not the same on all machines: let them share stats/, or copy it')
     scorer = score.Scorer(feature_net, config.num_images, min(10, config.num_images))
     # Labels mean the same to both where the classifier learned those of the data set.
     labelled = config.num_classes and config.feature_net == 'classifier'

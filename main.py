@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import warnings
 from types import SimpleNamespace
 
@@ -145,7 +146,7 @@ flags.DEFINE_enum(
     'auto: bf16 where the hardware computes in it, fp32 for scores; bf16: scores too, shifting FID by about -0.8%',
 )
 flags.DEFINE_enum('compile', 'auto', ['auto', 'on', 'off'], 'torch.compile; auto: where a run is long enough to gain')
-flags.DEFINE_enum('device', 'auto', ['auto', 'cuda', 'cpu'], 'auto: CUDA where there is one')
+flags.DEFINE_string('device', 'auto', 'cpu, cuda, cuda:1, mps, xpu ...; auto: the accelerator of this machine, if any')
 _section('Logging and previews')
 flags.DEFINE_string('logdir', './logs/DDPM_CIFAR10_EPS', 'folder of the run: checkpoints, previews, TensorBoard, flags')
 flags.DEFINE_integer('sample_size', 64, 'images of a preview', lower_bound=1)
@@ -256,19 +257,27 @@ def flagfile(config):
 
 
 class Interruption:
-    """Whether SIGINT or SIGTERM has come; a second one ends the process at once."""
+    """Whether SIGINT or SIGTERM has come. A second Ctrl-C ends the process at once, or a signal that comes later.
+
+    Not every second one: a scheduler sends SIGTERM to all processes and torchrun, on its own, another to each rank.
+    """
+
+    SAME = 5.0  # seconds within which signals are taken for one
 
     def __init__(self):
-        self.signum = None
+        self.signum, self.since = None, None
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, self.handle)
 
     def handle(self, signum, frame):
+        now = time.monotonic()
         if self.signum:
-            os._exit(128 + signum)
-        self.signum = signum
+            if signum == self.signum == signal.SIGINT or now - self.since > self.SAME:
+                os._exit(128 + signum)
+            return
+        self.signum, self.since = signum, now
         if not distributed.rank():
-            print('\nstopping after this step; once more stops at once, unsaved', file=sys.stderr)
+            print('\nstopping after this step; Ctrl-C once more stops at once, unsaved', file=sys.stderr)
 
     def __call__(self):
         return self.signum is not None
@@ -340,11 +349,12 @@ def share_work(config):
     """Join the processes that torchrun started. Raises ValueError, saying what to run, where that is amiss."""
     if not config.parallel:
         raise ValueError('torchrun started several processes: add --parallel for them to share the work')
+    device = build.device(config)
+    n = torch.accelerator.device_count() if device.type != 'cpu' and device.index is None else 1
     if distributed.launched():
-        distributed.start(build.device(config))
+        distributed.start(device)
         logging.info('sharing the work of %d processes', distributed.world())
-    elif build.device(config).type == 'cuda' and torch.cuda.device_count() > 1:
-        n = torch.cuda.device_count()
+    elif n > 1:
         raise ValueError(f'--parallel on {n} GPUs: torchrun --nproc_per_node={n} main.py ... --parallel')
     else:
         logging.info('--parallel: there is one device, which does all the work')

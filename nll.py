@@ -18,6 +18,7 @@ import distributed
 import picture
 import progress
 import sample
+import score
 from dataset import DataError
 from diffusion import extract
 from errors import UsageError, usage
@@ -49,8 +50,8 @@ def nll(config, net, step=None, interrupted=lambda: False):
     sampler = build.sampler(config, model).to(device)
     steps = config.nll_steps or len(sampler.timesteps)
     with usage():
-        p = chances(sampler.alphas_bar.cpu()[sampler.timesteps], steps)
-    with distributed.main_first():  # to download
+        p = chances(sampler.alphas_bar[sampler.timesteps], steps)
+    with distributed.first_here():  # to download
         data = build.dataset(config, config.split)
     if data.channels != config.channels:
         found, wanted = ('grey' if n == 1 else 'in colour' for n in (data.channels, config.channels))
@@ -216,9 +217,10 @@ def estimate(sampler, batches, n, p, seed, advance=lambda: True):
     batches: of (indices int64 [B], x_0 in [-1, 1] [B, C, H, W], y int64 [B] or None). p: of `chances`. advance: called
     after each term of a batch; where it says no, the answer is None.
     """
-    device = sampler.alphas_bar.device
+    device = sampler.columns.device
+    exact = score.exact_device(device)
     timesteps = torch.tensor(sampler.timesteps)
-    alpha, sigma = sampler.alphas_bar.sqrt(), (1 - sampler.alphas_bar).sqrt()
+    alpha, sigma = (x.sqrt().float().to(device) for x in (sampler.alphas_bar, 1 - sampler.alphas_bar))
     bound = Bound(len(timesteps), n)
     for indices, x_0, y in batches:
         noise = sample.Noise(build.derive_seed('nll', seed), indices.tolist(), x_0.shape[1:], device)
@@ -228,10 +230,10 @@ def estimate(sampler, batches, n, p, seed, advance=lambda: True):
             x_t = extract(alpha, t, x_0.shape) * x_0 + extract(sigma, t, x_0.shape) * noise()
             term, x0_hat = variational_term(sampler, x_0, x_t, t, sampler.model(x_t, t, y))
             square = (x_0 - x0_hat.clamp(-1, 1)) ** 2
-            found.append(torch.stack([each.double().flatten(1).mean(1) for each in (term, square)]))
+            found.append(torch.stack([each.to(exact).double().flatten(1).mean(1) for each in (term, square)]))
             if not advance():
                 return None
         terms, squares = torch.stack(found, dim=2).cpu()  # [B, S] each
-        prior = prior_term(sampler, x_0).double().flatten(1).mean(1)
+        prior = prior_term(sampler, x_0).to(exact).double().flatten(1).mean(1)
         bound.add(indices, prior.cpu(), rows, terms, squares, p[rows])
     return bound

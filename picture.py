@@ -78,7 +78,9 @@ def plot(rows, titles=(), names=(), arrows=()):
     """
     side = 4 if len(rows) == len(rows[0]) == 1 else 1.6
     figure, axes = _panels(len(rows), len(rows[0]), side, side + 0.2 * bool(arrows))
-    reach = max(panel.abs().flatten().kthvalue(math.ceil(0.99 * panel.numel()))[0] for row in rows for panel in row)
+    reach = max(
+        panel.abs().flatten().kthvalue(math.ceil(0.99 * panel.numel()))[0].item() for row in rows for panel in row
+    )
     for row, panels in enumerate(rows):
         for ax, panel in zip(axes[row], panels, strict=True):
             ax.scatter(*panel.T.cpu().numpy(), s=min(8, 4000 / len(panel)), linewidths=0, color=f'C{row}', alpha=0.6)

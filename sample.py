@@ -35,18 +35,26 @@ OURS = rf'({IMAGE}|(grid|figure)\.png|(samples|points)\.npz|{RECORD})(\.tmp)?|{L
 
 
 class Noise:
-    """z ~ N(0, I) [B, *shape] for the images of `indices`, each call the next draw of each image's own sequence."""
+    """z ~ N(0, I) [B, *shape] for the images of `indices`, each call the next draw of each image's own sequence.
+
+    Drawn on the device or, if it has no generators of its own, on the CPU.
+    """
 
     def __init__(self, seed, indices, shape, device):
         blocks = sorted({i // BLOCK for i in indices})
-        self.generators = [torch.Generator(device).manual_seed(build.derive_seed('noise', seed, b)) for b in blocks]
+        try:
+            self.generators = [torch.Generator(device) for _ in blocks]
+        except (NotImplementedError, RuntimeError):
+            self.generators = [torch.Generator() for _ in blocks]
+        for block, generator in zip(blocks, self.generators, strict=True):
+            generator.manual_seed(build.derive_seed('noise', seed, block))
         self.rows = torch.tensor([blocks.index(i // BLOCK) * BLOCK + i % BLOCK for i in indices], device=device)
         self.shape = (BLOCK, *shape)
         self.device = device
 
     def __call__(self, x=None):
-        drawn = [torch.randn(self.shape, generator=generator, device=self.device) for generator in self.generators]
-        return torch.cat(drawn)[self.rows]
+        drawn = [torch.randn(self.shape, generator=each, device=each.device) for each in self.generators]
+        return torch.cat(drawn).to(self.device)[self.rows]
 
 
 def denoise(config, sampler, x, y, noise, interrupted, observe=lambda t, x_t, x0_hat: None, start=None):
@@ -126,16 +134,19 @@ def draw(config, net, indices, interrupted=lambda: False, observe=lambda t, x_t,
 
 
 def batch_that_fits(config, sampler):
-    """A multiple of 64 images that uses most of the GPU's memory, up to 1024; 64 on a CPU, where more is no faster."""
+    """A multiple of 64 images that uses most of a CUDA device's memory, up to 1024; elsewhere 64.
+
+    On a CPU more is no faster, and of other devices torch does not say how much memory is free.
+    """
     device = build.device(config)
-    if device.type == 'cpu':
+    if device.type != 'cuda':
         return BLOCK
     noise = Noise(0, range(BLOCK), build.shape(config), device)
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
     next(sampler.trajectory(noise(), build.labels(config, range(BLOCK)), noise=noise))
-    each = (torch.cuda.max_memory_allocated() - before) / BLOCK
-    return max(BLOCK, min(1024, int(0.7 * torch.cuda.mem_get_info()[0] / each) // BLOCK * BLOCK))
+    each = (torch.cuda.max_memory_allocated(device) - before) / BLOCK
+    return max(BLOCK, min(1024, int(0.7 * torch.cuda.mem_get_info(device)[0] / each) // BLOCK * BLOCK))
 
 
 def folder(config):

@@ -37,7 +37,7 @@ def train(config, flagfile='', interrupted=lambda: False):
     Raises UsageError, DataError, CheckpointError or OSError where the run cannot start or go on, and FloatingPointError
     where a loss or gradient is not finite; no update with it was made and none is saved.
     """
-    with distributed.main_first():  # to download
+    with distributed.first_here():  # to download
         data = build.dataset(config)
     config = build.fit(config, data)
     build.check(config, training=True)
@@ -316,7 +316,7 @@ class Run:
         Raises CheckpointError where it is damaged, of another network, or trained with other flags.
         """
         try:
-            state = checkpoint.load(self.path, self.device, repair=True)
+            state = checkpoint.load(self.path, repair=True)
         except FileNotFoundError:
             return
         with checkpoint.blamed(self.path, ValueError):
@@ -346,6 +346,6 @@ class Run:
             for key in ('exp_avg', 'exp_avg_sq'):
                 moments[key] = torch.empty_like(parameter).copy_(moments[key])
         self.sched.load_state_dict({**state['sched'], 'base_lrs': [self.config.lr], '_last_lr': [lr]})
-        self.x_T = state['x_T']
+        self.x_T = state['x_T'].to(self.device)
         # Not strict: a checkpoint of another sampler of t, or of none, has it begin anew.
         self.trainer.t_sampler.load_state_dict(state.get('t_sampler', {}), strict=False)

@@ -12,7 +12,7 @@ from .inception_score import get_inception_score
 from .kid import kernel_inception_distance
 from .points import sliced_wasserstein
 from .scorer import Scorer, build_statistics
-from .statistics import Moments, Statistics, load_statistics, save_statistics
+from .statistics import Moments, Statistics, exact_device, load_statistics, save_statistics
 
 __all__ = [
     'FEATURE_NETS',
@@ -25,6 +25,7 @@ __all__ = [
     'build_statistics',
     'calculate_frechet_distance',
     'check_writable',
+    'exact_device',
     'get_fid_score',
     'get_inception_and_fid_score',
     'get_inception_score',

@@ -1,7 +1,7 @@
 """Images to features and logits: the one contract that FID, IS and KID need of a network."""
 
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,8 @@ def full_fp32(device):
     conv = torch.backends.cudnn.conv
     before, conv.fp32_precision = conv.fp32_precision, 'ieee'
     try:
-        with torch.autocast(device.type, enabled=False):
+        has_autocast = torch.amp.is_autocast_available(device.type)
+        with torch.autocast(device.type, enabled=False) if has_autocast else nullcontext():
             yield
     finally:
         conv.fp32_precision = before

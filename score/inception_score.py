@@ -5,6 +5,7 @@ import torch
 from .features import standard_net
 from .files import Unscorable
 from .images import batches, count_images
+from .statistics import exact_device
 
 
 class SplitSums:
@@ -62,10 +63,11 @@ def get_inception_score(
     """
     num_images = count_images(images, num_images)
     net = standard_net(net, parallel)
-    sums = SplitSums(num_images, splits, net.num_classes, net.device)
+    device = exact_device(net.device)
+    sums = SplitSums(num_images, splits, net.num_classes, device)
     start = 0
     for batch in batches(images, num_images, batch_size, verbose, 'get_inception_score'):
         _, logits = net(batch)
-        sums.update(logits, torch.arange(start, start + len(batch), device=net.device))
+        sums.update(logits.to(device), torch.arange(start, start + len(batch), device=device))
         start += len(batch)
     return sums.score()

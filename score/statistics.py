@@ -12,6 +12,12 @@ MADE_KEYS = ('n', 'feature_net', 'weights_hash', 'protocol', 'precision')
 FILE_BYTES = 2**27  # of all that is read of a file: with 2048 features it is 75 MB
 
 
+def exact_device(device):
+    """Where float64 sums of what is computed on `device` are kept: there, or on the CPU if it may have no float64."""
+    device = torch.device(device)
+    return device if device.type in ('cpu', 'cuda') else torch.device('cpu')
+
+
 class Moments:
     """M += sum (x - m)(x - m)^T, merged by Chan, Golub & LeVeque (1983): float64 mean and covariance of a stream.
 
@@ -25,7 +31,7 @@ class Moments:
 
     def update(self, x):
         """x: [N, dim], any float type."""
-        x = x.to(self.mean)
+        x = x.to(self.mean.device).to(self.mean.dtype)  # in this order: the device may have no such dtype
         mean = x.mean(0)
         shift = mean - self.mean
         total = self.n + len(x)
