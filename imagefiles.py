@@ -1,12 +1,12 @@
 """Image files in a folder, a zip or an LMDB, item by item: what there is, in which classes, and what it looks like."""
 
+import functools
 import io
 import logging
 import os
 import re
 import unicodedata
 import zipfile
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,27 +34,24 @@ class LMDB:
     """
 
     def __init__(self, path):
-        import lmdb
-
-        self._open = partial(lmdb.open, path, readonly=True, lock=False, readahead=False, meminit=False)
-        self._handle = None, None  # (process, its environment), which forked workers cannot share
-        with self._transaction() as transaction:
+        self.path = path
+        with _environment(path, os.getpid()).begin() as transaction:
             self.keys = list(transaction.cursor().iternext(values=False))
-
-    def __getstate__(self):
-        return self.__dict__ | {'_handle': (None, None)}
-
-    def _transaction(self):
-        if self._handle[0] != os.getpid():
-            self._handle = os.getpid(), self._open()
-        return self._handle[1].begin()
 
     def __len__(self):
         return len(self.keys)
 
     def __getitem__(self, i):
-        with self._transaction() as transaction:
+        with _environment(self.path, os.getpid()).begin() as transaction:
             return Image.open(io.BytesIO(transaction.get(self.keys[i])), formats=FORMATS), 0
+
+
+@functools.cache
+def _environment(path, process):
+    """The open database at `path`: a process may open it once only, and not use one that it was forked with."""
+    import lmdb
+
+    return lmdb.open(path, readonly=True, lock=False, readahead=False, meminit=False)
 
 
 class ImageFiles:

@@ -18,7 +18,7 @@ class Shown(NamedTuple):
     alpha: np.ndarray | None = None  # [H, W], 0 ... 1
     grey: bool = False  # whether it is stored without colour
     deep: bool = False  # whether it has 16 bits
-    tolerance: float = 1.01  # of a value
+    tolerance: float = 1.01  # of a value, as 16 bits are cut to 8
 
 
 def exif(orientation):

@@ -1,5 +1,6 @@
 """Data sets: what is decoded, in which order it comes, and what is said of data that cannot be read."""
 
+import io
 import pickle
 import struct
 import zipfile
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from conftest import TINY
 from PIL import Image
+from runs import one_line
 
 import dataset
 import loader
@@ -141,20 +144,8 @@ def write_lsun(root, folder):
             transaction.put(f'{i:03d}'.encode(), file.read_bytes())
 
 
-@pytest.mark.parametrize(
-    'name, channels, classes',
-    [
-        ('cifar10', 3, 10),
-        ('mnist', 1, 10),
-        ('fashion_mnist', 1, 10),
-        ('celeba', 3, 0),
-        ('lsun_bedroom', 3, 0),
-        ('lsun_church_outdoor', 3, 0),
-        ('lsun_cat', 3, 0),
-    ],
-)
-def test_named_data_set(name, channels, classes, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # where torchvision leaves a cache of LSUN's keys
+def write(name, tmp_path, monkeypatch):
+    """The files of a named data set of 20 images."""
     if name == 'cifar10':
         write_cifar10(tmp_path, monkeypatch)
     elif name in ('mnist', 'fashion_mnist'):
@@ -164,12 +155,69 @@ def test_named_data_set(name, channels, classes, tmp_path, monkeypatch):
     else:
         category = name.removeprefix('lsun_')
         write_lsun(tmp_path, category if category == 'cat' else f'{category}_train_lmdb')
+
+
+CIFAR10 = '10 classes: airplane automobile bird ... truck'
+NAMED = [
+    ('cifar10', 3, 10, f'20 images of 32x32, colour, resized to 16x16, {CIFAR10}'),
+    ('mnist', 1, 10, '20 images of 28x28, grey, resized to 16x16, 10 classes: 0 1 2 ... 9'),
+    ('fashion_mnist', 1, 10, '20 images of 28x28, grey, resized to 16x16, 10 classes: T-shirt/top Trouser Pullover'),
+    ('celeba', 3, 0, '20 images of 178x218, colour, cropped and resized to 16x16, no classes'),
+    ('lsun_bedroom', 3, 0, '20 images of 40x30, colour, cropped and resized to 16x16, no classes'),
+    ('lsun_church_outdoor', 3, 0, '20 images of 40x30, colour, cropped and resized to 16x16, no classes'),
+    ('lsun_cat', 3, 0, '20 images of 40x30, colour, cropped and resized to 16x16, no classes'),
+]
+
+
+@pytest.mark.parametrize('name, channels, classes, line', NAMED)
+def test_named_data_set(name, channels, classes, line, tmp_path, monkeypatch):
+    write(name, tmp_path, monkeypatch)
     images = dataset.load(name, str(tmp_path), 16)
     assert (len(images), images.channels, images.num_classes) == (20, channels, classes)
+    assert str(images).startswith(line)
     ((x, y),) = first_batches(images, 1)
     assert x.shape == (4, channels, 16, 16) and (y is None) == (classes == 0)
+    for asked in (1, 3):
+        assert dataset.load(name, str(tmp_path), 16, channels=asked)[0][0].shape == (asked, 16, 16)
     if name == 'celeba':
         assert x.min() > 0.99  # the centre crop leaves nothing of the black border
+
+
+def test_all_data_sets_reach_a_process_that_is_spawned(tmp_path, monkeypatch, folder_of_images):
+    write('lsun_cat', tmp_path, monkeypatch)
+    for name in ('cifar10', 'mnist', 'celeba'):
+        write(name, tmp_path, monkeypatch)
+    zipped = zip_of(folder_of_images, tmp_path / 'images.zip')
+    names = 'lsun_cat', 'cifar10', 'mnist', 'celeba', 'digits', str(folder_of_images), str(zipped), 'moons'
+    sets = [dataset.load(name, str(tmp_path), 8) for name in names]
+    for data in sets:  # as opened, and as read from: with an environment, or archive, of this process
+        data.__getitems__([3])
+    for data in (pickle.loads(pickle.dumps(data)) for data in sets):
+        data.__getitems__([3])
+    # All of them at once, since such a process takes seconds to start.
+    spawned = torch.utils.data.DataLoader(
+        Several(sets),
+        batch_size=None,
+        num_workers=1,
+        multiprocessing_context='spawn',
+        worker_init_fn=loader._leave_signals_to_parent,
+    )
+    for data, (x, y) in zip(sets, spawned, strict=True):
+        x_here, y_here = data.__getitems__([3, 5])
+        assert torch.equal(x, x_here) and (y is None if y_here is None else torch.equal(y, y_here))
+
+
+class Several(torch.utils.data.Dataset):
+    """A batch of each of several data sets."""
+
+    def __init__(self, sets):
+        self.sets = sets
+
+    def __len__(self):
+        return len(self.sets)
+
+    def __getitem__(self, i):
+        return self.sets[i].__getitems__([3, 5])
 
 
 # --- folders and zips
@@ -237,6 +285,25 @@ def test_a_data_set_smaller_than_a_batch_is_refused(folder_of_images):
         first_batches(dataset.load(str(folder_of_images), '', 8), 1, batch_size=13)
 
 
+def test_nothing_is_made_for_a_data_set_smaller_than_a_batch(tmp_path, cli, folder_of_images):
+    argv = [*TINY, '--train', f'--dataset={folder_of_images}', '--batch_size=13', f'--logdir={tmp_path / "run"}']
+    status, _, error = cli(*argv)
+    assert status == 1 and 'batch_size 13 is more than the 12 images of the data set' in one_line(error)
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('mode', ['--train', '--stats'])
+def test_it_is_said_what_a_data_set_is(here, cli, mode):
+    status, _, error = cli(*TINY, mode, '--feature_net=classifier', '--logdir=run')
+    assert status == 0 and 'digits, train: 1,438 images of 8x8, grey, 10 classes: 0 1 2 ... 9' in error
+
+
+def test_points_have_no_channels_to_choose(tmp_path):
+    with pytest.raises(DataError, match='--channels=3 is for images: moons is a set of points'):
+        dataset.load('moons', '', 0, channels='3')
+    assert str(dataset.load('moons', '', 0)) == '10,000 points, 2 classes: 0 1'
+
+
 def test_a_failed_download_is_one_line(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise OSError('no route to host\nand more')
@@ -246,6 +313,70 @@ def test_a_failed_download_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(DataError, match='cannot download or open mnist') as caught:
         dataset.load('mnist', str(tmp_path), 28)
     assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('name', ['cifar10', 'mnist', 'fashion_mnist', 'celeba', 'lsun_church_outdoor', 'lsun_cat'])
+def test_without_a_connection_files_and_folder_are_named(tmp_path, monkeypatch, name):
+    def fail(*_, **__):
+        raise OSError('no route to host')
+
+    for module in (torchvision.datasets.mnist, torchvision.datasets.cifar):
+        monkeypatch.setattr(module, 'download_and_extract_archive', fail)
+    monkeypatch.setattr(torchvision.datasets.celeba, 'download_file_from_google_drive', fail)
+    with pytest.raises(DataError, match='; without a connection, put .* of https?://') as caught:
+        dataset.load(name, str(tmp_path), 28)
+    said, kinds = str(caught.value), torchvision.datasets
+    files = {
+        'cifar10': [kinds.CIFAR10.filename],
+        'mnist': [file for file, _ in kinds.MNIST.resources],
+        'fashion_mnist': [file for file, _ in kinds.FashionMNIST.resources],
+        'celeba': [file for _, _, file in kinds.CelebA.file_list],
+        'lsun_church_outdoor': ['church_outdoor_train_lmdb', 'church_outdoor_val_lmdb'],
+        'lsun_cat': ['cat'],
+    }[name]
+    assert all(file in said for file in files) and '\n' not in said
+    folder = {'mnist': 'MNIST/raw', 'fashion_mnist': 'FashionMNIST/raw', 'cifar10': '', 'celeba': 'celeba'}
+    assert said.endswith(f'into {(tmp_path / folder.get(name, "lsun"))}')
+
+
+# --- npz
+
+
+def npz(path, array, version=(1, 0)):
+    with zipfile.ZipFile(path, 'w') as archive, archive.open('arr_0.npy', 'w') as file:
+        np.lib.format.write_array(file, array, version)
+    return str(path)
+
+
+@pytest.mark.parametrize('version', [(1, 0), (2, 0), (3, 0)])
+@pytest.mark.parametrize('order', [np.ascontiguousarray, np.asfortranarray])
+def test_an_npz_of_any_order_and_version_is_read_as_numpy_reads_it(tmp_path, order, version):
+    array = np.random.default_rng(0).integers(0, 255, (300, 3, 4, 3), dtype=np.uint8)
+    path = npz(tmp_path / 'a.npz', order(array), version)
+    assert (np.load(path)['arr_0'] == array).all()
+    n, batches = dataset.read_images(path)
+    assert n == 300 and (torch.cat(list(batches)).permute(0, 2, 3, 1).numpy() == array).all()
+
+
+def test_an_npz_whose_header_says_what_is_not_there_is_refused(tmp_path):
+    array = np.zeros((300, 3, 4, 3), np.uint8)
+    content = io.BytesIO()
+    np.lib.format.write_array(content, array)
+    plain = content.getvalue()
+    for wrong, phrase in (
+        (plain.replace(b'(300, 3,', b'(200, 3,'), 'arr_0 holds 10800 bytes, its header says 7200'),
+        (plain.replace(b'(300, 3,', b'(900, 3,'), 'arr_0 holds 10800 bytes, its header says 32400'),
+        (plain.replace(b'(300, 3,', b'(-99,-3,'), 'arr_0 must be uint8'),
+        (plain.replace(b'|u1', b'|i1'), 'arr_0 must be uint8 .* not int8'),
+        (plain.replace(b'False', b'12345'), 'no npz of images'),
+        (plain.replace(b'NUMPY\x01', b'NUMPY\x04'), r'no npz of images .*: format \(4, 0\) of npy'),
+    ):
+        assert wrong != plain
+        with zipfile.ZipFile(tmp_path / 'a.npz', 'w') as archive:
+            archive.writestr('arr_0.npy', wrong)
+        with pytest.raises(DataError, match=phrase) as caught:
+            dataset.read_images(str(tmp_path / 'a.npz'))
+        assert '\n' not in str(caught.value)
 
 
 # --- points
