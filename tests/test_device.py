@@ -3,9 +3,12 @@
 import pytest
 import torch
 from conftest import TINY
+from runs import config_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import build
+import dataset
+import loader
 
 aten = torch.ops.aten
 
@@ -93,3 +96,60 @@ def test_no_float64_in_other_modes(here, trained, device, cli, mode):
     with device:
         status, _, error = cli(trained, *mode, '--num_images=5', '--precision=fp32')
     assert status == 0, error
+
+
+@pytest.mark.parametrize('kind', ['cpu', 'meta'])
+def test_memory_is_pinned_for_cuda_alone(monkeypatch, kind):
+    pinned = []
+
+    class Loader(loader.DataLoader):
+        def __init__(self, *args, pin_memory, **kwargs):
+            pinned.append(pin_memory)
+            super().__init__(*args, **kwargs)
+
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(loader, 'DataLoader', Loader)
+    monkeypatch.setattr(loader, 'RESIDENT_BYTES', 0)
+    data = dataset.load('digits', '', 8)
+    next(loader.batches(data, 8, 0, 0, torch.device(kind), True, 0))
+    next(loader.in_order(data))
+    assert pinned == [False, False]
+
+
+@pytest.mark.parametrize(
+    'asked, found, count, chosen',
+    [
+        ('auto', None, 0, 'cpu'),
+        ('auto', 'mps', 1, 'mps'),
+        ('auto', 'xpu', 2, 'xpu'),
+        ('cpu', 'cuda', 2, 'cpu'),
+        ('cpu:0', 'cuda', 2, 'cpu'),
+        ('cuda', 'cuda', 2, 'cuda'),
+        ('cuda:1', 'cuda', 2, 'cuda:1'),
+        ('cuda:2', 'cuda', 2, None),
+        ('cuda', 'mps', 1, None),
+        ('mps', None, 0, None),
+        ('graphics card', 'cuda', 1, None),
+    ],
+)
+def test_which_device_is_taken(monkeypatch, asked, found, count, chosen):
+    monkeypatch.setattr(
+        torch.accelerator, 'current_accelerator', lambda check_available: torch.device(found) if found else None
+    )
+    monkeypatch.setattr(torch.accelerator, 'device_count', lambda: count)
+    config = config_of(f'--device={asked}')
+    if chosen:
+        assert build.device(config) == torch.device(chosen)
+    else:
+        with pytest.raises(ValueError, match=f'--device={asked}: .* here it is one of auto, cpu'):
+            build.device(config)
+
+
+def test_precision_of_a_device_that_is_neither_cpu_nor_cuda(device):
+    config = config_of(*TINY, '--precision=auto')
+    assert build.precision(config) == torch.float32
+    with build.autocast(config):
+        pass
+    config.precision = 'bf16'
+    with pytest.raises(ValueError, match='--precision=bf16: torch has no autocast for meta'):
+        build.check(config)

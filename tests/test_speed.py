@@ -3,6 +3,7 @@
 import builtins
 import copy
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from absl.testing import flagsaver
-from conftest import TINY, largest_error
+from conftest import ROOT, TINY, largest_error
 from runs import config_of, differences, load, without_logdir
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -134,7 +135,8 @@ def test_a_compiled_run_has_plain_keys_and_resumes_to_the_same_bits(tmp_path, cl
         torch.testing.assert_close(value, whole['ema_model'][key], atol=1e-4, rtol=0)
 
 
-def test_auto_compiles_long_runs_alone():
+def test_auto_compiles_long_runs_alone(monkeypatch):
+    monkeypatch.setattr(build, 'compile_failure', lambda kind: '')
     config = config_of('--device=cpu')
     assert not build.compiles(config, 1000) and build.compiles(config, 50_000 * 1000)
     assert not build.compiles(config, 1000, backward=True) and build.compiles(config, 800_000 * 128, backward=True)
@@ -142,6 +144,23 @@ def test_auto_compiles_long_runs_alone():
     assert build.compiles(config, 1) and build.compiles(config, 1, backward=True)
     config.compile = 'off'
     assert not build.compiles(config, 50_000 * 1000)
+
+
+def test_without_a_compiler_auto_goes_on_and_on_is_refused(tmp_path):
+    environment = {**os.environ, 'PATH': '/nonexistent', 'TORCHINDUCTOR_CACHE_DIR': str(tmp_path / 'cache')}
+    script = (
+        'import build, main, sys; build.COMPILE_SECONDS = 0; main.app.run(main.main, flags_parser=main.parse_flags)'
+    )
+    for compile, status, said in (
+        ('auto', 0, 'WARNING: torch.compile does not work here (No working C++ compiler found'),
+        ('on', 2, 'main.py: error: --compile=on: torch.compile does not work here (No working C++ compiler found'),
+    ):
+        argv = [*TINY, '--train', '--sample', f'--compile={compile}', f'--logdir={tmp_path / compile}']
+        done = subprocess.run(
+            [sys.executable, '-c', script, *argv], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == status and done.stderr.count(said) == 1 and 'Traceback' not in done.stderr
+        assert (tmp_path / compile / 'samples' / 'grid.png').exists() == (compile == 'auto')
 
 
 def test_a_batch_that_fits(tmp_path, cli):

@@ -51,6 +51,9 @@ USAGE = [
     (['--train', '--cond=maybe'], 'cond'),
     (['--eval', '--feature_net=vgg'], 'feature_net'),
     (['--eval', '--fid_protocol=jax'], 'fid_protocol'),
+    (['--train', '--device=gpu'], '--device=gpu: no device of torch; here it is one of auto, cpu'),
+    (['--train', '--device=cpu:x'], '--device=cpu:x'),
+    (['--train', '--device=cuda:99'], 'no CUDA device'),
     pytest.param(
         ['--train', '--device=cuda'],
         'no CUDA device',
