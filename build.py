@@ -285,6 +285,12 @@ def precision(config):
     return torch.bfloat16 if config.precision == 'bf16' or (config.precision == 'auto' and native()) else torch.float32
 
 
+def hardware(config):
+    """What a run computes on and in, for its log: 'cuda (NVIDIA H100), bfloat16'."""
+    where, dtype = device(config), str(precision(config)).removeprefix('torch.')
+    return f'{where} ({torch.cuda.get_device_name(where)}), {dtype}' if where.type == 'cuda' else f'{where}, {dtype}'
+
+
 def autocast(config):
     """The context of a training step for --precision, with weights in float32."""
     if precision(config) == torch.float32:  # torch.autocast is not there for every kind of device
@@ -402,12 +408,12 @@ def labels(config, indices):
     return None if chosen is None else torch.tensor([chosen[i % len(chosen)] for i in indices], device=device(config))
 
 
-def disagreements(config, stored, given=None):
+def disagreements(config, stored, origins=None):
     """One phrase for each of NETWORK_KEYS, and a learned variance, in which a config differs from a checkpoint's.
 
-    given: as of `adopt`, to name the flagfile that says so.
+    origins: {name: the flagfile that says it}, to name in the phrase.
     """
-    files = {key: f' in {path}' for key, path in (given or {}).items() if path}
+    files = {key: f' in {path}' for key, path in (origins or {}).items() if path}
     learned = any(learns_variance(side.get('var_type', 'fixedlarge')) for side in (vars(config), stored))
     return [
         f'--{key}={getattr(config, key)}{files.get(key, "")} (trained with {stored[key]})'
@@ -420,16 +426,17 @@ def disagreements(config, stored, given=None):
 def adopt(config, stored, given):
     """The config to use a checkpoint with: its network, and its sampler but for the flags in `given`.
 
-    config: of the flags. stored: dict of the checkpoint's. given: {name: flagfile it comes from, or ''} of the flags
-    that the user gave.
+    config: of the flags. stored: dict of the checkpoint's. given: names of the flags that the user gave; as a dict,
+    {name: the flagfile it comes from, or ''}.
 
     Raises UsageError if a given flag contradicts the checkpoint's network.
     """
     asked = SimpleNamespace(**{key: value for key, value in vars(config).items() if key in given})
-    wrong = disagreements(SimpleNamespace(**{**stored, **vars(asked)}), stored, given)
+    origins = given if isinstance(given, dict) else {}
+    wrong = disagreements(SimpleNamespace(**{**stored, **vars(asked)}), stored, origins)
     if wrong:
         remedy = 'leave the flag out'
-        if any(given.values()):
+        if any(origins.values()):
             remedy += ', or the flagfile: --logdir alone is enough'
         raise UsageError(f'the checkpoint is of another network than {", ".join(wrong)}: {remedy}')
     adopted = {key: stored[key] for key in (*NETWORK_KEYS, 'moments') if key in stored}

@@ -327,6 +327,8 @@ def run_modes(config, given, interrupted):
             config.sample or config.figure or config.nll or config.export or (config.eval and not config.images)
         ) and go_on():
             config, net, step = sample.restore(config, given)
+            where = config.ckpt or config.logdir
+            logging.info('%s: %s weights of step %s, on %s', where, config.weights, step, build.hardware(config))
         if config.sample and go_on():
             sample.sample(config, net, interrupted)
         if config.figure and go_on() and main_rank:

@@ -219,9 +219,8 @@ class Run:
     def describe(self):
         """Say what trains, on what, and where that is to be seen."""
         millions = sum(p.numel() for p in self.trained) / 1e6
-        where = self.device if self.device.type != 'cuda' else f'{self.device} ({torch.cuda.get_device_name()})'
-        kind = 'bfloat16' if build.precision(self.config) == torch.bfloat16 else 'float32'
-        logging.info('%.2f M parameters on %s, %s%s', millions, where, kind, ', compiled' if self.compiled else '')
+        compiled = ', compiled' if self.compiled else ''
+        logging.info('%.2f M parameters on %s%s', millions, build.hardware(self.config), compiled)
         logging.info('the run is in %s: tensorboard --logdir=%s', *2 * [shlex.quote(self.config.logdir)])
         if self.compiled:
             logging.info(build.COMPILING)
