@@ -87,7 +87,8 @@ def nll(config, net, step=None, interrupted=lambda: False):
         file.write(json.dumps(record) + '\n')
     t = np.array(sampler.timesteps)
     np.savez(os.path.join(folder, 'nll.npz'), t=t, **{name: values.numpy() for name, values in arrays.items()})
-    scored = f'{len(data)} images of {os.path.basename(os.path.abspath(config.dataset))} ({config.split})'
+    name = os.path.basename(os.path.abspath(config.dataset)).replace('$', r'\$')  # a folder's, which is no mathtext
+    scored = f'{len(data)} images of {name} ({config.split})'
     sample.save(os.path.join(folder, 'nll.png'), draw(t, result['L_T'], arrays['terms'], arrays['x0_mse'], scored))
     _report(config, record, len(t))
     return record

@@ -15,6 +15,7 @@ from runs import config_of, load, scalars
 import build
 import main
 import nll
+import picture
 import sample
 from model import ContextUNet, UNet
 
@@ -43,7 +44,9 @@ def last_record(folder):
 
 
 @pytest.mark.parametrize('name', ['learned', 'fixed'])
-def test_what_nll_says_and_writes(runs, cli, name):
+def test_what_nll_says_and_writes(runs, cli, monkeypatch, name):
+    titles, curves = [], picture.curves
+    monkeypatch.setattr(picture, 'curves', lambda *panels, title: titles.append(title) or curves(*panels, title=title))
     status, out, error = cli('--nll', f'--logdir={runs / name}')
     assert status == 0 and '24/24' in error  # 3 batches of 8 steps
     record = last_record(runs / name)
@@ -57,6 +60,8 @@ def test_what_nll_says_and_writes(runs, cli, name):
     assert record['L_0'] == pytest.approx(arrays['terms'][0]) and (arrays['x0_mse'] > 0).all()
     assert record['standard_error'] == pytest.approx(arrays['totals'].std(ddof=1) / math.sqrt(359))
     assert np.asarray(Image.open(runs / name / 'nll.png')).std() > 10
+    (title,) = titles
+    assert f'{record["bits_per_dim"]:.3f} bits/dim, the mean of 359 images of digits (test)' in title
 
 
 def test_the_bound_is_that_of_the_weights_and_the_noise_is_each_images_own(runs, tmp_path, cli):

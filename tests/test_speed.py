@@ -8,7 +8,6 @@ import platform
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 from absl.testing import flagsaver
@@ -95,44 +94,53 @@ def test_projections_of_time_are_not_tabulated_where_that_would_outgrow_the_netw
         assert largest_error(model(x, t), net(x, t.contiguous())) < 1e-5
 
 
-def test_compiled_in_float32():
-    net = unet([1], [0])
-    model = Inference(net, torch.float32)
-    model.compile()
+def test_a_call_and_a_chain_are_the_same_compiled_or_not():
+    config = config_of(*TINY, f'--T={T}')
     x, t, _ = inputs()
-    with torch.no_grad():
-        assert largest_error(model(x, t), net(x, t.contiguous())) < 1e-5
+    calls, images = [], []
+    for compiled in (True, False):
+        model = Inference(unet([1], []), torch.float32)
+        if compiled:
+            model.compile()
+        calls.append(model(x, t))
+        noise = sample.Noise(0, range(len(x)), x.shape[1:], x.device)
+        images.append(build.sampler(config, model)(noise(), noise=noise))
+    assert largest_error(*calls) < 1e-5 and largest_error(*images) < 1e-4
 
 
-def test_the_same_images_compiled_or_not(tmp_path, cli):
-    assert cli(*TINY, '--train', '--lr=0.01', f'--logdir={tmp_path / "run"}')[0] == 0
-    images = {}
+def test_batches_are_filled_up_to_the_size_that_is_compiled(monkeypatch):
+    config, net = config_of(*TINY, '--sample_batch_size=3'), unet([1], [])
+    config.channels = 3
+    sizes, forward = [], Inference.forward
+    monkeypatch.setattr(Inference, 'compile', lambda model: setattr(model, 'compiled', True))
+    monkeypatch.setattr(Inference, 'forward', lambda model, x, *args: sizes.append(len(x)) or forward(model, x, *args))
+    images = []
+    for config.compile, expected in (('off', {2, 3}), ('on', {3})):
+        sizes.clear()
+        chunks = list(sample.draw(config, net, list(range(5))))
+        assert [chunk for chunk, _ in chunks] == [[0, 1, 2], [3, 4]] and set(sizes) == expected
+        images.append(torch.cat([x_0 for _, x_0 in chunks]))
+    assert images[1].shape == (5, 3, 8, 8) and largest_error(*images) < 1e-4
+
+
+def test_a_compiled_run_takes_the_steps_of_one_that_is_not(tmp_path, cli):
+    weights = {}
     for compiled in ('on', 'off'):
-        out = tmp_path / compiled
-        argv = [
-            '--sample',
-            f'--logdir={tmp_path / "run"}',
-            '--num_images=5',
-            '--sample_batch_size=3',
-            '--precision=fp32',
-        ]
-        assert cli(*argv, f'--compile={compiled}', f'--out={out}')[0] == 0
-        images[compiled] = np.load(out / 'samples.npz')['arr_0'].astype(int)
-    assert images['on'].shape == (5, 8, 8, 1) and abs(images['on'] - images['off']).max() <= 1
+        argv = [*TINY, '--train', '--lr=0.01', f'--compile={compiled}', f'--logdir={tmp_path / compiled}']
+        assert cli(*argv)[0] == 0
+        weights[compiled] = load(tmp_path / compiled)['ema_model']
+    assert list(weights['on']) == list(weights['off'])  # no prefix of the compiler's
+    for key, value in weights['off'].items():
+        torch.testing.assert_close(value, weights['on'][key], atol=1e-4, rtol=0)
 
 
-def test_a_compiled_run_has_plain_keys_and_resumes_to_the_same_bits(tmp_path, cli):
-    argv = [*TINY, '--train', '--lr=0.01', '--compile=on']
+def test_a_compiled_run_resumes_to_the_same_bits(tmp_path, cli):
+    argv = [*TINY, '--dataset=moons', '--net=point_mlp', '--train', '--lr=0.01', '--compile=on']  # quick to compile
     assert cli(*argv, f'--logdir={tmp_path / "whole"}')[0] == 0
     assert cli(*argv, '--total_steps=2', f'--logdir={tmp_path / "parts"}')[0] == 0
     assert cli(*argv, f'--logdir={tmp_path / "parts"}')[0] == 0
     whole, parts = (without_logdir(load(tmp_path / name)) for name in ('whole', 'parts'))
     assert whole['step'] == 4 and not differences(whole, parts)
-    assert cli(*argv, '--compile=off', f'--logdir={tmp_path / "plain"}')[0] == 0
-    plain = load(tmp_path / 'plain')
-    assert list(plain['net_model']) == list(whole['net_model'])
-    for key, value in plain['ema_model'].items():
-        torch.testing.assert_close(value, whole['ema_model'][key], atol=1e-4, rtol=0)
 
 
 def test_auto_compiles_long_runs_alone(monkeypatch):
