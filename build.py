@@ -2,6 +2,8 @@
 
 import hashlib
 import math
+import os
+import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -130,6 +132,21 @@ def dataset(config, split='train'):
     return datasets.load(name, config.data_dir, config.img_size, split)
 
 
+def identity(config, split='train', data=None):
+    """What `dataset(config, split)` is, a dict as JSON can keep it, for caches made from it to be checked by.
+
+    data: that data set, if it is open already. A named one is not opened, which might download it: its name tells, and
+    the size of a database that the user brought. Raises DataError as `dataset`.
+    """
+    source = datasets.DATASETS.get(config.dataset)
+    if source is None:
+        return (data or dataset(config, split)).identity()
+    made = {'from': config.dataset, 'split': split, 'img_size': config.img_size, 'channels': source.channels}
+    if source.database and os.path.exists(path := source.database(config.data_dir, split)):
+        made['bytes'] = os.path.getsize(path)
+    return made
+
+
 def fit(config, data):
     """The config with what the data decides: channels, classes with --cond, mean and std with --prior=data.
 
@@ -179,10 +196,19 @@ def labelled(config):
     if not train.num_classes:
         raise datasets.DataError(f'{config.dataset} has no labels: --feature_net=classifier learns from labels')
     images, labels = loader.decode_all(train, config.num_workers, config.loader_timeout)
-    if config.dataset in datasets.DATASETS or config.test_dataset:
+    if _has_test(config):
         return images, labels, *loader.decode_all(dataset(config, 'test'), config.num_workers, config.loader_timeout)
     held_out = torch.arange(len(images)) % 10 == 9
     return images[~held_out], labels[~held_out], images[held_out], labels[held_out]
+
+
+def labelled_identity(config):
+    """What `labelled` gives, as `identity` says it. Raises DataError as `dataset`."""
+    return {**identity(config), 'test': identity(config, 'test') if _has_test(config) else None}
+
+
+def _has_test(config):
+    return config.dataset in datasets.DATASETS or bool(config.test_dataset)
 
 
 def is_native(config):
@@ -200,9 +226,13 @@ def device(config):
 
 def precision(config):
     """The dtype of --precision: bfloat16 where asked for or, with auto, where the hardware computes in it."""
-    on_gpu = device(config).type == 'cuda'
-    native = torch.cuda.is_bf16_supported(False) if on_gpu else torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if config.precision == 'bf16' or (config.precision == 'auto' and native) else torch.float32
+    bf16 = config.precision == 'bf16' or (config.precision == 'auto' and computes_bf16(device(config)))
+    return torch.bfloat16 if bf16 else torch.float32
+
+
+def computes_bf16(device):
+    """Whether a device computes in bfloat16 itself, rather than by way of float32, which takes many times as long."""
+    return torch.cuda.is_bf16_supported(False) if device.type == 'cuda' else torch.cpu._is_avx512_bf16_supported()
 
 
 def autocast(config):
@@ -231,11 +261,23 @@ def flops(config):
     return counter.get_total_flops()
 
 
-def check(config, training=False):
-    """Raise ValueError, naming what is wrong, where a config describes no network, sampler, device or trainer."""
+def check(config, training=False, drawing=True):
+    """Raise ValueError, naming what is wrong, if a config describes no device, or no trainer, network or sampler.
+
+    training, drawing: whether a trainer is wanted, and a network and sampler. Warns of a precision that is slow here.
+    """
     for key, value in vars(config).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f'{key} must be finite, not {value}')
+    where = device(config)
+    if config.precision == 'bf16' and not computes_bf16(where):
+        warnings.warn(  # once, though this is called again with the config of a checkpoint
+            f'--precision=bf16: this {where.type.upper()} does not compute in bf16 itself and may take ten times as '
+            'long as in fp32; without the flag the faster one is taken',
+            stacklevel=1,
+        )
+    if not drawing:
+        return
     if config.batch_size < distributed.world():
         raise ValueError(f'batch_size {config.batch_size} gives nothing to some of {distributed.world()} processes')
     for key, limit in (('T', 10**6), ('num_res_blocks', 100)):  # a damaged checkpoint may say anything
@@ -248,7 +290,6 @@ def check(config, training=False):
     if training:
         trainer(config, None)
     sampler(config, None)
-    device(config)
 
 
 def chosen_labels(config):

@@ -1,9 +1,12 @@
 """Data sets of images, named or any folder or zip, item by item; and of points in the plane."""
 
 import contextlib
+import hashlib
 import io
+import logging
 import math
 import os
+import re
 import zipfile
 from collections.abc import Callable
 from functools import partial
@@ -18,6 +21,7 @@ from PIL import Image, ImageOps
 EXTENSIONS = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
 FORMATS = ('PNG', 'JPEG', 'BMP', 'GIF', 'WEBP', 'TIFF', 'PPM')  # others, such as EPS, would start programs
 FILE_BYTES, PIXELS = 2**28, 2**26  # of an image: decoding it takes a few times as much memory
+RUN_PICTURE = re.compile(r'(?<![^/])((sample|figures)/[^/]+|nll|samples_(ema|net))\.png$')  # beside its ckpt.pt
 GREY_MODES = ('1', 'L', 'LA', 'I', 'I;16', 'I;16B')
 
 
@@ -32,6 +36,7 @@ class Source(NamedTuple):
     size: int | None = None  # of every image, where they have one
     crop: int | None = None  # side of the centre crop taken before resizing; None for the largest square
     points: bool = False
+    database: Callable = None  # (data_dir, split) -> the path of a file that the user brings; others are downloaded
 
 
 def _torchvision(name, *properties):
@@ -44,7 +49,15 @@ def _celeba(root, split):
 
 
 def _lsun(train, test):
-    return Source(lambda root, split: LMDB(os.path.join(root, 'lsun', test if split == 'test' else train)), 3, 0)
+    def folder(root, split):
+        return os.path.join(root, 'lsun', test if split == 'test' else train)
+
+    return Source(
+        lambda root, split: LMDB(folder(root, split)),
+        3,
+        0,
+        database=lambda root, split: os.path.join(folder(root, split), 'data.mdb'),
+    )
 
 
 def _digits(root, split):
@@ -134,7 +147,7 @@ class ImageFiles:
                 names = self._archive().namelist()
             except Exception as error:  # a broken table of contents makes zipfile raise nearly anything
                 raise DataError(f'cannot read {path} as a zip of images: {error}') from error
-        self.names = sorted(name for name in names if _is_image(name))
+        self.names = _images(names, path)
         if not self.names:
             raise DataError(f'no images in {path}: expected files ending in {" ".join(EXTENSIONS)}')
         tops = [name.replace(os.sep, '/').partition('/') for name in self.names]
@@ -167,6 +180,23 @@ class ImageFiles:
             raise ValueError(f'{image.width}x{image.height} pixels are more than {PIXELS}')
         return image, self.labels[i]
 
+    def identity(self):
+        """{'from': resolved path, 'count', 'files': a digest of names and sizes, with times or, in a zip, CRCs}.
+
+        No file is read. Times of modification count since uncompressed images of one shape are files of one size; a
+        copy elsewhere is another path anyway. What goes unnoticed: a file written anew with its size and time kept.
+        """
+        digest = hashlib.sha256()
+        for name in self.names:
+            if self._is_zip:
+                info = self._archive().getinfo(name)
+                marks = info.file_size, info.CRC
+            else:
+                status = os.stat(os.path.join(self.path, name))
+                marks = status.st_size, int(status.st_mtime)  # some file systems keep no more than seconds
+            digest.update(repr((name.replace(os.sep, '/'), *marks)).encode(errors='surrogateescape'))
+        return {'from': os.path.realpath(self.path), 'count': len(self), 'files': digest.hexdigest()}
+
     def looks_grey(self):
         """Whether 64 images spread over the set are all stored without colour."""
         picked = {len(self) * k // 64 for k in range(64)}
@@ -176,6 +206,29 @@ class ImageFiles:
 def _is_image(name):
     parts = name.replace(os.sep, '/').split('/')
     return name.lower().endswith(EXTENSIONS) and not any(part.startswith(('.', '__MACOSX')) for part in parts)
+
+
+def _images(names, path):
+    """The images among the files of a folder or zip, sorted; of the pictures that this program writes, samples alone.
+
+    Raises DataError if its samples lie among other images, or a run with its previews and figures does.
+    """
+    images, present = sorted(name for name in names if _is_image(name)), set(names)
+
+    def beside(name, other):
+        return name.removesuffix(os.path.basename(name)) + other in present
+
+    grids = {name for name in images if os.path.basename(name) == 'grid.png' and beside(name, '000000.png')}
+    if grids:
+        logging.info('%s: leaving out %s, a picture of the images beside it', path, ', '.join(sorted(grids)))
+    images = [name for name in images if name not in grids]
+    for name in images:
+        if beside(name, 'samples.json') and not re.fullmatch(r'\d+\.png', os.path.basename(name)):
+            raise DataError(f'{path}: {name} is no sample, but lies among those of --sample: move it elsewhere')
+        run = RUN_PICTURE.sub('ckpt.pt', name.replace(os.sep, '/'))
+        if run != name and {run, run.replace('/', os.sep)} & present:
+            raise DataError(f'{path}: {name} is a picture that a run has drawn: name a folder of images alone')
+    return images
 
 
 def read_item(items, i, use):
@@ -209,6 +262,15 @@ class Images:
 
     def __len__(self):
         return len(self.items)
+
+    def identity(self):
+        """What these images are, as JSON can keep it, for a cache made from them to be checked by."""
+        return {
+            **self.items.identity(),
+            'img_size': self.img_size,
+            'channels': self.channels,
+            'classes': self.items.classes,
+        }
 
     def _decode(self, image, label):
         image = upright(image, self.channels)

@@ -28,6 +28,7 @@ import evaluate
 import figure
 import interop
 import nll
+import reference
 import sample
 import train
 from checkpoint import CheckpointError
@@ -36,7 +37,7 @@ from diffusion import PARAMETERISATIONS, VAR_TYPES
 from model import ARCHS
 from objective import LOSSES, T_SAMPLERS
 from schedules import SCHEDULES, SPACINGS
-from score import FEATURE_NETS, PROTOCOLS, ScoreError
+from score import FEATURE_NETS, PROTOCOLS, ScoreError, full_fp32
 
 FLAGS = flags.FLAGS
 
@@ -260,10 +261,17 @@ def main(argv):
             if not any(getattr(config, mode) for mode in MODES):
                 raise ValueError(f'nothing to do: add {" or ".join(f"--{mode}" for mode in MODES)}')
             if not config.import_ckpt:
-                build.check(config, config.train)
-        run_modes(config, given, interrupted)
+                build.check(config, config.train, config.train or draws(config))
+            exact = build.precision(config) == torch.float32
+        with full_fp32(build.device(config)) if exact else contextlib.nullcontext():
+            run_modes(config, given, interrupted)
         signum = distributed.highest(interrupted.signum or 0)
     return 128 + signum if signum else 0
+
+
+def draws(config):
+    """Whether a mode asked for uses the network of a checkpoint; --images and --stats do without."""
+    return bool(config.sample or config.figure or config.nll or config.export or (config.eval and not config.images))
 
 
 def run_modes(config, given, interrupted):
@@ -277,9 +285,7 @@ def run_modes(config, given, interrupted):
         config = import_run(config, given)
     if config.train:
         train.train(config, flagfile(config), interrupted)
-    if (
-        config.sample or config.figure or config.nll or config.export or (config.eval and not config.images)
-    ) and go_on():
+    if draws(config) and go_on():
         with exits(2, ValueError):
             config, net, step = sample.restore(config, given)
     if config.sample and go_on():
@@ -291,13 +297,13 @@ def run_modes(config, given, interrupted):
         with exits(2, ValueError):  # of points, or of steps that the chain does not have
             nll.nll(config, net, step, interrupted)
     if config.stats and go_on() and main_rank:
-        evaluate.build_reference(config)
+        reference.build_reference(config)
     if config.eval and go_on():
         with exits(1, ValueError):  # of images that cannot be scored
             if not config.images:
                 evaluate.evaluate(config, net, step, interrupted)
             elif main_rank:
-                evaluate.evaluate_images(config)
+                evaluate.evaluate_images(config, given)
     if config.export and go_on() and main_rank:
         with exits(2, ValueError):  # of a model that the format cannot represent
             print(f'{interop.export(config, net, step)}: the {config.weights} weights of step {step}')

@@ -17,6 +17,7 @@ import build
 import distributed
 import picture
 import sample
+import score
 from dataset import DataError
 from diffusion import extract
 from inference import Inference
@@ -61,7 +62,8 @@ def nll(config, net, step=None, interrupted=lambda: False):
             bar.update()
             return not interrupted()
 
-        bound = estimate(sampler, _batches(config, data, size, share), len(data), p, config.seed, advance)
+        with score.full_fp32(device):
+            bound = estimate(sampler, _batches(config, data, size, share), len(data), p, config.seed, advance)
     if distributed.any_rank(bound is None):
         return None
     bound.reduce(distributed.all_sum)
