@@ -5,6 +5,8 @@ import functools
 import hashlib
 import logging
 import math
+import os
+import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -185,6 +187,22 @@ def check_classes(config, data):
         )
 
 
+def identity(config, split='train', data=None):
+    """What `dataset(config, split)` is, a dict as JSON can keep it, for caches made from it to be checked by.
+
+    data: that data set, if it is open already. A named one is not opened, which might download it: its name tells, and
+    the size of a database that the user brought. Raises DataError as `dataset`.
+    """
+    source = datasets.DATASETS.get(config.dataset)
+    if source is None:
+        return (data or dataset(config, split)).identity()
+    channels = source.channels if config.image_channels == 'auto' else int(config.image_channels)
+    made = {'from': config.dataset, 'split': split, 'img_size': config.img_size, 'channels': channels}
+    if source.database and os.path.exists(path := source.database(config.data_dir, split)):
+        made['bytes'] = os.path.getsize(path)
+    return made
+
+
 def fit(config, data):
     """The config with what the data decides: channels, classes with --cond, mean and std with --prior=data.
 
@@ -240,11 +258,20 @@ def labelled(config):
     if not train.num_classes:
         raise datasets.DataError(f'{config.dataset} has no labels: --feature_net=classifier learns from labels')
     images, labels = loader.decode_all(train, config.num_workers, config.loader_timeout)
-    if config.dataset in datasets.DATASETS or config.test_dataset:
+    if _has_test(config):
         test = dataset(config, 'test', like=train)
         return images, labels, *loader.decode_all(test, config.num_workers, config.loader_timeout)
     held_out = torch.arange(len(images)) % 10 == 9
     return images[~held_out], labels[~held_out], images[held_out], labels[held_out]
+
+
+def labelled_identity(config):
+    """What `labelled` gives, as `identity` says it. Raises DataError as `dataset`."""
+    return {**identity(config), 'test': identity(config, 'test') if _has_test(config) else None}
+
+
+def _has_test(config):
+    return config.dataset in datasets.DATASETS or bool(config.test_dataset)
 
 
 def is_native(config):
@@ -281,8 +308,13 @@ NATIVE_BF16 = {'cuda': lambda: torch.cuda.is_bf16_supported(False), 'cpu': torch
 
 def precision(config):
     """The dtype of --precision: bfloat16 where asked for or, with auto, where the hardware computes in it."""
-    native = NATIVE_BF16.get(device(config).type, lambda: False)
-    return torch.bfloat16 if config.precision == 'bf16' or (config.precision == 'auto' and native()) else torch.float32
+    native = computes_bf16(device(config))
+    return torch.bfloat16 if config.precision == 'bf16' or (config.precision == 'auto' and native) else torch.float32
+
+
+def computes_bf16(device):
+    """Whether a device computes in bfloat16 itself, rather than by way of float32, which takes many times as long."""
+    return NATIVE_BF16.get(device.type, lambda: False)()
 
 
 def hardware(config):
@@ -345,11 +377,17 @@ def flops(config):
 
 
 @usage()
-def check(config, training=False):
-    """Raise UsageError, naming what is wrong, where a config describes no network, sampler, device or trainer."""
+def check(config, training=False, drawing=True):
+    """Raise UsageError, naming what is wrong, if a config describes no device, or no trainer, network or sampler.
+
+    training, drawing: whether a trainer is wanted, and a network and sampler. Warns of a precision that is slow here.
+    """
     for key, value in vars(config).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f'{key} must be finite, not {value}')
+    _check_device(config)
+    if not drawing:
+        return
     for key, limit in (('T', 10**6), ('num_res_blocks', 100)):  # a damaged checkpoint may say anything
         if not 1 <= getattr(config, key) <= limit:
             raise ValueError(f'{key} must be between 1 and {limit}, not {getattr(config, key)}')
@@ -359,10 +397,19 @@ def check(config, training=False):
         _check_batch(config)
         trainer(config, None)
     sampler(config, None)
-    kind = device(config).type
-    if config.precision == 'bf16' and not torch.amp.is_autocast_available(kind):
-        raise ValueError(f'--precision=bf16: torch has no autocast for {kind}; use --precision=fp32')
-    if config.compile == 'on' and (failure := compile_failure(kind)):
+
+
+def _check_device(config):
+    where = device(config)
+    if config.precision == 'bf16' and not torch.amp.is_autocast_available(where.type):
+        raise ValueError(f'--precision=bf16: torch has no autocast for {where.type}; use --precision=fp32')
+    if config.precision == 'bf16' and not computes_bf16(where):
+        warnings.warn(  # once, though this is called again with the config of a checkpoint
+            f'--precision=bf16: this {where.type.upper()} does not compute in bf16 itself and may take ten times as '
+            'long as in fp32; without the flag the faster one is taken',
+            stacklevel=1,
+        )
+    if config.compile == 'on' and (failure := compile_failure(where.type)):
         raise ValueError(f'--compile=on: torch.compile does not work here ({failure}). {TO_COMPILE}; or --compile=off')
 
 

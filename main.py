@@ -30,6 +30,7 @@ import events
 import figure
 import interop
 import nll
+import reference
 import sample
 import train
 from checkpoint import CheckpointError
@@ -39,7 +40,7 @@ from errors import OutOfMemory, UsageError, memory, usage
 from model import ARCHS
 from objective import LOSSES, T_SAMPLERS
 from schedules import SCHEDULES, SPACINGS
-from score import FEATURE_NETS, PROTOCOLS, ScoreError
+from score import FEATURE_NETS, PROTOCOLS, ScoreError, full_fp32
 
 FLAGS = flags.FLAGS
 ORIGINS = {}  # name of a flag -> the flagfile it comes from
@@ -292,7 +293,9 @@ def main(argv):
     failures = OSError, CheckpointError, DataError, ScoreError, FloatingPointError, OutOfMemory, distributed.LostRank
     with exits(2, UsageError), exits(1, *failures), distributed.joined():
         check(config)
-        run_modes(config, given, interrupted)
+        exact = build.precision(config) == torch.float32
+        with full_fp32(build.device(config)) if exact else contextlib.nullcontext():
+            run_modes(config, given, interrupted)
         signum = distributed.highest(interrupted.signum or 0)
     return 128 + signum if signum else 0
 
@@ -307,7 +310,12 @@ def check(config):
     if not any(getattr(config, mode) for mode in MODES):
         raise UsageError(f'nothing to do: add {" or ".join(f"--{mode}" for mode in MODES)}')
     if not config.import_ckpt:
-        build.check(config, config.train)
+        build.check(config, config.train, config.train or draws(config))
+
+
+def draws(config):
+    """Whether a mode asked for uses the network of a checkpoint; --images and --stats do without."""
+    return bool(config.sample or config.figure or config.nll or config.export or (config.eval and not config.images))
 
 
 def run_modes(config, given, interrupted):
@@ -323,9 +331,7 @@ def run_modes(config, given, interrupted):
         with memory('lower --batch_size or raise --grad_accum'):
             train.train(config, flagfile(config), interrupted)
     with memory('lower --sample_batch_size'):
-        if (
-            config.sample or config.figure or config.nll or config.export or (config.eval and not config.images)
-        ) and go_on():
+        if draws(config) and go_on():
             config, net, step = sample.restore(config, given)
             where = config.ckpt or config.logdir
             logging.info('%s: %s weights of step %s, on %s', where, config.weights, step, build.hardware(config))
@@ -336,13 +342,13 @@ def run_modes(config, given, interrupted):
         if config.nll and go_on() and (record := nll.nll(config, net, step, interrupted)):
             events.note(sample.folder(config), step, events.scores_of(record))
         if config.stats and go_on() and main_rank:
-            evaluate.build_reference(config)
+            reference.build_reference(config)
         if config.eval and go_on():
             if not config.images:
                 if record := evaluate.evaluate(config, net, step, interrupted):
                     events.note(sample.folder(config), step, events.scores_of(record))
             elif main_rank:
-                evaluate.evaluate_images(config)
+                evaluate.evaluate_images(config, given)
         if config.export and go_on() and main_rank:
             print(f'{interop.export(config, net, step)}: the {config.weights} weights of step {step}')
 

@@ -72,7 +72,8 @@ def nll(config, net, step=None, interrupted=lambda: False):
             bar.update()
             return not interrupted()
 
-        bound = estimate(sampler, _batches(config, data, size, share), len(data), p, config.seed, advance)
+        with score.full_fp32(device):
+            bound = estimate(sampler, _batches(config, data, size, share), len(data), p, config.seed, advance)
     if distributed.any_rank(bound is None):
         return None
     bound.reduce(distributed.all_sum)

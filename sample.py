@@ -182,7 +182,26 @@ def _restored(config, given, path, weights, state):
         checkpoint.check_weights(build.network(config).state_dict(), weights, path)
     net = build.network(config)
     net.load_state_dict(weights)
+    _hint(config, stored, state.get('step'))
     return config, net.eval().to(build.device(config)), state.get('step')
+
+
+def _hint(config, stored, step):
+    """Warn of weights that draw poorly however well the run goes. stored: the config of the checkpoint."""
+    left = stored.get('ema_decay', config.ema_decay) ** (step or 0)  # what the average holds of what it began with
+    if config.weights == 'ema' and step and left > 0.1:
+        logging.warning(
+            'the averaged weights of step %d are still %.0f%% those that the run began with: --weights=net may draw '
+            'better until it has trained for longer, or with a lower --ema_decay',
+            step,
+            100 * left,
+        )
+    always_labelled = stored.get('p_uncond', 0.1) == 0 and stored.get('p_uncond_schedule', 'constant') == 'constant'
+    if config.num_classes and always_labelled and (config.guidance != 1 or config.figure == 'guidance'):
+        logging.warning(
+            'guidance needs a network trained without labels too, and this one has not been (--p_uncond=0): what it '
+            'draws at --guidance other than 1 means nothing'
+        )
 
 
 def sample(config, net, interrupted=lambda: False):

@@ -8,6 +8,7 @@ import progress
 
 from .files import ScoreError, Unscorable, atomic_write, file_sha256, load_torch
 from .images import unit_range
+from .source import from_text, to_text
 
 FEATURE_DIM = 128
 
@@ -86,10 +87,11 @@ def train_classifier(images, labels, *, seed=0, steps=1000, batch_size=128, devi
     return network.eval().requires_grad_(False)
 
 
-def cache_classifier(path, data, *, seed=0, steps=1000, device='cpu'):
-    """Trains a classifier and writes it to `path` with its image shape, classes and test accuracy.
+def cache_classifier(path, data, *, source=None, seed=0, steps=1000, device='cpu'):
+    """Trains a classifier and writes it to `path` with its image shape, classes, test accuracy and source.
 
-    data: (images, labels, test_images, test_labels), uint8 [N, C, H, W] and int64 [N].
+    data: (images, labels, test_images, test_labels), uint8 [N, C, H, W] and int64 [N]. source: what they are, for
+    `check_source`, or None.
     """
     images, labels, test_images, test_labels = data
     network = train_classifier(images, labels, seed=seed, steps=steps, device=device)
@@ -98,6 +100,7 @@ def cache_classifier(path, data, *, seed=0, steps=1000, device='cpu'):
         'shape': list(images.shape[1:]),
         'num_classes': network.fc.out_features,
         'test_accuracy': accuracy(network, test_images, test_labels),
+        **({} if source is None else {'source': to_text(source)}),
     }
     with atomic_write(path) as f:
         torch.save(saved, f)
@@ -106,16 +109,17 @@ def cache_classifier(path, data, *, seed=0, steps=1000, device='cpu'):
 def load_classifier(path):
     """The cached classifier in eval mode on the CPU, what was written with it, and the SHA-256 of its file.
 
-    Returns (network, {'shape', 'num_classes', 'test_accuracy'}, digest). Raises ScoreError for a missing, damaged or
-    different file.
+    Returns (network, {'shape', 'num_classes', 'test_accuracy', 'source'}, digest). Raises ScoreError for a missing,
+    damaged or different file.
     """
     saved = load_torch(path)
     try:
         info = {key: saved[key] for key in ('shape', 'num_classes', 'test_accuracy')}
+        info['source'] = from_text(saved['source']) if 'source' in saved else None
         with torch.device('meta'):  # no draw from the global generator for weights to be replaced
             network = Classifier(info['shape'][0], info['num_classes'])
         network.load_state_dict(saved['state'], strict=True, assign=True)
-    except (KeyError, IndexError, RuntimeError, TypeError, AttributeError) as error:
+    except (KeyError, IndexError, RuntimeError, TypeError, AttributeError, ValueError) as error:
         reason = ' '.join(str(error).split())[:160]
         raise ScoreError(f'{path}: not a cached classifier ({reason}); delete it and train it anew') from None
     return network.eval().requires_grad_(False), info, file_sha256(path)

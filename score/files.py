@@ -25,8 +25,8 @@ def file_sha256(path):
     return digest.hexdigest()
 
 
-def check_writable(path):
-    """ScoreError where a missing `path` could not be written: before the hours that making its content may take."""
+def check_writable(path, why='is missing'):
+    """ScoreError where `path` could not be written: before the hours that making its content may take."""
     folder = Path(path).parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def check_writable(path):
     except OSError as error:
         reason = error.strerror
     if reason:
-        raise ScoreError(f'{path} is missing, and {folder} cannot be written ({reason}): make it writable')
+        raise ScoreError(f'{path} {why}, and {folder} cannot be written ({reason}): make it writable')
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from conftest import ROOT, TINY, spawn
 from runs import config_of, load, one_line
 
 import build
-import evaluate
 import main
+import reference
 
 CONFIGS = sorted((ROOT / 'config').glob('*.txt'))
 # What w86763777/pytorch-ddpm's own flagfile says, each of its lines.
@@ -42,7 +42,7 @@ def test_each_config_describes_a_run_and_opens_with_its_command(path):
 
 def test_cifar10_is_pytorch_ddpms(flagfile):
     theirs, ours = config_of(f'--flagfile={flagfile}'), config_of(f'--flagfile={ROOT}/config/CIFAR10.txt')
-    assert os.path.normpath(theirs.fid_cache) == evaluate.reference_path(ours)
+    assert os.path.normpath(theirs.fid_cache) == reference.path_of(ours)
     different = {'train', 'fid_cache', 'num_images'}  # the last is the default of --eval
     assert {key for key, value in vars(ours).items() if value != getattr(theirs, key)} == different
 

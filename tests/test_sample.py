@@ -33,6 +33,32 @@ def logdir(tmp_path_factory):
     return folder
 
 
+@pytest.mark.parametrize('weights, decay, hint', [('ema', 0.9999, True), ('ema', 0.5, False), ('net', 0.9999, False)])
+def test_an_average_that_is_still_noise_is_named(tmp_path, cli, weights, decay, hint):
+    logdir = f'--logdir={tmp_path}'
+    assert cli(*TINY, '--train', logdir, f'--ema_decay={decay}')[0] == 0
+    status, _, error = cli('--sample', logdir, '--num_images=1', f'--weights={weights}')
+    said = 'the averaged weights of step 4 are still 100% those that the run began with: --weights=net may draw better'
+    assert status == 0 and (said in error) == hint
+
+
+@pytest.mark.parametrize(
+    'trained, drawn, warned',
+    [
+        (['--p_uncond=0'], ['--guidance=2'], True),
+        (['--p_uncond=0'], ['--guidance=0'], True),
+        (['--p_uncond=0'], [], False),
+        (['--p_uncond=0', '--p_uncond_schedule=linear'], ['--guidance=2'], False),
+        ([], ['--guidance=2'], False),
+    ],
+)
+def test_guidance_that_was_not_trained_for(tmp_path, cli, trained, drawn, warned):
+    logdir = f'--logdir={tmp_path}'
+    assert cli(*TINY, '--train', '--cond', logdir, *trained)[0] == 0
+    status, _, error = cli('--sample', logdir, '--num_images=1', *drawn)
+    assert status == 0 and ('guidance needs a network trained without labels too' in error) == warned
+
+
 def images_in(folder):
     return np.load(folder / 'samples.npz')['arr_0']
 
