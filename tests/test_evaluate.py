@@ -242,7 +242,7 @@ def test_where_statistics_are_kept():
 )
 def test_what_cannot_be_scored(here, cli, argv, phrase):
     zeros = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
-    npz_of(zeros[:1], 'one.npz')
+    npz_of(zeros[:1] + 9, 'one.npz')
     npz_of(torch.zeros(3, 1, 16, 16, dtype=torch.uint8), 'large.npz')
     np.savez('float.npz', arr_0=np.zeros((3, 8, 8, 1)))
     content = bytearray(npz_of(zeros, here / 'flipped.npz').read_bytes())
