@@ -363,6 +363,8 @@ def adopt(config, stored, given):
     Raises ValueError where a given flag contradicts the checkpoint's network.
     """
     asked = SimpleNamespace(**{key: value for key, value in vars(config).items() if key in given})
+    if getattr(asked, 'image_channels', 'auto') != 'auto':
+        asked.channels = int(asked.image_channels)
     wrong = disagreements(SimpleNamespace(**{**stored, **vars(asked)}), stored)
     if wrong:
         raise ValueError(f'the checkpoint is of another network than {", ".join(wrong)}: leave the flag out')

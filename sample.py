@@ -6,6 +6,7 @@ Image i is a function of (seed, i): its noise comes from the generator of its bl
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 import zipfile
@@ -20,6 +21,7 @@ import build
 import checkpoint
 import distributed
 import picture
+from dataset import shown
 from inference import Inference
 
 BLOCK = 64  # images a generator draws the noise of: one each is too slow on a GPU
@@ -171,6 +173,9 @@ def sample(config, net, interrupted=lambda: False):
     set cannot be read.
     """
     out = config.out or os.path.join(folder(config), 'samples')
+    if config.num_classes:
+        names = build.label_names(config)
+        logging.info('labels in turn: %s', shown([names[y] for y in build.chosen_labels(config)]))
     (_sample_points if build.of_points(config) else _sample_images)(config, net, out, interrupted)
 
 
