@@ -479,6 +479,8 @@ def adopt(config, stored, given):
     Raises UsageError if a given flag contradicts the checkpoint's network.
     """
     asked = SimpleNamespace(**{key: value for key, value in vars(config).items() if key in given})
+    if getattr(asked, 'image_channels', 'auto') != 'auto':
+        asked.channels = int(asked.image_channels)
     origins = given if isinstance(given, dict) else {}
     wrong = disagreements(SimpleNamespace(**{**stored, **vars(asked)}), stored, origins)
     if wrong:

@@ -23,6 +23,7 @@ import checkpoint
 import distributed
 import picture
 import progress
+from dataset import shown
 from errors import UsageError, usage
 from inference import Inference
 
@@ -216,6 +217,9 @@ def sample(config, net, interrupted=lambda: False):
     """
     out = config.out or os.path.join(folder(config), 'samples')
     config = SimpleNamespace(**{**vars(config), 'num_images': config.num_images or NUM_IMAGES})
+    if config.num_classes:
+        names = build.label_names(config)
+        logging.info('labels in turn: %s', shown([names[y] for y in build.chosen_labels(config)]))
     (_sample_points if build.of_points(config) else _sample_images)(config, net, out, interrupted)
 
 

@@ -82,6 +82,8 @@ def test_names_are_kept_and_chosen_by(run, tmp_path, cli):
     for asked, labels in (('12,1', [11, 0]), ('2', [1]), ('all', list(range(12)))):
         adopted.labels = asked
         assert list(build.chosen_labels(adopted)) == labels
+    status, _, error = cli('--sample', f'--logdir={tmp_path / "run"}', '--labels=12,3', '--num_images=2')
+    assert status == 0 and 'labels in turn: 12 3' in error
     status, _, error = cli('--sample', f'--logdir={tmp_path / "run"}', '--labels=0')  # no class is called so
     assert status == 2 and one_line(error).endswith('--labels=0: the classes are 1 2 3 ... 12')
 

@@ -93,8 +93,10 @@ def refusals(files, asked, headers):
 
 
 def check(rng, folder, monkeypatch):
-    """One set: returns whether it was read, or refused."""
+    """One set: returns what became of it."""
     path, files = random_set(rng, folder)
+    if any(shown and shown.deep and 63 < shown.rgb.max() < 65 for _, _, shown, _ in files.values()):
+        return 'left out'  # as dark as is allowed, to rounding
     asked, background = rng.choice(['auto', '1', '3']), str(rng.choice(['white', 'black']))
     asked = 'auto' if asked == 'auto' else int(asked)
     headers = int(rng.choice([1, 4096]))
@@ -129,7 +131,7 @@ def test_random_sets(tmp_path, monkeypatch):
     warnings.simplefilter('ignore')
     logging.disable()
     seed = int.from_bytes(os.urandom(6), 'big') if TIMES else 0
-    counts = {'read': 0, 'refused': 0}
+    counts = {'read': 0, 'refused': 0, 'left out': 0}
     try:
         for i in range(TIMES or 200):
             folder = tmp_path / str(i)
@@ -141,4 +143,4 @@ def test_random_sets(tmp_path, monkeypatch):
     finally:
         logging.disable(logging.NOTSET)
     print(counts)
-    assert min(counts.values()) > 0
+    assert min(counts['read'], counts['refused']) > 0 and counts['left out'] < 0.1 * sum(counts.values())

@@ -9,7 +9,9 @@ import image_files
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 from PIL import Image
+from runs import load, one_line
 
 import dataset
 import imagefiles
@@ -230,3 +232,28 @@ def test_several_images_in_one_file_are_refused_and_a_photo_with_a_preview_is_no
     (tmp_path / 'a.gif').unlink()
     frames[0].save(tmp_path / 'a.jpg', 'MPO', save_all=True, append_images=frames[1:])
     assert dataset.load(str(tmp_path), '', 8)[0][0].float().mean() == pytest.approx(10, abs=2)
+
+
+def test_channels_and_background_are_flags_that_a_run_keeps(tmp_path, cli):
+    image = Image.new('LA', (8, 8), (0, 0))
+    image.paste((128, 255), (2, 2, 6, 6))
+    path = files_of(tmp_path / 'set', **{f'{i}_png': image for i in range(8)})
+    flags = [
+        *TINY,
+        '--train',
+        f'--dataset={path}',
+        '--channels=3',
+        '--background=black',
+        f'--logdir={tmp_path / "run"}',
+    ]
+    status, _, error = cli(*flags)
+    assert status == 0 and 'set, train: 8 images of 8x8, colour, transparency on black, no classes' in error
+    config = load(tmp_path / 'run')['config']
+    assert (config['channels'], config['image_channels'], config['background']) == (3, '3', 'black')
+    assert {'--channels=3', '--background=black'} <= set((tmp_path / 'run' / 'flagfile.txt').read_text().split())
+    status, _, error = cli(f'--flagfile={tmp_path / "run" / "flagfile.txt"}', '--total_steps=5')
+    assert status == 0 and load(tmp_path / 'run')['step'] == 5
+    assert cli('--sample', f'--logdir={tmp_path / "run"}', '--num_images=1')[0] == 0
+    assert Image.open(tmp_path / 'run' / 'samples' / '000000.png').mode == 'RGB'
+    status, _, error = cli('--sample', f'--logdir={tmp_path / "run"}', '--channels=1')
+    assert status == 2 and '--channels=1 (trained with 3)' in one_line(error)
