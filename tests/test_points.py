@@ -61,7 +61,7 @@ def test_training_writes_what_it_does_of_images(logdir, cli):
     assert state['x_T'].shape == (50, 2) and state['net_model']['label_embeddings.0.weight'].shape == (3, 32)
     assert Image.open(logdir / 'sample' / '2.png').size == Image.open(logdir / 'sample' / '4.png').size
     assert list(scalars(logdir, 'sample')) == [2, 4] and list(scalars(logdir, 'SW_EMA')) == [4]
-    assert cli(f'--flagfile={logdir / "flagfile.txt"}', '--total_steps=6')[0] == 0 and load(logdir)['step'] == 6
+    assert cli(f'--flagfile={logdir / "flagfile.txt"}', '--train', '--total_steps=6')[0] == 0 and load(logdir)['step'] == 6
 
 
 def test_what_sampling_writes(logdir, cli):
