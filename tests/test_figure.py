@@ -1,6 +1,7 @@
 """Each picture of a diffusion, from a digits checkpoint, tile by tile against what it should show."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -124,9 +125,11 @@ def test_interpolation_lies_between_two_real_images(logdir, draw):
     assert max(steps) < abs(far[:, 11] - far[:, 1]).mean()  # the same noise for every lambda
 
 
-def test_figures_go_to_tensorboard_too_and_lie_beside_the_checkpoint(logdir, cli):
-    assert cli('--figure=forward', f'--logdir={logdir / "digits"}')[0] == 0
-    folder = logdir / 'digits'
+def test_figures_go_to_tensorboard_too_and_lie_beside_the_checkpoint(logdir, tmp_path, cli):
+    folder = tmp_path / 'run'
+    folder.mkdir()
+    shutil.copy(logdir / 'digits' / 'ckpt.pt', folder)
+    assert cli('--figure=forward', f'--logdir={folder}')[0] == 0
     assert os.listdir(folder / 'figures') == ['forward.png'] and list(scalars(folder, 'figure/forward')) == [4]
 
 

@@ -136,14 +136,14 @@ def test_it_is_part_of_the_weights_and_a_fixed_one_is_not(runs, tmp_path, cli):
     for var_type in ('fixedsmall', 'learned'):
         status, _, error = cli('--sample', f'--logdir={runs / "learned"}', f'--var_type={var_type}')
         assert status == 2 and f'--var_type={var_type} (trained with learned_range)' in error.strip().splitlines()[-1]
-    argv = [f'--flagfile={runs / "learned" / "flagfile.txt"}', '--total_steps=22']
+    argv = [f'--flagfile={runs / "learned" / "flagfile.txt"}', '--train', '--total_steps=22']
     status, _, error = cli(*argv, '--loss=mse', '--var_type=fixedlarge')
     assert status == 1 and '--var_type=fixedlarge (trained with learned_range)' in error.strip().splitlines()[-1]
     argv = ['--sample', f'--logdir={runs / "fixed"}', f'--out={tmp_path}', '--num_images=1']
     assert cli(*argv, '--var_type=fixedsmall')[0] == 0
     status, _, error = cli(*argv, '--var_type=learned')
     assert status == 2 and '--var_type=learned (trained with fixedlarge)' in error.strip().splitlines()[-1]
-    argv = [f'--flagfile={runs / "fixed" / "flagfile.txt"}', '--total_steps=20']
+    argv = [f'--flagfile={runs / "fixed" / "flagfile.txt"}', '--train', '--total_steps=20']
     assert cli(*argv, '--var_type=fixedsmall')[0] == 0
 
 
