@@ -19,9 +19,11 @@ from objective import LOSSES
 
 # What decides the meaning of the weights: a checkpoint is used with these as it was trained. So is a learned variance.
 NETWORK_KEYS = (
-    'net', 'arch', 'ch', 'ch_mult', 'attn', 'num_res_blocks', 'img_size', 'channels', 'num_classes',
+    'net', 'arch', 'ch', 'ch_mult', 'attn', 'head_dim', 'num_res_blocks', 'img_size', 'channels', 'num_classes',
     'T', 'beta_1', 'beta_T', 'schedule', 'mean_type',
 )  # fmt: skip
+# What configs of older checkpoints leave out, and what it was then.
+UNSAID = {'head_dim': 0}
 # What a checkpoint suggests and a flag given by the user overrides.
 SAMPLER_KEYS = ('var_type', 'sample_steps', 'spacing', 'eta', 'clip_denoised', 'prior')
 LABEL_KEYS = ('labels', 'guidance')
@@ -35,7 +37,7 @@ class Network(NamedTuple):
 
 def _unet(config):
     shape = (config.ch, config.ch_mult, config.attn, config.num_res_blocks, config.dropout)
-    return UNet(config.T, *shape, arch=config.arch, **_of_images(config))
+    return UNet(config.T, *shape, arch=config.arch, head_dim=config.head_dim, **_of_images(config))
 
 
 def _context_unet(config):
@@ -275,8 +277,14 @@ def labels(config, indices):
     return None if chosen is None else torch.tensor([chosen[i % len(chosen)] for i in indices], device=device(config))
 
 
+def _complete(stored):
+    """A checkpoint's config with what older ones leave out; pytorch-ddpm's have none, and the flags speak."""
+    return {**UNSAID, **stored} if 'T' in stored else stored
+
+
 def disagreements(config, stored):
     """One phrase for each of NETWORK_KEYS, and a learned variance, in which a config differs from a checkpoint's."""
+    stored = _complete(stored)
     learned = any(learns_variance(side.get('var_type', 'fixedlarge')) for side in (vars(config), stored))
     return [
         f'--{key}={getattr(config, key)} (trained with {stored[key]})'
@@ -292,6 +300,7 @@ def adopt(config, stored, given):
 
     Raises ValueError where a given flag contradicts the checkpoint's network.
     """
+    stored = _complete(stored)
     asked = SimpleNamespace(**{key: value for key, value in vars(config).items() if key in given})
     wrong = disagreements(SimpleNamespace(**{**stored, **vars(asked)}), stored)
     if wrong:
