@@ -25,9 +25,11 @@ from objective import LOSSES
 
 # What decides the meaning of the weights: a checkpoint is used with these as it was trained. So is a learned variance.
 NETWORK_KEYS = (
-    'net', 'arch', 'ch', 'ch_mult', 'attn', 'num_res_blocks', 'img_size', 'channels', 'num_classes',
+    'net', 'arch', 'ch', 'ch_mult', 'attn', 'head_dim', 'num_res_blocks', 'img_size', 'channels', 'num_classes',
     'T', 'beta_1', 'beta_T', 'schedule', 'mean_type',
 )  # fmt: skip
+# What configs of older checkpoints leave out, and what it was then.
+UNSAID = {'head_dim': 0}
 # What a checkpoint suggests and a flag given by the user overrides.
 SAMPLER_KEYS = ('var_type', 'sample_steps', 'spacing', 'eta', 'clip_denoised', 'prior')
 LABEL_KEYS = ('labels', 'guidance')
@@ -41,7 +43,7 @@ class Network(NamedTuple):
 
 def _unet(config):
     shape = (config.ch, config.ch_mult, config.attn, config.num_res_blocks, config.dropout)
-    return UNet(config.T, *shape, arch=config.arch, **_of_images(config))
+    return UNet(config.T, *shape, arch=config.arch, head_dim=config.head_dim, **_of_images(config))
 
 
 def _context_unet(config):
@@ -455,12 +457,18 @@ def labels(config, indices):
     return None if chosen is None else torch.tensor([chosen[i % len(chosen)] for i in indices], device=device(config))
 
 
+def _complete(stored):
+    """A checkpoint's config with what older ones leave out; pytorch-ddpm's have none, and the flags speak."""
+    return {**UNSAID, **stored} if 'T' in stored else stored
+
+
 def disagreements(config, stored, origins=None):
     """One phrase for each of NETWORK_KEYS, and a learned variance, in which a config differs from a checkpoint's.
 
     origins: {name: the flagfile that says it}, to name in the phrase.
     """
     files = {key: f' in {path}' for key, path in (origins or {}).items() if path}
+    stored = _complete(stored)
     learned = any(learns_variance(side.get('var_type', 'fixedlarge')) for side in (vars(config), stored))
     return [
         f'--{key}={getattr(config, key)}{files.get(key, "")} (trained with {stored[key]})'
@@ -478,6 +486,7 @@ def adopt(config, stored, given):
 
     Raises UsageError if a given flag contradicts the checkpoint's network.
     """
+    stored = _complete(stored)
     asked = SimpleNamespace(**{key: value for key, value in vars(config).items() if key in given})
     if getattr(asked, 'image_channels', 'auto') != 'auto':
         asked.channels = int(asked.image_channels)

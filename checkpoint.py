@@ -4,6 +4,8 @@ import contextlib
 import errno
 import logging
 import os
+import pickle
+import re
 import shutil
 import time
 import zipfile
@@ -103,6 +105,23 @@ def _first_line(error):
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+# What pickle calls what NumPy's values are made by.
+NUMPY = {'scalar': ', a NumPy number such as np.float64', '_reconstruct': ', a NumPy array'}
+
+
+def _unreadable(path, error):
+    """CheckpointError for what torch.load raised: the type it will not make, in place of its paragraphs on it."""
+    foreign = re.search(r'GLOBAL (\S+)', str(error))
+    if not isinstance(error, pickle.UnpicklingError) or not foreign:
+        return CheckpointError(f'{path} is damaged or no checkpoint ({_first_line(error)})')
+    name = foreign[1]
+    what = NUMPY.get(name.rpartition('.')[2], '') if name.startswith('numpy.') else ''
+    return CheckpointError(
+        f'{path} holds {name}{what}: other types than tensors and plain values may run code and are not read; '
+        'if you trust it, load it elsewhere and save its state dicts alone'
+    )
+
+
 def load(path, map_location='cpu', repair=False):
     """The state at `path` or, where that is missing or damaged, with a warning the one at `previous(path)`.
 
@@ -158,7 +177,7 @@ def read(path, map_location='cpu'):
         # A damaged header can make zipfile, torch or the unpickler raise nearly anything.
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f'{path} is damaged or no checkpoint ({_first_line(error)})') from error
+        raise _unreadable(path, error) from error
 
 
 @contextlib.contextmanager
@@ -177,8 +196,14 @@ def blamed(path, *errors):
         ) from error
 
 
+def unwrapped(weights):
+    """A state dict with the names that the network has outside of DistributedDataParallel and its like."""
+    return {key.removeprefix('module.'): value for key, value in weights.items()}
+
+
 def load_weights(module, weights, path):
     """Load a state dict into `module`, strictly; `path` names its file in the error. Raises as `check_weights`."""
+    weights = unwrapped(weights)
     check_weights(module.state_dict(), weights, path)
     module.load_state_dict(weights)
 

@@ -88,6 +88,7 @@ flags.DEFINE_enum('arch', 'pytorch_ddpm', list(ARCHS), 'details of the network: 
 flags.DEFINE_integer('ch', 128, 'channels of the first level', lower_bound=1)
 _int_list('ch_mult', [1, 2, 2, 2], "each level's multiple of --ch")
 _int_list('attn', [1], 'levels with attention, counted from 0; the middle always has it')
+flags.DEFINE_integer('head_dim', 0, 'channels of each head of attention, 0 for a single head', lower_bound=0)
 flags.DEFINE_integer('num_res_blocks', 2, 'residual blocks of each level', lower_bound=1)
 flags.DEFINE_float('dropout', 0.1, 'dropout rate in residual blocks', lower_bound=0, upper_bound=1)
 _section('Diffusion')
@@ -159,7 +160,7 @@ flags.DEFINE_integer(
     'keep_every', 0, 'steps between checkpoints kept for good as ckpt-<step>.pt, 0 for none', lower_bound=0
 )
 _section('Sampling from a checkpoint')
-flags.DEFINE_string('ckpt', '', 'checkpoint to use instead of the one in --logdir')
+flags.DEFINE_string('ckpt', '', 'checkpoint, or folder with a ckpt.pt, to use instead of the one in --logdir')
 flags.DEFINE_enum('weights', 'ema', ['ema', 'net'], 'averaged weights or the last ones')
 flags.DEFINE_integer('num_images', None, 'images to draw, by default 100, or 50,000 for --eval to score', lower_bound=1)
 flags.DEFINE_integer('sample_batch_size', 128, 'images drawn at once, 0 for as many as fit the device', lower_bound=0)

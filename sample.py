@@ -152,6 +152,8 @@ def batch_that_fits(config, sampler):
 
 def folder(config):
     """Where the checkpoint lies."""
+    if os.path.isdir(config.ckpt):
+        return config.ckpt
     return os.path.dirname(config.ckpt) if config.ckpt else config.logdir
 
 
@@ -160,13 +162,25 @@ def restore(config, given):
 
     Raises FileNotFoundError or CheckpointError where it cannot be read, UsageError where given flags contradict it.
     """
-    path = config.ckpt or os.path.join(config.logdir, 'ckpt.pt')
+    path = config.ckpt or config.logdir
+    if not config.ckpt or os.path.isdir(path):
+        path = os.path.join(path, 'ckpt.pt')
+    beside = [os.path.join(os.path.dirname(path), name) for name in ('model_index.json', 'config.json')]
+    if path.endswith('.safetensors') or (any(map(os.path.exists, beside)) and not os.path.exists(path)):
+        raise FileNotFoundError(f'{config.ckpt or path} is no checkpoint of this program: {_import_it(config)}')
     state = checkpoint.load(path)
     kind = f'{config.weights}_model'
     if kind not in state:
-        raise checkpoint.CheckpointError(f'{path} holds no {kind}: it has {", ".join(map(str, state))}')
+        raise checkpoint.CheckpointError(
+            f'{path} holds no {kind}, its first keys are {", ".join(map(str, list(state)[:3]))}: '
+            f'if it is a state dict, {_import_it(config)}'
+        )
     with checkpoint.blamed(path):
-        return _restored(config, given, path, state[kind], state)
+        return _restored(config, given, path, checkpoint.unwrapped(state[kind]), state)
+
+
+def _import_it(config):
+    return f'begin a run of it with --import_ckpt={config.ckpt or config.logdir} --logdir=NEW'
 
 
 def _restored(config, given, path, weights, state):

@@ -1,8 +1,10 @@
 """Checkpoints: what is kept, and what is no checkpoint."""
 
+import argparse
 import os
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 
@@ -36,6 +38,22 @@ def test_missing_and_foreign_files(tmp_path):
         archive.writestr('readme.txt', 'not a checkpoint')
     with pytest.raises(CheckpointError, match='damaged or no checkpoint'):
         checkpoint.load(str(tmp_path / 'ckpt.pt'))
+
+
+@pytest.mark.parametrize('legacy', [False, True])
+@pytest.mark.parametrize(
+    'value, said',
+    [
+        (argparse.Namespace(lr=1), 'holds argparse.Namespace: '),
+        (np.float64(1), r'holds numpy\.\S*scalar, a NumPy number such as np.float64: '),
+        (np.zeros(2), r'holds numpy\.\S*_reconstruct, a NumPy array: '),
+    ],
+)
+def test_a_foreign_type_is_named_in_one_plain_line(tmp_path, value, said, legacy):
+    torch.save({'loss': value}, tmp_path / 'ckpt.pt', _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(CheckpointError, match=f'ckpt.pt {said}') as raised:
+        checkpoint.read(str(tmp_path / 'ckpt.pt'))
+    assert str(raised.value).isprintable() and len(str(raised.value)) < 250 + len(str(tmp_path))
 
 
 def test_a_file_that_holds_something_else_is_no_checkpoint(tmp_path):

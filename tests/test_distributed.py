@@ -60,6 +60,21 @@ def test_training_equals_one_process(tmp_path, world, flags):
         assert abs(one - many).max() <= 1
 
 
+@pytest.mark.parametrize('flags', ['', '--loss=hybrid --var_type=learned_range --t_sampler=loss_aware'])
+def test_compiled_training_on_two_ranks_equals_one_process_uncompiled(tmp_path, flags):
+    flags = [*WIDE, '--lr=1e-3', '--batch_size=64', '--train', *flags.split()]
+    alone = Forked(*flags, '--compile=off', '--logdir', tmp_path / 'one', log=tmp_path / 'log')
+    ranks = Ranks(2, *flags, '--compile=on', '--logdir', tmp_path / 'two', log=tmp_path / 'log')
+    assert (alone.status(), ranks.status(timeout=600)) == (0, [0, 0]), alone.error() + ranks.error()
+    losses = [scalars(tmp_path / run, 'loss') for run in ('one', 'two')]
+    assert losses[0].keys() == losses[1].keys() == set(range(1, 21))
+    for step, loss in losses[0].items():
+        assert losses[1][step] == pytest.approx(loss, rel=1e-4), step
+    for kind in ('net_model', 'ema_model'):
+        assert largest_error(*(network(tmp_path / run, kind) for run in ('two', 'one'))) < 1e-4
+    assert not any('module.' in key or '_orig_mod' in key for key in load(tmp_path / 'two')['net_model'])
+
+
 def test_a_streamed_data_set_is_shared_without_overlap_or_loss(tmp_path, folder_of_images, monkeypatch):
     flags = [*WIDE, '--train', f'--dataset={folder_of_images}', '--img_size=8', '--batch_size=5', '--num_workers=1']
     alone = Forked(*flags, '--logdir', tmp_path / 'one', log=tmp_path / 'log', before=stream)
