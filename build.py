@@ -136,21 +136,29 @@ def dataset(config, split='train', like=None):
     Raises DataError as `dataset.load`, where there is no such split, and where it has classes or colour that `like`
     has not.
     """
-    name, channels = config.dataset, config.image_channels
-    if split == 'test' and name not in datasets.DATASETS:
-        name = config.test_dataset
-        if not name:
-            raise datasets.DataError(f'{config.dataset} has no test split of its own: name one with --test_dataset')
-    if like is not None and like.channels == 3:
-        channels = 3
-    data = datasets.load(name, config.data_dir, config.img_size, split, channels, config.background)
-    data.arrange(_class_names(config, data) if like is None else like.classes)
+    name = _name(config, split)
+    data = _opened(config, split, 3 if like is not None and like.channels == 3 else config.image_channels, like)
     if like is not None and data.classes != like.classes:
         found, known = (datasets.listed(classes) for classes in (data.classes[like.num_classes :], like.classes))
         raise datasets.DataError(f'{name} has {found}, {config.dataset} has {known}: name its folders alike')
     if like is not None and data.channels != like.channels:
         raise datasets.DataError(f'{name} is in colour, {config.dataset} is grey: --channels=3 takes both as colour')
     logging.info('%s, %s: %s', name, split, data)
+    return data
+
+
+def _name(config, split):
+    if split == 'train' or config.dataset in datasets.DATASETS:
+        return config.dataset
+    if not config.test_dataset:
+        raise datasets.DataError(f'{config.dataset} has no test split of its own: name one with --test_dataset')
+    return config.test_dataset
+
+
+def _opened(config, split, channels, like=None):
+    name = _name(config, split)
+    data = datasets.load(name, config.data_dir, config.img_size, split, channels, config.background)
+    data.arrange(_class_names(config, data) if like is None else like.classes)
     return data
 
 
@@ -197,7 +205,7 @@ def identity(config, split='train', data=None):
     """
     source = datasets.DATASETS.get(config.dataset)
     if source is None:
-        return (data or dataset(config, split)).identity()
+        return (data or _opened(config, split, config.image_channels)).identity()
     channels = source.channels if config.image_channels == 'auto' else int(config.image_channels)
     made = {'from': config.dataset, 'split': split, 'img_size': config.img_size, 'channels': channels}
     if source.database and os.path.exists(path := source.database(config.data_dir, split)):

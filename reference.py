@@ -22,8 +22,8 @@ def load_feature_net(config):
     weights, source = config.inception_weights or None, None
     if config.feature_net == 'classifier':
         weights = f'{_stem(config)}.classifier.pt'
-        # Other ranks take what rank 0 leaves: their copies of the files may have other times.
-        source = None if distributed.rank() else build.labelled_identity(config)
+        # Other ranks take what the first of their machine leaves.
+        source = None if distributed.local_rank() else build.labelled_identity(config)
     return score.FEATURE_NETS[config.feature_net](
         weights,
         protocol=config.fid_protocol,
@@ -50,9 +50,12 @@ def _split(config):
 def _stem(config):
     """stats/cifar10, stats/mnist32 or, since folders of one name are many, stats/faces-64-<hash of their paths>."""
     if config.dataset in DATASETS:
-        return os.path.join('stats', config.dataset + ('' if build.is_native(config) else str(config.img_size)))
+        size = '' if build.is_native(config) else str(config.img_size)
+        colour = '' if config.image_channels == 'auto' else f'-{config.image_channels}channels'
+        return os.path.join('stats', config.dataset + size + colour)
     paths = [os.path.realpath(path) for path in (config.dataset, config.test_dataset) if path]
-    digest = hashlib.sha256(repr(paths).encode(errors='surrogateescape')).hexdigest()
+    read = (*paths, config.image_channels, config.background)
+    digest = hashlib.sha256(repr(read).encode(errors='surrogateescape')).hexdigest()
     name = os.path.basename(os.path.abspath(config.dataset)).removesuffix('.zip')
     return os.path.join('stats', f'{name[:64]}-{config.img_size}-{digest[:6]}')
 
@@ -69,7 +72,7 @@ def load(config, feature_net, checked=True):
     if os.path.exists(path):
         try:
             statistics = score.load_statistics(path, feature_net)
-            if checked and statistics.source and not distributed.rank():
+            if checked and statistics.source and not distributed.local_rank():
                 score.check_source(path, statistics.source, build.identity(config, split))
             return statistics
         except score.StaleError as error:

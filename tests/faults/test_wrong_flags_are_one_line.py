@@ -32,7 +32,6 @@ USAGE = [
     (['--train', '--eta=1.5'], 'eta'),
     (['--train', '--eta=-0.1'], 'eta'),
     (['--train', '--sample_steps=9'], 'between 1 and T = 8, not 9'),
-    (['--train', '--sample_steps=8', '--spacing=quad'], 'distinct steps'),
     (['--train', '--batch_size=-1'], 'batch_size'),
     (['--train', '--img_size=0'], 'img_size'),
     (['--sample', '--num_images=0'], 'num_images'),
