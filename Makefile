@@ -32,11 +32,11 @@ pictures: $(STAMP)
 
 # A process per core: the tests keep to one thread each.
 test: $(STAMP)
-	$(RUN) -m pytest --numprocesses=auto --dist=worksteal
+	$(RUN) -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal
 
 # What depends on the kernels of the CPU, on those of one without AVX-512 and bf16.
 test-avx2: $(STAMP)
-	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(RUN) -m pytest --numprocesses=auto --dist=worksteal \
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(RUN) -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal \
 	    tests/test_model.py tests/test_diffusion.py tests/test_sample.py tests/test_score*.py tests/test_speed.py -k "not compiled"
 
 test-browser: $(STAMP)-browser

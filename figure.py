@@ -56,7 +56,7 @@ def forward(config, net, interrupted):
     x_0 = build.some(config, build.dataset(config), min(config.num_images or SAMPLES, SAMPLES))
     sample.diffuse(config, sampler, x_0, observe=film)
     rows = torch.stack([x_t for (x_t,) in film.frames.values()], dim=1)  # [n, times, C, H, W]
-    return picture.table(rows, [f'$t = {t}$' for t in film.frames], ['$x_t$'] * len(rows))
+    return picture.table(rows, [f'$t = {t}$' for t in film.frames], ['$x_t$'] * len(rows), group=1)
 
 
 def guidance(config, net, interrupted):
@@ -95,7 +95,7 @@ def interpolate(config, net, interrupted):
             return None
         rows.append(torch.cat([a[None], denoised, b[None]]))
     titles = ['source', 'rec.', *(rf'$\lambda = {tenths / 10}$' for tenths in range(1, 10)), 'rec.', 'source']
-    return picture.table(rows, titles, [f'$t = {t}$'] * len(rows))
+    return picture.table(rows, titles, [f'$t = {t}$'] * len(rows), group=1)
 
 
 def _denoise(config, net, indices, interrupted, x=None, y=None, start=None):

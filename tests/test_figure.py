@@ -92,7 +92,7 @@ def test_progressive_of_few_steps_shows_them_all(draw):
 
 
 def test_forward_goes_from_the_data_to_noise(logdir, draw):
-    tiles = draw('forward', 4, 10)
+    tiles = draw('forward', 4, 10, group=1)
     config, _ = restored(logdir)
     real = build.some(config, build.dataset(config), 4)
     assert np.array_equal(tiles[:, 0], uint8(real))
@@ -113,13 +113,13 @@ def test_guidance_is_of_each_label_and_weight_from_one_noise(logdir, draw):
 
 
 def test_interpolation_lies_between_two_real_images(logdir, draw):
-    near = draw('interpolate', 4, 13, '--figure_t=1')
+    near = draw('interpolate', 4, 13, '--figure_t=1', group=1)
     config, _ = restored(logdir)
     real = uint8(build.some(config, build.dataset(config), 8))
     assert np.array_equal(near[:, 0], real[:4]) and np.array_equal(near[:, -1], real[4:])
     middle = (near[:, 0] + near[:, -1]) / 2
     assert abs(near[:, 6] - middle).mean() < abs(near[:, 1] - middle).mean()  # after one noising: nearly the mean
-    far = draw('interpolate', 4, 13, '--figure_t=20')
+    far = draw('interpolate', 4, 13, '--figure_t=20', group=1)
     assert abs(far[:, 1] - real[:4]).mean() > 2 * abs(near[:, 1] - real[:4]).mean()
     steps = [abs(far[:, j + 1] - far[:, j]).mean() for j in range(1, 11)]
     assert max(steps) < abs(far[:, 11] - far[:, 1]).mean()  # the same noise for every lambda
