@@ -187,13 +187,23 @@ def go_on_with_classes(config, data):
     config.class_names = data.classes
 
 
+def check_channels(config, data):
+    """Raise DataError where images of a data set have other channels than the network of a config."""
+    if data.channels != config.channels:
+        found, wanted = ('grey' if n == 1 else 'in colour' for n in (data.channels, config.channels))
+        raise datasets.DataError(
+            f'the images of the data set are {found}, those of the checkpoint {wanted}: '
+            f'--channels={config.channels} takes them as {wanted}'
+        )
+
+
 def check_classes(config, data):
     """Raise DataError where the labels of a data set are not those that the network of a config was trained on."""
     known = config.num_classes if config.class_names is None else len(config.class_names)
     if config.num_classes and data.num_classes != known:
         raise datasets.DataError(
-            f'{config.dataset} has {datasets.listed(data.classes[known:] or data.classes)}, the checkpoint was trained '
-            f'on {datasets.listed(label_names(config))}'
+            f'the data set has {datasets.listed(data.classes[known:] or data.classes)}, the checkpoint was trained on '
+            f'{datasets.listed(label_names(config))}'
         )
 
 

@@ -85,7 +85,9 @@ def interpolate(config, net, interrupted):
     t = config.figure_t or sampler.T // 2
     if t > sampler.T:
         raise UsageError(f'--figure_t={t}: the checkpoint has T = {sampler.T} steps')
-    pairs = build.some(config, build.dataset(config), 2 * SAMPLES).chunk(2)
+    data = build.dataset(config)
+    build.check_channels(config, data)
+    pairs = build.some(config, data, 2 * SAMPLES).chunk(2)
     x_t = sample.diffuse(config, sampler, torch.cat(pairs), stop=t).chunk(2)
     quadruples, rows = list(zip(*pairs, *x_t, strict=True)), []
     for i, (a, b, a_t, b_t) in enumerate(progress.bar(quadruples, 'interpolating', unit='pair')):

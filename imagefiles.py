@@ -235,8 +235,8 @@ def survey(items, background='white'):
     deep = [i for i, is_deep in zip(seen, deep, strict=True) if is_deep]
     if deep and all(read_item(items, i, brightest) < DARK for i in spread(deep, LOOKED_AT)):
         raise DataError(
-            f'{items.path}: {items.names[deep[0]]} and the others of 16 bits have no value above {256 * DARK - 1} of '
-            '65535: if they hold fewer bits, scale these to 16, else save the images in 8 bits'
+            f'{items.path}: no image of 16 bits, such as {items.names[deep[0]]}, has a value above {256 * DARK - 1} of '
+            '65535: if fewer bits are used, scale them to 16, else save the images in 8 bits'
         )
     looked_at = spread(range(len(items)), LOOKED_AT)
     blank = [items.names[i] for i in looked_at if read_item(items, i, is_blank)]

@@ -19,7 +19,6 @@ import picture
 import progress
 import sample
 import score
-from dataset import DataError
 from diffusion import extract
 from errors import UsageError, usage
 from inference import Inference
@@ -53,12 +52,7 @@ def nll(config, net, step=None, interrupted=lambda: False):
         p = chances(sampler.alphas_bar[sampler.timesteps], steps)
     with distributed.first_here():  # to download
         data = build.dataset(config, config.split)
-    if data.channels != config.channels:
-        found, wanted = ('grey' if n == 1 else 'in colour' for n in (data.channels, config.channels))
-        raise DataError(
-            f'the images of {config.dataset} are {found}, those of the checkpoint {wanted}: '
-            f'--channels={config.channels} takes them as {wanted}'
-        )
+    build.check_channels(config, data)
     build.check_classes(config, data)
     size = config.sample_batch_size or sample.batch_that_fits(config, sampler)
     share = range(len(data))[distributed.share(len(data))]

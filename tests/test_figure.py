@@ -10,7 +10,7 @@ import torch
 from absl.testing import flagsaver
 from conftest import TINY
 from PIL import Image
-from runs import config_of, scalars
+from runs import config_of, one_line, scalars
 
 import build
 import figure
@@ -151,3 +151,9 @@ def test_an_interrupted_figure_writes_nothing(logdir, tmp_path):
         config.figure, config.out = kind, str(tmp_path / kind)
         figure.figure(config, net, 4, lambda: True)
         assert not (tmp_path / kind).exists()
+
+
+def test_images_of_another_kind_are_refused(logdir, cli, folder_of_images):
+    argv = ['--figure=interpolate', f'--logdir={logdir / "digits"}', f'--dataset={folder_of_images}']
+    status, _, error = cli(*argv)
+    assert status == 1 and 'are in colour, those of the checkpoint grey: --channels=1 takes' in one_line(error)
