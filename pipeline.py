@@ -160,9 +160,9 @@ def drawing_code(config):
     """
     in_parts = config['num_classes'] or learns_variance(config['var_type'])
     few = {'sample_steps': min(50, config['T']), 'eta': 0.0}
-    ways = [_way(config, '--sample', in_parts)]
+    ways = [_way(config, in_parts)]
     if scheduler_name(config) == 'DDPM':
-        ways.append(_way({**config, **few}, '--sample --sample_steps={sample_steps} --eta=0'.format(**few), in_parts))
+        ways.append(_way({**config, **few}, in_parts))
     if not in_parts:
         return FROM_PIPELINES.format(ways='\n'.join(ways))
     filled = {'labels': '', 'images': 4, 'with_labels': '', 'ways': '\n'.join(ways)}
@@ -172,7 +172,10 @@ def drawing_code(config):
     return FROM_PARTS.format(**{**config, **filled})
 
 
-def _way(config, flags, in_parts):
+def _way(config, in_parts):
+    clip = '--clip_denoised' if config['clip_denoised'] else '--noclip_denoised'
+    told = ' '.join(f'--{key}={config[key]}' for key in ('sample_steps', 'spacing', 'eta', 'var_type'))
+    flags = f'--sample {told} {clip}'
     if why := misfit(config):
         return f'\n# {flags}: not with diffusers, for {why}'
     steps, name = config['sample_steps'] or config['T'], scheduler_name(config)
