@@ -134,14 +134,12 @@ def dataset(config, split='train'):
 def fit(config, data):
     """The config with what the data decides: channels, classes with --cond, mean and std with --prior=data.
 
-    Raises DataError where --net is not for such data, a batch is larger than all of it, --cond finds no labels or more
-    than --num_classes, or --labels names others.
+    Raises DataError where --net is not for such data, --cond finds no labels or more than --num_classes, or --labels
+    names others.
     """
     if of_points(config) != isinstance(data, datasets.Points):
         fitting = ' or '.join(name for name, kind in NETWORKS.items() if kind.of_points != of_points(config))
         raise datasets.DataError(f'--net={config.net} is not for {config.dataset}: use --net={fitting}')
-    if len(data) < config.batch_size:
-        raise datasets.DataError(f'--batch_size={config.batch_size} is more than the {len(data)} {data.unit} there are')
     num_classes = (config.num_classes or data.num_classes) if config.cond else 0
     if config.cond and not 0 < data.num_classes <= num_classes:
         raise datasets.DataError(f'--cond with {num_classes} classes: {config.dataset} has {data.num_classes}')

@@ -306,10 +306,10 @@ def run_modes(config, given, interrupted):
         with memory('lower --batch_size or raise --grad_accum'):
             train.train(config, flagfile(config), interrupted)
     with memory('lower --sample_batch_size'):
-        if (
-            config.sample or config.figure or config.nll or config.export or (config.eval and not config.images)
-        ) and go_on():
+        draws = config.sample or config.figure or config.nll or (config.eval and not config.images)
+        if (draws or config.export) and go_on():
             config, net, step = sample.restore(config, given)
+        if draws and go_on():
             where = config.ckpt or config.logdir
             logging.info('%s: %s weights of step %s, on %s', where, config.weights, step, build.hardware(config))
         if config.sample and go_on():

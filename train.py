@@ -25,6 +25,7 @@ import checkpoint
 import distributed
 import evaluate
 import sample
+from dataset import DataError
 from errors import memory
 from events import Log, Silence
 
@@ -40,6 +41,8 @@ def train(config, flagfile='', interrupted=lambda: False):
     with distributed.main_first():  # to download
         data = build.dataset(config)
     config = build.fit(config, data)
+    if len(data) < config.batch_size:
+        raise DataError(f'--batch_size={config.batch_size} is more than the {len(data)} {data.unit} there are')
     build.check(config, training=True)
     with contextlib.nullcontext() if distributed.rank() else checkpoint.exclusive(config.logdir):
         os.makedirs(os.path.join(config.logdir, 'sample'), exist_ok=True)
