@@ -226,10 +226,9 @@ def identity(config, split='train', data=None):
 def fit(config, data):
     """The config with what the data decides: channels, classes with --cond, mean and std with --prior=data.
 
-    Raises DataError where the data set has fewer items than a batch, --net is not for such data, --cond finds no labels
-    or more than --num_classes, or --labels names others.
+    Raises DataError where --net is not for such data, --cond finds no labels or more than --num_classes, or --labels
+    names others.
     """
-    loader.check_batch_size(data, config.batch_size)
     if of_points(config) != isinstance(data, datasets.Points):
         fitting = ' or '.join(name for name, kind in NETWORKS.items() if kind.of_points != of_points(config))
         raise datasets.DataError(f'--net={config.net} is not for {config.dataset}: use --net={fitting}')

@@ -24,6 +24,7 @@ import build
 import checkpoint
 import distributed
 import evaluate
+import loader
 import sample
 from errors import memory
 from events import Log, Silence
@@ -40,6 +41,7 @@ def train(config, flagfile='', interrupted=lambda: False):
     with distributed.first_here():  # to download
         data = build.dataset(config)
     config = build.fit(config, data)
+    loader.check_batch_size(data, config.batch_size)
     build.check(config, training=True)
     with contextlib.nullcontext() if distributed.rank() else checkpoint.exclusive(config.logdir):
         os.makedirs(os.path.join(config.logdir, 'sample'), exist_ok=True)
