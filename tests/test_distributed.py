@@ -56,7 +56,8 @@ def test_training_equals_one_process(tmp_path, world, flags):
 
 
 @pytest.mark.parametrize(
-    'flags', ['--dataset=moons --net=point_mlp --ch=32', '--loss=hybrid --var_type=learned_range --t_sampler=loss_aware']
+    'flags',
+    ['--dataset=moons --net=point_mlp --ch=32', '--loss=hybrid --var_type=learned_range --t_sampler=loss_aware'],
 )
 def test_compiled_training_on_two_ranks_equals_one_process_uncompiled(tmp_path, flags):
     flags = [*WIDE, '--lr=1e-3', '--batch_size=64', '--train', *flags.split()]
