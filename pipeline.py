@@ -175,7 +175,7 @@ def drawing_code(config):
 def _way(config, in_parts):
     clip = '--clip_denoised' if config['clip_denoised'] else '--noclip_denoised'
     told = ' '.join(f'--{key}={config[key]}' for key in ('sample_steps', 'spacing', 'eta', 'var_type'))
-    flags = f'--sample {told} {clip}'
+    flags = f'--sample {told} {clip}' + ' --labels=all --guidance=1' * bool(config['num_classes'])
     if why := misfit(config):
         return f'\n# {flags}: not with diffusers, for {why}'
     steps, name = config['sample_steps'] or config['T'], scheduler_name(config)
