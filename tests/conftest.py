@@ -7,6 +7,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 import json
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -42,10 +43,14 @@ def cli(capsys):
         with flagsaver.flagsaver():
             for name in list(flags.FLAGS):
                 flags.FLAGS[name].present = 0
+            handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
             try:
                 status = main.main(main.parse_flags(['main.py', *map(str, argv)]))
             except SystemExit as error:
                 status = error.code
+            finally:  # else a signal to pytest would be taken for one to a run that has ended
+                for signum, handler in handlers.items():
+                    signal.signal(signum, handler)
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 
