@@ -74,13 +74,14 @@ def table(rows, titles, names, group=None):
 def plot(rows, titles=(), names=(), arrows=()):
     """Scatter plots of points [N, 2], one list of them per row, all on one scale.
 
+    The narrowest cloud is shown whole, the widest at least for the most part, or the narrowest could not be made out.
     arrows: of time, one above each row, as matplotlib's arrow styles '->' and '<-'.
     """
     side = 4 if len(rows) == len(rows[0]) == 1 else 1.6
     figure, axes = _panels(len(rows), len(rows[0]), side, side + 0.2 * bool(arrows))
-    reach = max(
-        panel.abs().flatten().kthvalue(math.ceil(0.99 * panel.numel()))[0].item() for row in rows for panel in row
-    )
+    extents = [panel.abs().flatten().sort().values for row in rows for panel in row]
+    whole, most = ([extent[math.ceil(share * len(extent)) - 1] for extent in extents] for share in (0.995, 0.85))
+    reach = 1.1 * max(min(whole), max(most)).item()
     for row, panels in enumerate(rows):
         for ax, panel in zip(axes[row], panels, strict=True):
             ax.scatter(*panel.T.cpu().numpy(), s=min(8, 4000 / len(panel)), linewidths=0, color=f'C{row}', alpha=0.6)
