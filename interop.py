@@ -11,11 +11,11 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 from safetensors.torch import save_file
-from tqdm import tqdm
 
 import build
 import formats
 import pipeline
+import progress
 import sample
 from checkpoint import CheckpointError, blamed, load_weights
 from diffusion import GaussianDiffusionSampler
@@ -154,7 +154,7 @@ def _fetch(url, part):
     with response, open(part, 'ab' if response.status == 206 else 'wb') as file:
         left = int(response.headers.get('Content-Length', 0))
         came = 0  # counted here, for a bar switched off by TQDM_DISABLE counts nothing
-        with tqdm(total=left, unit='B', unit_scale=True, desc=part.stem) as bar:
+        with progress.bar(total=left, unit='B', unit_scale=True, desc=part.stem) as bar:
             while chunk := response.read(1 << 20):
                 came += file.write(chunk)
                 bar.update(len(chunk))

@@ -311,12 +311,12 @@ def check(config):
     if not any(getattr(config, mode) for mode in MODES):
         raise UsageError(f'nothing to do: add {" or ".join(f"--{mode}" for mode in MODES)}')
     if not config.import_ckpt:
-        build.check(config, config.train, config.train or draws(config))
+        build.check(config, config.train, config.train or draws(config) or bool(config.export))
 
 
 def draws(config):
-    """Whether a mode asked for uses the network of a checkpoint; --images and --stats do without."""
-    return bool(config.sample or config.figure or config.nll or config.export or (config.eval and not config.images))
+    """Whether a mode asked for draws or scores with the network of a checkpoint; --images and --stats do without."""
+    return bool(config.sample or config.figure or config.nll or (config.eval and not config.images))
 
 
 def run_modes(config, given, interrupted):
@@ -332,8 +332,9 @@ def run_modes(config, given, interrupted):
         with memory('lower --batch_size or raise --grad_accum'):
             train.train(config, flagfile(config), interrupted)
     with memory('lower --sample_batch_size'):
-        if draws(config) and go_on():
+        if (draws(config) or config.export) and go_on():
             config, net, step = sample.restore(config, given)
+        if draws(config) and go_on():
             where = config.ckpt or config.logdir
             logging.info('%s: %s weights of step %s, on %s', where, config.weights, step, build.hardware(config))
         if config.sample and go_on():
