@@ -78,8 +78,9 @@ def colour(shown, background):
 
 def is_borderline(shown, background, auto):
     """Whether it depends on rounding if an image of 16 bits is too dark or, with channels=auto, is in colour."""
-    faint = auto and (shown.deep or shown.alpha is not None) and 0 < colour(shown, background) < 3
-    return faint or (shown.deep and 63 < shown.rgb.max() < 65)
+    rounded = shown.deep or shown.alpha is not None or shown.tolerance > 2
+    faint = rounded and 0 < colour(shown, background) < 2 * shown.tolerance + 1
+    return (auto and faint) or (shown.deep and 63 < shown.rgb.max() < 65)
 
 
 def refusals(files, asked, background, headers):
