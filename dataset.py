@@ -270,7 +270,7 @@ def _opened(name, source, data_dir, split):
     except ImportError as error:
         raise DataError(f'{name} needs a package: pip install -r requirements-data.txt ({error})') from error
     except Exception as error:  # torchvision, its downloaders and lmdb raise many kinds
-        reason = (str(error).strip().splitlines() or [repr(error)])[0]
+        reason = (str(error).strip().splitlines() or [repr(error)])[0].rstrip(':')
         remedy = f'; without a connection, put {source.offline.format(data_dir)}' if source.offline else ''
         raise DataError(f'cannot download or open {name} in {data_dir}: {reason}{remedy}') from error
 

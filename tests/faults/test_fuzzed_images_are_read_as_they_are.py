@@ -71,7 +71,19 @@ def random_set(rng, folder):
     return folder / 'set', files
 
 
-def refusals(files, asked, headers):
+def colour(shown, background):
+    """How far apart red, green and blue are."""
+    return np.ptp(expected(shown, 1, 3, background), axis=2).max()
+
+
+def is_borderline(shown, background, auto):
+    """Whether it depends on rounding if an image of 16 bits is too dark or, with channels=auto, is in colour."""
+    rounded = shown.deep or shown.alpha is not None or shown.tolerance > 2
+    faint = rounded and 0 < colour(shown, background) < 2 * shown.tolerance + 1
+    return (auto and faint) or (shown.deep and 63 < shown.rgb.max() < 65)
+
+
+def refusals(files, asked, background, headers):
     """Names that an error may give, by what is to be refused; and how many channels the others are read in."""
     names = sorted(files)
     seen = [names[len(names) * k // headers] for k in range(headers)] if len(names) > headers else names
@@ -87,7 +99,7 @@ def refusals(files, asked, headers):
     coloured = {
         name
         for name in set(names) - set(seen)
-        if shown[name] is not None and not shown[name].grey and np.ptp(shown[name].rgb, axis=2).max() > 0
+        if shown[name] is not None and not shown[name].grey and colour(shown[name], background) > 0
     }
     return refused | coloured, 1
 
@@ -95,13 +107,13 @@ def refusals(files, asked, headers):
 def check(rng, folder, monkeypatch):
     """One set: returns what became of it."""
     path, files = random_set(rng, folder)
-    if any(shown and shown.deep and 63 < shown.rgb.max() < 65 for _, _, shown, _ in files.values()):
-        return 'left out'  # as dark as is allowed, to rounding
     asked, background = rng.choice(['auto', '1', '3']), str(rng.choice(['white', 'black']))
     asked = 'auto' if asked == 'auto' else int(asked)
+    if any(shown and is_borderline(shown, background, asked == 'auto') for _, _, shown, _ in files.values()):
+        return 'left out'
     headers = int(rng.choice([1, 4096]))
     monkeypatch.setattr(imagefiles, 'HEADERS', headers)
-    refused, channels = refusals(files, asked, headers)
+    refused, channels = refusals(files, asked, background, headers)
     side = max(max(shown.rgb.shape) for _, _, shown, _ in files.values() if shown) if len(refused) < len(files) else 1
     try:
         images = dataset.load(str(path), '', side, 'train', str(asked), background)
@@ -144,4 +156,4 @@ def test_random_sets(tmp_path, monkeypatch):
     finally:
         logging.disable(logging.NOTSET)
     print(counts)
-    assert min(counts['read'], counts['refused']) > 0 and counts['left out'] < 0.1 * sum(counts.values())
+    assert min(counts['read'], counts['refused']) > 0 and counts['left out'] < 0.2 * sum(counts.values())
