@@ -322,7 +322,10 @@ def device(config):
 
 
 # Kinds of device -> whether the one at hand computes in bf16. Others have to be asked to, by --precision=bf16.
-NATIVE_BF16 = {'cuda': lambda: torch.cuda.is_bf16_supported(False), 'cpu': torch.cpu._is_avx512_bf16_supported}
+NATIVE_BF16 = {
+    'cuda': lambda: torch.cuda.is_bf16_supported(False),
+    'cpu': lambda: torch.cpu._is_avx512_bf16_supported(),
+}
 
 
 def precision(config):

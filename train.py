@@ -78,7 +78,7 @@ def begin(config, net, ema, flagfile=''):
     are not of the config's network or the checkpoint cannot be written, OSError.
     """
     build.check(config, training=True)
-    run = Run(config)
+    run = Run(config, trains=False)
     for module, weights in ((run.net, net), (run.ema, ema)):
         fixed = {key: value for key, value in module.named_parameters() if not value.requires_grad}
         checkpoint.load_weights(module, {**fixed, **weights}, config.import_ckpt)
@@ -190,7 +190,8 @@ class MeanLoss(nn.Module):
 class Run:
     """What a checkpoint holds (network, EMA, optimiser, schedule, step, x_T, sampler of t), and what is done to it."""
 
-    def __init__(self, config):
+    def __init__(self, config, trains=True):
+        """trains: whether steps will be taken, for which it may pay to compile."""
         self.config = config
         self.path = os.path.join(config.logdir, 'ckpt.pt')
         self.device = build.device(config)
@@ -203,7 +204,7 @@ class Run:
         self.trainer = build.trainer(config, self.net).to(self.device)
         self.loss = MeanLoss(self.trainer)
         images = config.total_steps * config.batch_size / distributed.world()
-        self.compiled = build.compiles(config, images, backward=True)
+        self.compiled = trains and build.compiles(config, images, backward=True)
         if self.compiled:
             self.loss.compile()
         self.loss = distributed.parallel(self.loss, accumulates=config.grad_accum > 1)

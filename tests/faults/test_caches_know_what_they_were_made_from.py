@@ -222,7 +222,7 @@ def test_other_ranks_take_what_the_first_leaves(here, cli, monkeypatch):
     config = config_of(*STATS, *CLASSIFIER, '--dataset=train')
     reference.load(config, reference.load_feature_net(config))
     overwrite(here / 'train')
-    monkeypatch.setattr('distributed.rank', lambda: 1)
+    monkeypatch.setattr('distributed.local_rank', lambda: 1)
     monkeypatch.setattr('build.dataset', lambda *_: pytest.fail('opened'))
     reference.load(config, reference.load_feature_net(config))
     assert len(caches()) == 2
