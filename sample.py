@@ -204,7 +204,7 @@ def _restored(config, given, path, weights, state):
 def _hint(config, stored, step):
     """Warn of weights that draw poorly however well the run goes. stored: the config of the checkpoint."""
     left = stored.get('ema_decay', config.ema_decay) ** (step or 0)  # what the average holds of what it began with
-    if config.weights == 'ema' and step and left > 0.1:
+    if config.weights == 'ema' and step and left > 0.1 and not stored.get('import_ckpt'):
         logging.warning(
             'the averaged weights of step %d are still %.0f%% those that the run began with: --weights=net may draw '
             'better until it has trained for longer, or with a lower --ema_decay',

@@ -335,6 +335,7 @@ class Run:
                 f'{self.path} cannot go on with {", ".join(wrong)}: choose another --logdir'
             )
         self.config.class_names = stored.get('class_names')
+        self.config.import_ckpt = stored.get('import_ckpt', '')  # where its weights came from
         checkpoint.load_weights(self.net, state['net_model'], self.path)
         checkpoint.load_weights(self.ema, state['ema_model'], self.path)
         self.step = self.saved = state['sched']['last_epoch']  # pytorch-ddpm's `step` is one less: the last one's index

@@ -1,7 +1,6 @@
 """Weights in and out, against the goldens and diffusers; whatever is wrong with a file leaves nothing behind."""
 
 import copy
-import functools
 import hashlib
 import http.server
 import itertools
@@ -70,8 +69,8 @@ def restored(logdir, **options):
 
 # What `sample.restore` needs beside a checkpoint's config.
 RESTORING = {
-    'ckpt': '', 'weights': 'ema', 'device': 'cpu', 'labels': 'all', 'guidance': 1.0, 'batch_size': 1, 'grad_accum': 1, 'compile': 'off',
-    'precision': 'fp32', 'antithetic_t': False, 'dropout': 0.0, 'moments': None,
+    'ckpt': '', 'weights': 'ema', 'device': 'cpu', 'labels': 'all', 'guidance': 1.0, 'batch_size': 1, 'grad_accum': 1,
+    'compile': 'off', 'ema_decay': 0.9999, 'figure': None, 'precision': 'fp32', 'antithetic_t': False, 'dropout': 0.0, 'moments': None,
 }  # fmt: skip
 
 
@@ -552,7 +551,7 @@ def test_published_models_are_fetched_once_and_a_broken_connection_is_gone_on_wi
 
 
 def test_a_switched_off_bar_does_not_pass_for_a_broken_connection(server, monkeypatch):
-    monkeypatch.setattr(interop, 'tqdm', functools.partial(interop.tqdm, disable=True))  # as by TQDM_DISABLE=1
+    monkeypatch.setenv('TQDM_DISABLE', '1')
     assert interop.download('ema_cifar10').read_bytes() == server.content
 
 
