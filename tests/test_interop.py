@@ -70,7 +70,8 @@ def restored(logdir, **options):
 # What `sample.restore` needs beside a checkpoint's config.
 RESTORING = {
     'ckpt': '', 'weights': 'ema', 'device': 'cpu', 'labels': 'all', 'guidance': 1.0, 'batch_size': 1, 'grad_accum': 1,
-    'compile': 'off', 'ema_decay': 0.9999, 'figure': None, 'precision': 'fp32', 'antithetic_t': False, 'dropout': 0.0, 'moments': None,
+    'compile': 'off', 'ema_decay': 0.9999, 'figure': None, 'precision': 'fp32', 'antithetic_t': False, 'dropout': 0.0,
+    'moments': None,
 }  # fmt: skip
 
 
