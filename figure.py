@@ -71,7 +71,7 @@ def guidance(config, net, interrupted):
         columns.append(_denoise(guided, net, [0] * n, interrupted, y=build.labels(config, range(n))))
         if interrupted():
             return None
-    names = build.label_names(config)
+    names = [name.replace('$', r'\$') for name in build.label_names(config)]  # which are no mathtext
     return picture.table(torch.stack(columns, dim=1), [f'$w = {w}$' for w in WEIGHTS], [names[y] for y in chosen])
 
 
