@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 import torch
@@ -105,9 +106,11 @@ def folder_of_images(tmp_path):
 
 @pytest.fixture(scope='session')
 def classifier(tmp_path_factory):
-    """The classifier of the digits, trained once."""
-    path = tmp_path_factory.mktemp('classifier') / 'digits.classifier.pt'
-    score.FEATURE_NETS['classifier'](path, data=lambda: build.labelled(config_of(*TINY)))
+    """The classifier of the digits, trained once, be it for the tests of several processes."""
+    folder = tmp_path_factory.getbasetemp()
+    path = (folder.parent if 'PYTEST_XDIST_WORKER' in os.environ else folder) / 'digits.classifier.pt'
+    with filelock.FileLock(f'{path}.lock'):
+        score.FEATURE_NETS['classifier'](path, data=lambda: build.labelled(config_of(*TINY)))
     return path
 
 

@@ -116,7 +116,14 @@ def test_eval_with_inception(here, cli, folder_of_images, inception_weights, pro
     assert status == 1 and f'here.npz: made with protocol {protocol}, not {other}' in error
 
 
-def test_pytorch_ddpms_statistics_are_read_as_they_are(here, cli, folder_of_images, inception_weights):
+@pytest.fixture
+def any_fid(monkeypatch):
+    """No distance of 2048 dimensions is computed, for tests of what is said: it takes ten seconds."""
+    for module in ('score', 'score.scorer'):
+        monkeypatch.setattr(f'{module}.calculate_frechet_distance', lambda *_, **__: 1.0)
+
+
+def test_pytorch_ddpms_statistics_are_read_as_they_are(any_fid, here, cli, folder_of_images, inception_weights):
     np.savez('stats/cifar10.train.npz', mu=np.zeros(2048), sigma=np.eye(2048))
     status, out, error = cli(
         '--eval', f'--images={folder_of_images}', f'--inception_weights={inception_weights}', '--device=cpu'
@@ -147,7 +154,7 @@ def test_it_says_what_was_scored_against_what(here, cli):
     assert '  359 images of 8x8, grey, from digits, test split, native protocol' in out and 'itself' not in error
 
 
-def test_a_set_against_itself(here, cli, inception_weights):
+def test_a_set_against_itself(any_fid, here, cli, inception_weights):
     flags = [*TINY, '--eval', f'--inception_weights={inception_weights}', '--img_size=16']
     written(here / 'drawn', random_images(12, 16, 16))
     status, out, error = cli(*flags, '--images=./drawn', f'--dataset={here}/drawn')
@@ -156,7 +163,7 @@ def test_a_set_against_itself(here, cli, inception_weights):
     assert 'is what it is compared with' in cli(*flags, f'--images={path}', '--dataset=drawn')[2]
 
 
-def test_what_makes_a_score_mean_something_else_is_said(here, cli, inception_weights):
+def test_what_makes_a_score_mean_something_else_is_said(any_fid, here, cli, inception_weights):
     flags = [*TINY, '--eval', f'--inception_weights={inception_weights}', '--dataset=real', '--img_size=16']
     written(here / 'real', random_images(12, 16, 16, 3))
     written(here / 'mixed', random_images(12, 16, 16, 3))

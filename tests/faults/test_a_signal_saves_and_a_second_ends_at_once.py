@@ -6,6 +6,7 @@ So does a signal that comes much later; what comes together, from a scheduler an
 import os
 import signal
 import time
+from functools import partial
 from itertools import islice
 from types import SimpleNamespace
 
@@ -72,12 +73,14 @@ def test_the_worker_processes_outlive_a_signal_to_the_group(tmp_path):
     assert 0 < load(tmp_path)['step'] == max(scalars(tmp_path, 'loss')) <= 6
 
 
-def long_steps():
-    """The first step after a signal takes so long that a second one comes within it."""
+def long_steps(begun):
+    """Steps after the tenth take so long that two signals come within one. begun: a file made as the first begins."""
     update = train.Run.update
 
     def slowly(run, *batch):
-        time.sleep(0.01 if run.step < 10 else 2)
+        if run.step >= 10:
+            begun.touch()
+        time.sleep(0.01 if run.step < 10 else 3)
         return update(run, *batch)
 
     train.Run.update = slowly
@@ -93,7 +96,10 @@ def long_steps():
     ],
 )
 def test_a_second_ctrl_c_alone_ends_at_once_unsaved(tmp_path, training, signals, status):
-    run = training(before=long_steps)
+    begun = tmp_path / 'begun'
+    run = training(before=partial(long_steps, begun))
+    while not begun.exists():
+        time.sleep(0.01)
     for signum in signals:
         os.kill(run.pid, signum)
         time.sleep(0.2)
