@@ -1,10 +1,13 @@
 VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
+PICTURES = logs/pictures
 # One stamp a set of requirements: a changed list makes the environment stale, a shared one (VENV=...) is not rebuilt.
 STAMP = $(VENV)/.made-from-$(shell cat requirements*.txt | sha256sum | cut -c1-16)
 
-.PHONY: demo demo-page test test-browser lint
+.PHONY: venv demo demo-page pictures test test-avx2 test-browser lint
+
+venv: $(STAMP)
 
 demo: $(STAMP)
 	$(RUN) main.py --flagfile config/DIGITS.txt --train
@@ -15,8 +18,26 @@ demo: $(STAMP)
 demo-page: $(STAMP)-demo
 	$(RUN) -m streamlit run demo.py
 
+# Draw the pictures of docs/ that need no download: about ten minutes.
+pictures: $(STAMP)
+	$(RUN) main.py --flagfile config/DIGITS.txt --train --sample --figure=progressive --out=$(PICTURES)/digits
+	$(RUN) main.py --flagfile config/DIGITS.txt --figure=interpolate --figure_t=40 --out=$(PICTURES)/digits
+	$(RUN) main.py --flagfile config/DIGITS.txt --loss=hybrid --var_type=learned_range --logdir=$(PICTURES)/hybrid --train --nll
+	$(RUN) main.py --flagfile config/DIGITS_CFG.txt --train --sample --guidance=2 --out=$(PICTURES)/guided
+	$(RUN) main.py --flagfile config/S_CURVE.txt --train --sample --out=$(PICTURES)/s_curve
+	cp $(PICTURES)/digits/grid.png docs/digits.png
+	cp $(PICTURES)/guided/grid.png docs/digits_guided.png
+	cp $(PICTURES)/s_curve/figure.png docs/s_curve.png
+	cp $(PICTURES)/digits/progressive.png $(PICTURES)/digits/interpolate.png $(PICTURES)/hybrid/nll.png docs
+
+# A process per core: the tests keep to one thread each.
 test: $(STAMP)
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal
+
+# What depends on the kernels of the CPU, on those of one without AVX-512 and bf16.
+test-avx2: $(STAMP)
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(RUN) -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal \
+	    tests/test_model.py tests/test_diffusion.py tests/test_sample.py tests/test_score*.py tests/test_speed.py -k "not compiled"
 
 test-browser: $(STAMP)-browser
 	$(RUN) -m pytest -m browser

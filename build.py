@@ -1,8 +1,12 @@
 """From a config, which holds the value of every flag, to the objects: the one place where they are made."""
 
+import contextlib
+import functools
 import hashlib
 import logging
 import math
+import os
+import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -14,15 +18,18 @@ import dataset as datasets
 import distributed
 import loader
 from diffusion import GaussianDiffusionSampler, GaussianDiffusionTrainer, Guidance, learns_variance
+from errors import UsageError, usage
 from inference import Inference
 from model import ContextUNet, PointMLP, UNet
 from objective import LOSSES
 
 # What decides the meaning of the weights: a checkpoint is used with these as it was trained. So is a learned variance.
 NETWORK_KEYS = (
-    'net', 'arch', 'ch', 'ch_mult', 'attn', 'num_res_blocks', 'img_size', 'channels', 'num_classes',
+    'net', 'arch', 'ch', 'ch_mult', 'attn', 'head_dim', 'num_res_blocks', 'img_size', 'channels', 'num_classes',
     'T', 'beta_1', 'beta_T', 'schedule', 'mean_type',
 )  # fmt: skip
+# What configs of older checkpoints leave out, and what it was then.
+UNSAID = {'head_dim': 0}
 # What a checkpoint suggests and a flag given by the user overrides.
 SAMPLER_KEYS = ('var_type', 'sample_steps', 'spacing', 'eta', 'clip_denoised', 'prior')
 LABEL_KEYS = ('labels', 'guidance')
@@ -36,7 +43,7 @@ class Network(NamedTuple):
 
 def _unet(config):
     shape = (config.ch, config.ch_mult, config.attn, config.num_res_blocks, config.dropout)
-    return UNet(config.T, *shape, arch=config.arch, **_of_images(config))
+    return UNet(config.T, *shape, arch=config.arch, head_dim=config.head_dim, **_of_images(config))
 
 
 def _context_unet(config):
@@ -129,21 +136,29 @@ def dataset(config, split='train', like=None):
     Raises DataError as `dataset.load`, where there is no such split, and where it has classes or colour that `like`
     has not.
     """
-    name, channels = config.dataset, config.image_channels
-    if split == 'test' and name not in datasets.DATASETS:
-        name = config.test_dataset
-        if not name:
-            raise datasets.DataError(f'{config.dataset} has no test split of its own: name one with --test_dataset')
-    if like is not None and like.channels == 3:
-        channels = 3
-    data = datasets.load(name, config.data_dir, config.img_size, split, channels, config.background)
-    data.arrange(_class_names(config, data) if like is None else like.classes)
+    name = _name(config, split)
+    data = _opened(config, split, 3 if like is not None and like.channels == 3 else config.image_channels, like)
     if like is not None and data.classes != like.classes:
         found, known = (datasets.listed(classes) for classes in (data.classes[like.num_classes :], like.classes))
         raise datasets.DataError(f'{name} has {found}, {config.dataset} has {known}: name its folders alike')
     if like is not None and data.channels != like.channels:
         raise datasets.DataError(f'{name} is in colour, {config.dataset} is grey: --channels=3 takes both as colour')
     logging.info('%s, %s: %s', name, split, data)
+    return data
+
+
+def _name(config, split):
+    if split == 'train' or config.dataset in datasets.DATASETS:
+        return config.dataset
+    if not config.test_dataset:
+        raise datasets.DataError(f'{config.dataset} has no test split of its own: name one with --test_dataset')
+    return config.test_dataset
+
+
+def _opened(config, split, channels, like=None):
+    name = _name(config, split)
+    data = datasets.load(name, config.data_dir, config.img_size, split, channels, config.background)
+    data.arrange(_class_names(config, data) if like is None else like.classes)
     return data
 
 
@@ -192,13 +207,28 @@ def check_classes(config, data):
         )
 
 
+def identity(config, split='train', data=None):
+    """What `dataset(config, split)` is, a dict as JSON can keep it, for caches made from it to be checked by.
+
+    data: that data set, if it is open already. A named one is not opened, which might download it: its name tells, and
+    the size of a database that the user brought. Raises DataError as `dataset`.
+    """
+    source = datasets.DATASETS.get(config.dataset)
+    if source is None:
+        return (data or _opened(config, split, config.image_channels)).identity()
+    channels = source.channels if config.image_channels == 'auto' else int(config.image_channels)
+    made = {'from': config.dataset, 'split': split, 'img_size': config.img_size, 'channels': channels}
+    if source.database and os.path.exists(path := source.database(config.data_dir, split)):
+        made['bytes'] = os.path.getsize(path)
+    return made
+
+
 def fit(config, data):
     """The config with what the data decides: channels, classes with --cond, mean and std with --prior=data.
 
-    Raises DataError where the data set has fewer items than a batch, --net is not for such data, --cond finds no labels
-    or more than --num_classes, or --labels names others.
+    Raises DataError where --net is not for such data, --cond finds no labels or more than --num_classes, or --labels
+    names others.
     """
-    loader.check_batch_size(data, config.batch_size)
     if of_points(config) != isinstance(data, datasets.Points):
         fitting = ' or '.join(name for name, kind in NETWORKS.items() if kind.of_points != of_points(config))
         raise datasets.DataError(f'--net={config.net} is not for {config.dataset}: use --net={fitting}')
@@ -247,11 +277,20 @@ def labelled(config):
     if not train.num_classes:
         raise datasets.DataError(f'{config.dataset} has no labels: --feature_net=classifier learns from labels')
     images, labels = loader.decode_all(train, config.num_workers, config.loader_timeout)
-    if config.dataset in datasets.DATASETS or config.test_dataset:
+    if _has_test(config):
         test = dataset(config, 'test', like=train)
         return images, labels, *loader.decode_all(test, config.num_workers, config.loader_timeout)
     held_out = torch.arange(len(images)) % 10 == 9
     return images[~held_out], labels[~held_out], images[held_out], labels[held_out]
+
+
+def labelled_identity(config):
+    """What `labelled` gives, as `identity` says it. Raises DataError as `dataset`."""
+    return {**identity(config), 'test': identity(config, 'test') if _has_test(config) else None}
+
+
+def _has_test(config):
+    return config.dataset in datasets.DATASETS or bool(config.test_dataset)
 
 
 def is_native(config):
@@ -261,36 +300,95 @@ def is_native(config):
 
 
 def device(config):
-    """The torch device of --device; auto is CUDA where there is one. Raises ValueError where cuda is absent."""
-    if config.device == 'cuda' and not torch.cuda.is_available():
-        raise ValueError('--device=cuda: this machine has no CUDA device; use --device=cpu')
-    return torch.device('cuda' if config.device != 'cpu' and torch.cuda.is_available() else 'cpu')
+    """The torch device of --device: cpu, or a kind of accelerator, with an index or without; auto is what there is.
+
+    Raises ValueError, which says what there is, for one that this machine does not have.
+    """
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if config.device == 'auto':
+        return torch.device(found.type if found else 'cpu')
+    try:
+        chosen = torch.device(config.device)
+    except RuntimeError:
+        chosen = None
+    if chosen and chosen.type == 'cpu':
+        return torch.device('cpu')
+    count = torch.accelerator.device_count() if found else 0
+    if chosen and found and chosen.type == found.type and (chosen.index or 0) < count:
+        return chosen
+    there = ['auto', 'cpu', *([found.type, *(f'{found.type}:{i}' for i in range(count))] if found else [])]
+    known = f'this machine has no {chosen.type.upper()} device of that name' if chosen else 'no device of torch'
+    raise ValueError(f'--device={config.device}: {known}; here it is one of {", ".join(there)}')
+
+
+# Kinds of device -> whether the one at hand computes in bf16. Others have to be asked to, by --precision=bf16.
+NATIVE_BF16 = {
+    'cuda': lambda: torch.cuda.is_bf16_supported(False),
+    'cpu': lambda: torch.cpu._is_avx512_bf16_supported(),
+}
 
 
 def precision(config):
     """The dtype of --precision: bfloat16 where asked for or, with auto, where the hardware computes in it."""
-    on_gpu = device(config).type == 'cuda'
-    native = torch.cuda.is_bf16_supported(False) if on_gpu else torch.cpu._is_avx512_bf16_supported()
+    native = computes_bf16(device(config))
     return torch.bfloat16 if config.precision == 'bf16' or (config.precision == 'auto' and native) else torch.float32
+
+
+def computes_bf16(device):
+    """Whether a device computes in bfloat16 itself, rather than by way of float32, which takes many times as long."""
+    return NATIVE_BF16.get(device.type, lambda: False)()
+
+
+def hardware(config):
+    """What a run computes on and in, for its log: 'cuda (NVIDIA H100), bfloat16'."""
+    where, dtype = device(config), str(precision(config)).removeprefix('torch.')
+    return f'{where} ({torch.cuda.get_device_name(where)}), {dtype}' if where.type == 'cuda' else f'{where}, {dtype}'
 
 
 def autocast(config):
     """The context of a training step for --precision, with weights in float32."""
-    return torch.autocast(device(config).type, torch.bfloat16, enabled=precision(config) == torch.bfloat16)
+    if precision(config) == torch.float32:  # torch.autocast is not there for every kind of device
+        return contextlib.nullcontext()
+    return torch.autocast(device(config).type, torch.bfloat16)
 
 
+COMPILING = 'compiling: a minute or two before the first step'
 # What an uncompiled network comes to, roughly, in floating-point operations a second, and how many seconds of it must
-# lie ahead for the minute or two of compiling to be won back.
+# lie ahead for the minute or two of compiling to be won back. Other kinds of device compile with --compile=on alone.
 RATE = {'cuda': 2e14, 'cpu': 2e11}
 COMPILE_SECONDS = 600
 
 
 def compiles(config, images, backward=False):
-    """Whether to compile for the network to see so many images: --compile or, with auto, if it is long enough a run."""
-    if config.compile != 'auto':
+    """Whether to compile for the network to see so many images: --compile or, with auto, if it is long enough a run.
+
+    With auto, where torch.compile does not work, the answer is no, with a warning.
+    """
+    kind = device(config).type
+    if config.compile != 'auto' or kind not in RATE:
         return config.compile == 'on'
-    seconds = flops(config) * (3 if backward else 1) * images / RATE[device(config).type]
-    return seconds > COMPILE_SECONDS
+    seconds = flops(config) * (3 if backward else 1) * images / RATE[kind]
+    return seconds > COMPILE_SECONDS and not _warned(compile_failure(kind))
+
+
+@functools.cache
+def compile_failure(kind):
+    """Why torch.compile does not work on this kind of device, in one line; '' if it does. Tried once, in seconds."""
+    try:
+        torch.compile(lambda x: 2 * x + 1, fullgraph=True)(torch.zeros(8, device=kind))
+    except Exception as error:  # whatever inductor, triton or a missing compiler lead to
+        return str(getattr(error, 'inner_exception', error)).strip().partition('\n')[0] or type(error).__name__
+    return ''
+
+
+@functools.cache
+def _warned(failure):
+    if failure:
+        logging.warning('torch.compile does not work here (%s): going on without it, slower. %s', failure, TO_COMPILE)
+    return bool(failure)
+
+
+TO_COMPILE = "It needs a C++ compiler, such as g++, and Python's headers"
 
 
 def flops(config):
@@ -300,24 +398,48 @@ def flops(config):
     return counter.get_total_flops()
 
 
-def check(config, training=False):
-    """Raise ValueError, naming what is wrong, where a config describes no network, sampler, device or trainer."""
+@usage()
+def check(config, training=False, drawing=True):
+    """Raise UsageError, naming what is wrong, if a config describes no device, or no trainer, network or sampler.
+
+    training, drawing: whether a trainer is wanted, and a network and sampler. Warns of a precision that is slow here.
+    """
     for key, value in vars(config).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f'{key} must be finite, not {value}')
-    if config.batch_size < distributed.world():
-        raise ValueError(f'batch_size {config.batch_size} gives nothing to some of {distributed.world()} processes')
+    _check_device(config)
+    if not drawing:
+        return
     for key, limit in (('T', 10**6), ('num_res_blocks', 100)):  # a damaged checkpoint may say anything
         if not 1 <= getattr(config, key) <= limit:
             raise ValueError(f'{key} must be between 1 and {limit}, not {getattr(config, key)}')
-    if config.batch_size % config.grad_accum:
-        raise ValueError(f'grad_accum {config.grad_accum} must divide batch_size {config.batch_size}')
     with torch.device('meta'):
         network(config)
     if training:
+        _check_batch(config)
         trainer(config, None)
     sampler(config, None)
-    device(config)
+
+
+def _check_device(config):
+    where = device(config)
+    if config.precision == 'bf16' and not torch.amp.is_autocast_available(where.type):
+        raise ValueError(f'--precision=bf16: torch has no autocast for {where.type}; use --precision=fp32')
+    if config.precision == 'bf16' and not computes_bf16(where):
+        warnings.warn(  # once, though this is called again with the config of a checkpoint
+            f'--precision=bf16: this {where.type.upper()} does not compute in bf16 itself and may take ten times as '
+            'long as in fp32; without the flag the faster one is taken',
+            stacklevel=1,
+        )
+    if config.compile == 'on' and (failure := compile_failure(where.type)):
+        raise ValueError(f'--compile=on: torch.compile does not work here ({failure}). {TO_COMPILE}; or --compile=off')
+
+
+def _check_batch(config):
+    if config.batch_size < distributed.world():
+        raise ValueError(f'batch_size {config.batch_size} gives nothing to some of {distributed.world()} processes')
+    if config.batch_size % config.grad_accum:
+        raise ValueError(f'grad_accum {config.grad_accum} must divide batch_size {config.batch_size}')
 
 
 def chosen_labels(config):
@@ -355,29 +477,46 @@ def labels(config, indices):
     return None if chosen is None else torch.tensor([chosen[i % len(chosen)] for i in indices], device=device(config))
 
 
-def disagreements(config, stored):
-    """One phrase for each of NETWORK_KEYS, and a learned variance, in which a config differs from a checkpoint's."""
+def _complete(stored):
+    """A checkpoint's config with what older ones leave out; pytorch-ddpm's have none, and the flags speak."""
+    return {**UNSAID, **stored} if 'T' in stored else stored
+
+
+def disagreements(config, stored, origins=None):
+    """One phrase for each of NETWORK_KEYS, and a learned variance, in which a config differs from a checkpoint's.
+
+    origins: {name: the flagfile that says it}, to name in the phrase.
+    """
+    files = {key: f' in {path}' for key, path in (origins or {}).items() if path}
+    stored = _complete(stored)
     learned = any(learns_variance(side.get('var_type', 'fixedlarge')) for side in (vars(config), stored))
     return [
-        f'--{key}={getattr(config, key)} (trained with {stored[key]})'
+        f'--{key}={getattr(config, key)}{files.get(key, "")} (trained with {stored[key]})'
         for key in (*NETWORK_KEYS, *(['var_type'] if learned else []))
         if key in stored and stored[key] != getattr(config, key)
     ]
 
 
+@usage()
 def adopt(config, stored, given):
     """The config to use a checkpoint with: its network, and its sampler but for the flags in `given`.
 
-    config: of the flags. stored: dict of the checkpoint's. given: names of the flags that the user gave.
+    config: of the flags. stored: dict of the checkpoint's. given: names of the flags that the user gave; as a dict,
+    {name: the flagfile it comes from, or ''}.
 
-    Raises ValueError where a given flag contradicts the checkpoint's network.
+    Raises UsageError if a given flag contradicts the checkpoint's network.
     """
+    stored = _complete(stored)
     asked = SimpleNamespace(**{key: value for key, value in vars(config).items() if key in given})
     if getattr(asked, 'image_channels', 'auto') != 'auto':
         asked.channels = int(asked.image_channels)
-    wrong = disagreements(SimpleNamespace(**{**stored, **vars(asked)}), stored)
+    origins = given if isinstance(given, dict) else {}
+    wrong = disagreements(SimpleNamespace(**{**stored, **vars(asked)}), stored, origins)
     if wrong:
-        raise ValueError(f'the checkpoint is of another network than {", ".join(wrong)}: leave the flag out')
+        remedy = 'leave the flag out'
+        if any(origins.values()):
+            remedy += ', or the flagfile: --logdir alone is enough'
+        raise UsageError(f'the checkpoint is of another network than {", ".join(wrong)}: {remedy}')
     adopted = {key: stored[key] for key in (*NETWORK_KEYS, 'moments') if key in stored}
     adopted['class_names'] = stored.get('class_names') if stored.get('num_classes') else []
     suggested = (*SAMPLER_KEYS, *SCORE_KEYS, 'dropout')

@@ -1,12 +1,23 @@
 """Checkpoints that survive: written atomically, verified when read, with the one before kept as `ckpt.prev.pt`."""
 
 import contextlib
-import fcntl
+import errno
 import logging
 import os
+import pickle
+import re
+import shutil
+import time
 import zipfile
 
 import torch
+from filelock import FileLock, Timeout
+
+# What a file system says that has no locks, or no fsync of a folder.
+UNSUPPORTED = [
+    code for code, name in errno.errorcode.items() if name in ('ENOSYS', 'ENOLCK', 'EOPNOTSUPP', 'ENOTSUP', 'EINVAL')
+]
+PATIENCE = 5.0 if os.name == 'nt' else 0.0  # seconds; Windows replaces no file that another process has open
 
 
 class CheckpointError(Exception):
@@ -18,8 +29,15 @@ def previous(path):
     return '.prev'.join(os.path.splitext(path))
 
 
-def save(path, state):
+def numbered(path, step):
+    """Where the checkpoint of a step is kept for good: ckpt.pt -> ckpt-5000.pt."""
+    return f'-{step}'.join(os.path.splitext(path))
+
+
+def save(path, state, kept=None):
     """Write `state` to `path` so that a crash at any moment leaves a whole checkpoint at `path` or at `previous(path)`.
+
+    kept: a path to have it at as well, as another name for the same bytes if the file system has links.
 
     Raises CheckpointError, with what was there untouched, where the disk is full or the folder cannot be written.
     """
@@ -29,9 +47,11 @@ def save(path, state):
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
+        if kept:
+            _link(temporary, kept)
         if os.path.exists(path):
-            os.replace(path, previous(path))
-        os.replace(temporary, path)
+            _replace(path, previous(path))
+        _replace(temporary, path)
         _sync_folder(path)
     except (OSError, RuntimeError) as error:  # torch's writer turns some I/O errors into RuntimeError
         with contextlib.suppress(OSError):
@@ -40,10 +60,37 @@ def save(path, state):
         raise CheckpointError(f'cannot write {path}: {reason}; the checkpoint before it is kept') from error
 
 
+def _link(path, other):
+    temporary = f'{other}.tmp'
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(temporary)
+    try:
+        os.link(path, temporary)
+    except OSError:  # of a file system without links
+        shutil.copyfile(path, temporary)
+    _replace(temporary, other)
+
+
+def _replace(source, target):
+    deadline = time.monotonic() + PATIENCE  # be it a run that samples, or a virus scanner
+    while True:
+        try:
+            return os.replace(source, target)
+        except PermissionError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.1)
+
+
 def _sync_folder(path):
+    if not hasattr(os, 'O_DIRECTORY'):  # Windows opens no folder
+        return
     folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
     try:
         os.fsync(folder)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
     finally:
         os.close(folder)
 
@@ -56,6 +103,23 @@ def _root_cause(error):
 
 def _first_line(error):
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+# What pickle calls what NumPy's values are made by.
+NUMPY = {'scalar': ', a NumPy number such as np.float64', '_reconstruct': ', a NumPy array'}
+
+
+def _unreadable(path, error):
+    """CheckpointError for what torch.load raised: the type it will not make, in place of its paragraphs on it."""
+    foreign = re.search(r'GLOBAL (\S+)', str(error))
+    if not isinstance(error, pickle.UnpicklingError) or not foreign:
+        return CheckpointError(f'{path} is damaged or no checkpoint ({_first_line(error)})')
+    name = foreign[1]
+    what = NUMPY.get(name.rpartition('.')[2], '') if name.startswith('numpy.') else ''
+    return CheckpointError(
+        f'{path} holds {name}{what}: other types than tensors and plain values may run code and are not read; '
+        'if you trust it, load it elsewhere and save its state dicts alone'
+    )
 
 
 def load(path, map_location='cpu', repair=False):
@@ -113,7 +177,7 @@ def read(path, map_location='cpu'):
         # A damaged header can make zipfile, torch or the unpickler raise nearly anything.
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f'{path} is damaged or no checkpoint ({_first_line(error)})') from error
+        raise _unreadable(path, error) from error
 
 
 @contextlib.contextmanager
@@ -132,8 +196,14 @@ def blamed(path, *errors):
         ) from error
 
 
+def unwrapped(weights):
+    """A state dict with the names that the network has outside of DistributedDataParallel and its like."""
+    return {key.removeprefix('module.'): value for key, value in weights.items()}
+
+
 def load_weights(module, weights, path):
     """Load a state dict into `module`, strictly; `path` names its file in the error. Raises as `check_weights`."""
+    weights = unwrapped(weights)
     check_weights(module.state_dict(), weights, path)
     module.load_state_dict(weights)
 
@@ -155,23 +225,35 @@ def check_weights(wanted, found, path):
 def exclusive(logdir):
     """Hold `logdir` for one training process; the hold ends with the process, however it dies.
 
-    Raises CheckpointError where another live process holds it, or the folder cannot be made or written.
+    A file system that has no locks is used without, with a warning. Raises CheckpointError where another live process
+    holds the folder, or it cannot be made or written.
     """
+    lock = FileLock(os.path.join(logdir, '.lock'), timeout=0, fallback_to_soft=False)
+    holder = os.path.join(logdir, '.pid')  # not the lock itself, which nobody else can read on Windows
     try:
         os.makedirs(logdir, exist_ok=True)
-        lock = open(os.path.join(logdir, '.lock'), 'a+')  # noqa: SIM115
+        _acquire(lock, logdir)
+        with open(holder, 'w') as file:
+            file.write(f'{os.getpid()}\n')
+    except Timeout as error:
+        who = 'another process'
+        with contextlib.suppress(OSError), open(holder) as file:
+            who = f'process {file.read().strip()}'
+        raise CheckpointError(f'{who} is training in {logdir}: wait for it or choose another --logdir') from error
     except OSError as error:
         raise CheckpointError(f'cannot write {logdir}: {error.strerror}; choose another --logdir') from error
-    with lock as file:
-        os.register_at_fork(after_in_child=file.close)  # a data worker that outlives this process holds nothing
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise CheckpointError(
-                f'process {file.read().strip()} is training in {logdir}: wait for it or choose another --logdir'
-            ) from error
-        file.truncate(0)
-        file.write(f'{os.getpid()}\n')
-        file.flush()
+    try:
         yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(holder)
+        lock.release()
+
+
+def _acquire(lock, logdir):
+    try:
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        logging.warning('%s has no locks (%s): see to it that one training alone uses it', logdir, error.strerror)

@@ -26,6 +26,7 @@ class Source(NamedTuple):
     size: int | None = None  # of every image, where they have one
     crop: int | None = None  # side of the centre crop taken before resizing; None for the largest square
     points: bool = False
+    database: Callable = None  # (data_dir, split) -> the path of a file that the user brings; others are downloaded
 
 
 def _torchvision(name, *properties):
@@ -45,11 +46,16 @@ def _celeba(root, split):
 
 
 def _lsun(train, test, address):
-    def open_split(root, split):
-        return LMDB(os.path.join(root, 'lsun', test if split == 'test' else train))
+    def folder(root, split):
+        return os.path.join(root, 'lsun', test if split == 'test' else train)
 
     folders = ' and '.join(dict.fromkeys((train, test)))
-    return Source(open_split, 3, (), f'{folders}, unpacked from the zips of {address}, into {{}}/lsun')
+    return Source(
+        lambda root, split: LMDB(folder(root, split)),
+        3,
+        offline=f'{folders}, unpacked from the zips of {address}, into {{}}/lsun',
+        database=lambda root, split: os.path.join(folder(root, split), 'data.mdb'),
+    )
 
 
 def _digits(root, split):
@@ -140,6 +146,16 @@ class Images:
 
     def __len__(self):
         return len(self.items)
+
+    def identity(self):
+        """What these images are, as JSON can keep it, for a cache made from them to be checked by."""
+        return {
+            **self.items.identity(),
+            'img_size': self.img_size,
+            'channels': self.channels,
+            'background': self.background,
+            'classes': self.classes,
+        }
 
     def _decode(self, image, label):
         image = decode(image, self.channels, self.background, self.keep_colour)

@@ -9,6 +9,9 @@ A schedule, of `schedules.py`, is an array of betas. A parameterisation is what 
 numbers a timestep. A sampler is three numbers a step: `x_s = c0 * x0_hat + cx * x_t + std * z`. A variance is two:
 `log std^2 = a + b * v`, where v is the second half of the network's channels, if it learns a variance. Each is a
 registry, and its keys are the choices of the flag of the same name.
+
+Tables are computed in float64 on the CPU and stay there; what a step looks up by t is a float32 copy, a buffer that
+moves with the module, since some devices have no float64.
 """
 
 from collections import deque
@@ -58,7 +61,7 @@ class Parameterisation(nn.Module):
                 'choose a schedule whose last beta is below 1, or mean_type v or xstart'
             )
         for name, table in zip(('a', 'b', 'from_out', 'from_x_t'), (a, b, *inverse), strict=True):
-            self.register_buffer(name, table, persistent=False)
+            self.register_buffer(name, table.float(), persistent=False)
 
     def target(self, x_0, eps, t):
         """What the network should output at x_t = alpha_t x_0 + sigma_t eps; the shape of x_0."""
@@ -126,8 +129,8 @@ def _wide_table(alphas_bar, timesteps, eta, var_type):
 
 
 def extract(v, t, x_shape):
-    """v[t] as float32, shaped [B, 1, 1, 1] to broadcast over x. v: [T], t: int64 [B], x_shape: that of x [B, ...]."""
-    return v.gather(0, t).float().view(-1, *[1] * (len(x_shape) - 1))
+    """v[t], shaped [B, 1, 1, 1] to broadcast over x. v: float32 [T], t: int64 [B], x_shape: that of x [B, ...]."""
+    return v.gather(0, t).view(-1, *[1] * (len(x_shape) - 1))
 
 
 def standard_normal(x):
@@ -208,8 +211,12 @@ class GaussianDiffusionTrainer(nn.Module):
         )
         self.parameterisation = self.chain.parameterisation
         alphas_bar = self.chain.alphas_bar
-        self.register_buffer('sqrt_alphas_bar', alphas_bar.sqrt(), persistent=False)
-        self.register_buffer('sqrt_one_minus_alphas_bar', (1 - alphas_bar).sqrt(), persistent=False)
+        for name, table in (
+            ('sqrt_alphas_bar', alphas_bar.sqrt()),
+            ('sqrt_one_minus_alphas_bar', (1 - alphas_bar).sqrt()),
+            ('snr_table', alphas_bar / (1 - alphas_bar)),
+        ):
+            self.register_buffer(name, table.float(), persistent=False)
 
     def draw(self, x_0):
         """t, int64 [B], then eps ~ N(0, I), the shape of x_0: pytorch-ddpm's order of draws."""
@@ -221,7 +228,7 @@ class GaussianDiffusionTrainer(nn.Module):
 
     def snr(self, t, x_shape):
         """alphas_bar_t / (1 - alphas_bar_t), the signal-to-noise ratio of x_t, as `extract` shapes it."""
-        return extract(self.chain.alphas_bar / (1 - self.chain.alphas_bar), t, x_shape)
+        return extract(self.snr_table, t, x_shape)
 
     def forward(self, x_0, y=None, t=None, eps=None):
         """|target - out|^2 (paper eq. 14 for epsilon) or another of `LOSSES`, unreduced, the shape of x_0.
@@ -241,7 +248,8 @@ class GaussianDiffusionSampler(nn.Module):
     """Algorithm 2 and its relatives: ancestral sampling (eta = 1), DDIM (eta = 0) and what lies between.
 
     model, var_type: as in `GaussianDiffusionTrainer`. steps: None for all T, an int for S of them spaced by `spacing`,
-    or the timesteps themselves. eta: in [0, 1]. clip_denoised: clip each x0_hat to [-1, 1], as the official code does.
+    or the timesteps themselves. eta: in [0, 1]. clip_denoised: clip each x0_hat to [-1, 1] as the official code does,
+    in which an output that is the mean itself, xprev, stays as it is.
     data_moments: mean and standard deviation of x_0, a tensor [2, ...], which `start` takes into account.
 
     Raises ValueError as `make_betas`, `Parameterisation` and `make_timesteps` do, and where eta is outside [0, 1].
@@ -270,22 +278,18 @@ class GaussianDiffusionSampler(nn.Module):
         self.model = model
         self.T = T
         self.img_size = img_size
-        self.eta, self.var_type, self.clip_denoised = eta, var_type, clip_denoised
+        self.eta, self.var_type = eta, var_type
+        self.clip_denoised = clip_denoised and mean_type != 'xprev'
         self.learns_variance = learns_variance(var_type)
-        betas = make_betas(schedule, beta_1, beta_T, T)
-        alphas_bar = (1 - betas).cumprod(0)
-        self.parameterisation = Parameterisation(mean_type, alphas_bar)
+        self.betas = make_betas(schedule, beta_1, beta_T, T)
+        self.alphas_bar = (1 - self.betas).cumprod(0)
+        self.parameterisation = Parameterisation(mean_type, self.alphas_bar)
         self.timesteps = make_timesteps(T, steps, spacing)
         self.states = [0, *(t + 1 for t in self.timesteps)]  # the noisings left at each stop of a trajectory, ascending
-        table = torch.full((T, 6), torch.nan, dtype=torch.float64)  # row t: c0, cx, std, log sigma^2, a, b
-        table[self.timesteps] = _wide_table(alphas_bar, self.timesteps, eta, var_type)
-        for name, value in (
-            ('betas', betas),
-            ('alphas_bar', alphas_bar),
-            ('table', table),
-            ('data_moments', data_moments),
-        ):
-            self.register_buffer(name, value, persistent=False)
+        self.table = torch.full((T, 6), torch.nan, dtype=torch.float64)  # row t: c0, cx, std, log sigma^2, a, b
+        self.table[self.timesteps] = _wide_table(self.alphas_bar, self.timesteps, eta, var_type)
+        self.register_buffer('columns', self.table.T.float().contiguous(), persistent=False)  # [6, T]
+        self.register_buffer('data_moments', data_moments, persistent=False)
 
     def start(self, z):
         """The state a trajectory starts from, of z ~ N(0, I) [B, ...]: z, where alphas_bar is all but 0 (Algorithm 2).
@@ -300,7 +304,7 @@ class GaussianDiffusionSampler(nn.Module):
 
     def start_moments(self):
         """Mean and variance of each element of the state that `start` draws, in the shapes of data_moments or []."""
-        alphas_bar = self.alphas_bar[self.timesteps[-1]].float()
+        alphas_bar = self.alphas_bar[self.timesteps[-1]].float().to(self.columns.device)
         if self.data_moments is None:
             return torch.zeros_like(alphas_bar), torch.ones_like(alphas_bar)
         mean, std = self.data_moments
@@ -312,16 +316,16 @@ class GaussianDiffusionSampler(nn.Module):
         t: int64 [B], timesteps of this sampler; s is the one below. The step to the image has variance 0; its log
         variance is given as that of the step above it, as in pytorch-ddpm.
         """
-        mean = extract(self.table[:, 0], t, x_t.shape) * x_0 + extract(self.table[:, 1], t, x_t.shape) * x_t
-        return mean, extract(self.table[:, 3], t, x_t.shape)
+        c0, cx, log_variance = (extract(self.columns[i], t, x_t.shape) for i in (0, 1, 3))
+        return c0 * x_0 + cx * x_t, log_variance
 
     def predict_xstart_from_eps(self, x_t, t, eps):
         """x_0 = (x_t - sqrt(1 - ab_t) eps) / sqrt(ab_t) (paper eq. 15); the shape of x_t."""
-        return Parameterisation('epsilon', self.alphas_bar).to_x0(eps, x_t, t)
+        return Parameterisation('epsilon', self.alphas_bar).to(x_t.device).to_x0(eps, x_t, t)
 
     def predict_xstart_from_xprev(self, x_t, t, xprev):
         """The x_0 whose posterior mean over the full chain (paper eq. 7) is xprev; the shape of x_t."""
-        return Parameterisation('xprev', self.alphas_bar).to_x0(xprev, x_t, t)
+        return Parameterisation('xprev', self.alphas_bar).to(x_t.device).to_x0(xprev, x_t, t)
 
     def split(self, out, x_t, t):
         """(x0_hat, v) that the network's output at x_t stands for: x0_hat clipped to [-1, 1] with clip_denoised.
@@ -345,7 +349,7 @@ class GaussianDiffusionSampler(nn.Module):
         The log variance is [B, 1, 1, 1], as of `q_mean_variance`, or the shape of x_t where it is learned.
         """
         mean, _ = self.q_mean_variance(x0_hat, x_t, t)
-        a, b = (extract(self.table[:, column], t, x_t.shape) for column in (4, 5))
+        a, b = (extract(self.columns[i], t, x_t.shape) for i in (4, 5))
         return mean, a + b * v if self.learns_variance else a
 
     def _chain(self, start, stop):

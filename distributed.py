@@ -13,12 +13,12 @@ import re
 import sys
 import time
 import uuid
-from functools import partialmethod
 
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
+
+import progress
 
 # For one rank to wait for another: rank 0 may be building statistics. Dead ranks are torchrun's to notice.
 TIMEOUT = datetime.timedelta(hours=6)
@@ -28,27 +28,41 @@ class LostRank(Exception):
     """Another rank has gone, so that this one cannot go on."""
 
 
+# Kinds of device whose processes can share the work -> how they talk; CPU tensors go between them too.
+BACKENDS = {'cpu': 'gloo', 'cuda': 'cpu:gloo,cuda:nccl', 'xpu': 'cpu:gloo,xpu:xccl'}
+
+
 def launched():
     """How many processes torchrun, or another that sets its variables, has started; 0 where none of them has."""
-    return int(os.environ.get('WORLD_SIZE', 0))
+    return int(os.environ.get('WORLD_SIZE') or 0)
+
+
+def local_rank():
+    """This process's place among those of its machine, from 0."""
+    return int(os.environ.get('LOCAL_RANK') or 0) if launched() else 0
 
 
 def start(device):
     """Join the other ranks: NCCL between GPUs, gloo between CPUs. All but rank 0 fall silent but for errors.
 
-    Raises ValueError where this machine has fewer GPUs than ranks.
+    Raises ValueError where this machine has fewer GPUs than ranks, or all were sent to one.
     """
-    if device.type == 'cuda':
-        local_rank = int(os.environ.get('LOCAL_RANK', 0))
-        if local_rank >= torch.cuda.device_count():
-            raise ValueError(f'local rank {local_rank}, but {torch.cuda.device_count()} GPUs: lower --nproc_per_node')
-        torch.cuda.set_device(local_rank)
-    backend = 'cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo'
+    if device.type not in BACKENDS:
+        raise ValueError(f'--parallel: processes cannot share work on {device.type}; run one, or use --device=cpu')
+    if device.index is not None and launched() > 1:
+        raise ValueError(f'--device={device} is one device for {launched()} processes: use --device={device.type}')
+    if device.type != 'cpu':
+        count = torch.accelerator.device_count()
+        if local_rank() >= count:
+            raise ValueError(f'local rank {local_rank()}, but {count} GPUs: lower --nproc_per_node')
+        if device.index is None:
+            torch.accelerator.set_device_index(local_rank())
+    backend = BACKENDS[device.type]
     store, this, n = next(dist.rendezvous('env://', timeout=TIMEOUT))
     dist.init_process_group(backend, store=_unused(store, this, n), rank=this, world_size=n, timeout=TIMEOUT)
     if rank():
         logging.getLogger().setLevel(logging.ERROR)
-        tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
+        progress.silence()
         sys.stdout = open(os.devnull, 'w')  # noqa: SIM115
 
 
@@ -83,18 +97,23 @@ def joined():
             raise LostRank('another process has gone: see what it said, or torchrun of it') from error
         raise
     finally:
-        if dist.is_initialized():
+        if grouped():
             dist.destroy_process_group()
 
 
 def rank():
     """Of this process, from 0; known before `start` and after the ranks have parted."""
-    return int(os.environ.get('RANK', 0))
+    return int(os.environ.get('RANK') or 0) if launched() else 0  # a RANK alone is not torchrun's
+
+
+def grouped():
+    """Whether this process has joined others, or torchrun has started it alone."""
+    return dist.is_available() and dist.is_initialized()
 
 
 def world():
     """How many processes there are."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if grouped() else 1
 
 
 def share(n):
@@ -109,7 +128,7 @@ def parallel(module, accumulates):
 
     accumulates: whether some of its passes will be `unsynced`, which torch does not allow of a static graph.
     """
-    if not dist.is_initialized():
+    if not grouped():
         return module
     known = inspect.signature(DistributedDataParallel).parameters
     buffers = 'forward_sync_buffers' if 'forward_sync_buffers' in known else 'broadcast_buffers'  # before torch 2.15
@@ -167,13 +186,25 @@ def same(value):
 
 
 @contextlib.contextmanager
-def main_first():
-    """Rank 0 goes through the block before the others, which find what it has written."""
-    if rank():
-        any_rank(False)
+def _in_turn(turn, turns):
+    for _ in range(turn):
+        any_rank(False)  # waits for those before
     yield
-    if not rank():
+    for _ in range(turn + 1, turns):
         any_rank(False)
+
+
+def main_first():
+    """Rank 0 goes through the block before the others, which find what it has written where all of them look."""
+    return _in_turn(0 if rank() == 0 else 1, 2)
+
+
+def first_here():
+    """Rank 0, then the first rank of each other machine, then the rest: each finds what was written on its machine.
+
+    The machines may share the place, and are not in each other's way if they do.
+    """
+    return _in_turn(0 if rank() == 0 else 1 if local_rank() == 0 else 2, 3)
 
 
 class Consensus:

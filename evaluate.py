@@ -3,21 +3,24 @@
 Of points, the sliced Wasserstein distance.
 """
 
+import hashlib
 import json
 import logging
 import os
 import time
 import zipfile
-from pathlib import Path
+from collections import Counter
+from types import SimpleNamespace
 
 import torch
-from tqdm import tqdm
 
 import build
 import dataset
 import distributed
 import loader
 import picture
+import progress
+import reference
 import sample
 import score
 
@@ -25,14 +28,16 @@ FEW = 50000  # below this many images the published protocol's FID is biased upw
 
 
 def evaluate(config, net, step=None, interrupted=lambda: False):
-    """Draw --num_images with `net` and score them in a stream; returns the record, or None once interrupted.
+    """Draw --num_images, by default 50,000, with `net` and score them in a stream.
 
-    Each rank draws and scores a share of the images; rank 0 has the record, the others None.
+    Returns the record, or None once interrupted. Each rank draws and scores a share of the images; rank 0 has the
+    record, the others None.
 
     Appends the record as one JSON line to logdir/eval.txt and writes samples_ema.png (256 images, 16 a row) beside it.
 
     Raises ScoreError for unusable weights or statistics, DataError where these cannot be built.
     """
+    config = SimpleNamespace(**{**vars(config), 'num_images': config.num_images or FEW})
     scores = (_score_points if build.of_points(config) else _score_images)(config, net, interrupted)
     if scores is None:
         return None
@@ -45,9 +50,11 @@ def evaluate(config, net, step=None, interrupted=lambda: False):
 
 def _score_images(config, net, interrupted):
     begin = time.monotonic()
-    with distributed.main_first():  # to train a classifier and build statistics, where they are missing
-        feature_net = load_feature_net(config)
-        reference = load_reference(config, feature_net)
+    with distributed.first_here():  # to train a classifier and build statistics, where they are missing
+        feature_net = reference.load_feature_net(config)
+        compared = reference.load(config, feature_net)
+    if not distributed.same(feature_net.weights_hash):
+        raise score.ScoreError(f'{feature_net.name} is not the same on all machines: let them share stats/, or copy it')
     scorer = score.Scorer(feature_net, config.num_images, min(10, config.num_images))
     # Labels mean the same to both where the classifier learned those of the data set.
     labelled = config.num_classes and config.feature_net == 'classifier'
@@ -67,9 +74,11 @@ def _score_images(config, net, interrupted):
     if distributed.rank():
         return None
     hits = hits.item()
-    grid = picture.grid(shown.cpu(), columns=16)
-    sample.save(os.path.join(sample.folder(config), f'samples_{config.weights}.png'), grid)
-    scores = report(config, feature_net, scorer.result(reference, config.fid_use_torch), time.monotonic() - begin)
+    path = os.path.join(sample.folder(config), f'samples_{config.weights}.png')
+    sample.save(path, picture.grid(shown.cpu()))
+    result, seconds = scorer.result(compared, config.fid_use_torch), time.monotonic() - begin
+    what = f'{config.num_images} images, {config.sample_steps or config.T} steps, eta {config.eta:g}, {config.var_type}'
+    scores = report(config, feature_net, compared, result, what, seconds)
     if labelled:
         scores['label_accuracy'] = hits / config.num_images
         real = f'{feature_net.test_accuracy:.1%} on real images'
@@ -94,105 +103,141 @@ def _score_points(config, net, interrupted):
     return scores
 
 
-def evaluate_images(config):
+def evaluate_images(config, given):
     """Score --images: a folder, zip or npz of images, or an npz of statistics; prints, and returns the record.
 
-    Raises as `evaluate`, and DataError for images that cannot be read.
+    given: names of the flags that the user gave. A --fid_cache need not be of the data set unless --dataset is given.
+
+    Raises as `evaluate`, and DataError for images that cannot be read or compared.
     """
+    if build.of_points(config):
+        raise dataset.DataError(f'--images are scored as images, and --net={config.net} is of points: leave it out')
     begin = time.monotonic()
-    feature_net = load_feature_net(config)
-    reference = load_reference(config, feature_net)
+    feature_net = reference.load_feature_net(config)
+    compared = reference.load(config, feature_net, checked='dataset' in given or not config.fid_cache)
     if holds_statistics(config.images):
-        result = compare(score.load_statistics(config.images, feature_net), reference, config.fid_use_torch)
+        statistics = score.load_statistics(config.images, feature_net)
+        result, what = compare(statistics, compared, config.fid_use_torch), _of_source(statistics)
+        same = statistics.source is not None and statistics.source == compared.source
     else:
-        n, stream = dataset.read_images(config.images, config.image_channels, config.background)
-        scorer = score.Scorer(feature_net, n, min(10, n))
-        for images in tqdm(stream, 'scoring', unit='batch'):
-            scorer.update(images)
-        result = scorer.result(reference, config.fid_use_torch)
-    return {'images': config.images} | report(config, feature_net, result, time.monotonic() - begin)
+        result, what = _score_files(config, feature_net, compared)
+        same = os.path.realpath(config.images) == (compared.source or {}).get('from')
+    if same:
+        logging.warning('%s is what it is compared with: a set against itself', config.images)
+    return {'images': config.images} | report(config, feature_net, compared, result, what, time.monotonic() - begin)
 
 
-def compare(statistics, reference, use_torch):
+def _score_files(config, feature_net, compared):
+    """(the scores, what was scored in words) of images in files. Raises DataError if they cannot be scored."""
+    path = config.images
+    n, stream = dataset.read_images(path, config.image_channels, config.background)
+    scorer, seen = score.Scorer(feature_net, n, min(10, n)), Seen()
+    with progress.bar(desc='scoring', total=n, unit='image') as bar:
+        for images in stream:
+            try:
+                scorer.update(images)
+            except ValueError as error:
+                raise dataset.DataError(f'{path}: {_name(path, scorer.seen)}: {error}') from error
+            seen.add(images)
+            bar.update(len(images))
+    seen.check(path, compared.source or {})
+    return scorer.result(compared, config.fid_use_torch), str(seen)
+
+
+class Seen:
+    """What the images scored were like: how many of each shape and the first of them, how many copies, their range."""
+
+    def __init__(self):
+        self.shapes, self.first = Counter(), {}  # (C, H, W) -> how many, index of the first
+        self.digests, self.largest = set(), 0
+
+    def add(self, images):
+        """Take in a batch, uint8 [n, C, H, W]."""
+        shape = tuple(images.shape[1:])
+        self.first.setdefault(shape, self.shapes.total())
+        self.shapes[shape] += len(images)
+        self.digests.update(hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in images)
+        self.largest = max(self.largest, images.max().item())
+
+    def __str__(self):
+        shapes = ', '.join(f'{n} {_shape(*shape)}' for shape, n in self.shapes.most_common(3))
+        shapes += ', ...' if len(self.shapes) > 3 else ''
+        copies = self.shapes.total() - len(self.digests)
+        of = f'of {_shape(*next(iter(self.shapes)))}' if len(self.shapes) == 1 else f'({shapes})'
+        return f'{self.shapes.total()} images {of}' + (f', {copies} of them copies of others' if copies else '')
+
+    def check(self, path, source):
+        """Warn of what makes a score mean something else. Raises DataError if the values are no 8-bit ones.
+
+        source: of the statistics compared with.
+        """
+        if self.largest <= 1:
+            raise dataset.DataError(f'{path}: no value is above 1 of 255: multiply by 255 before rounding to uint8')
+        if len(self.shapes) > 1:
+            shape, n = self.shapes.most_common()[-1]
+            name = _name(path, self.first[shape])
+            logging.warning(
+                '%s holds images of %d shapes: %d of %s, %s the first', path, len(self.shapes), n, _shape(*shape), name
+            )
+        usual = self.shapes.most_common(1)[0][0]
+        asked = tuple(
+            source.get(key, own) for key, own in zip(('channels', 'img_size', 'img_size'), usual, strict=True)
+        )
+        if usual != asked:
+            logging.warning(
+                'images of %s are compared with those of %s: the score counts that difference too',
+                _shape(*usual),
+                _shape(*asked),
+            )
+
+
+def _shape(channels, height, width):
+    return f'{width}x{height}, {"grey" if channels == 1 else "RGB"}'
+
+
+def _name(path, index):
+    return f'image {index}' if path.endswith('.npz') else dataset.ImageFiles(path).names[index]
+
+
+def _of_source(statistics):
+    """What statistics are of, in words: how many images, from where."""
+    source, n = statistics.source, statistics.made.get('n')
+    if source is None:
+        return f'{n or "an unknown number of"} images, which the file does not name'
+    split = f', {source["split"]} split' if 'split' in source else ''
+    size = source.get('img_size')
+    return f'{n} images of {_shape(source.get("channels"), size, size)}, from {source.get("from")}{split}'
+
+
+def compare(statistics, compared, use_torch):
     """FID and, where both keep features, KID of two sets of statistics; no IS, which needs the images."""
     fid = score.calculate_frechet_distance(
-        statistics.mu, statistics.sigma, reference.mu, reference.sigma, use_torch=use_torch
+        statistics.mu, statistics.sigma, compared.mu, compared.sigma, use_torch=use_torch
     )
     result = {'FID': fid, 'IS': None, 'IS_std': None, 'KID': None, 'KID_std': None, 'n': statistics.made.get('n')}
-    if statistics.sample is not None and reference.sample is not None:
-        sides = (torch.from_numpy(side.sample) for side in (statistics, reference))
+    if statistics.sample is not None and compared.sample is not None:
+        sides = (torch.from_numpy(side.sample) for side in (statistics, compared))
         result['KID'], result['KID_std'] = score.kernel_inception_distance(*sides)
     return result
 
 
-def report(config, feature_net, result, seconds):
-    """Print the scores as pytorch-ddpm does, and how they were made; returns both as one record."""
+def report(config, feature_net, compared, result, what, seconds):
+    """Print the scores as pytorch-ddpm does, of what and against what they are; returns all as one record."""
     name = feature_net.label
-    what = config.images or f'Model({config.weights.upper()})'
+    whose = config.images or f'Model({config.weights.upper()})'
     parts = []
     if result['IS'] is not None:
         parts.append(f'{name("IS")}:{result["IS"]:7.3f}({result["IS_std"]:.3f})')
     parts.append(f'{name("FID")}:{result["FID"]:8.3f}')
     if result['KID'] is not None:
         parts.append(f'{name("KID")}: {result["KID"]:.5f}({result["KID_std"]:.5f})')
-    steps = '' if config.images else f', {config.sample_steps or config.T} steps, eta {config.eta:g}, {config.var_type}'
-    print(f'{what}: {", ".join(parts)}')
-    print(f'  {result["n"]} images{steps}, {feature_net.protocol} protocol, {feature_net.precision}, {seconds:.0f} s')
+    print(f'{whose}: {", ".join(parts)}')
+    print(f'  {what}, {feature_net.protocol} protocol, {feature_net.precision}, {seconds:.0f} s')
+    print(f'  against {reference.path_of(config)}: {_of_source(compared)}')
     if result['n'] and result['n'] < FEW:
         logging.warning('FID of %d images is biased upward: published figures are of %d', result['n'], FEW)
     scores = {name(key): value for key, value in result.items() if key != 'n'}
-    return scores | {'n': result['n'], 'reference': reference_path(config), **feature_net.made, 'seconds': seconds}
-
-
-def load_feature_net(config):
-    """The network of --feature_net, in fp32 unless --precision=bf16; a classifier is trained where it is missing.
-
-    On the FID Inception with random weights, 300 images a side, bf16 shifted FID by -0.8% (34.65 to 34.36).
-    """
-    weights = config.inception_weights or None
-    if config.feature_net == 'classifier':
-        weights = f'{_stem(config)}.classifier.pt'
-    return score.FEATURE_NETS[config.feature_net](
-        weights,
-        protocol=config.fid_protocol,
-        precision='bf16' if config.precision == 'bf16' else 'fp32',
-        device=build.device(config),
-        data=lambda: build.labelled(config),
-    )
-
-
-def reference_path(config):
-    """--fid_cache, or stats/<dataset>.<split>.npz, with the protocol or feature net in its name where not the usual."""
-    if config.fid_cache:
-        return config.fid_cache
-    usual = config.feature_net == 'inception' and config.fid_protocol == 'pytorch'
-    made = '' if usual else f'.{config.fid_protocol if config.feature_net == "inception" else config.feature_net}'
-    return f'{_stem(config)}.{config.split or "train"}{made}.npz'
-
-
-def _stem(config):
-    name = Path(config.dataset).stem if os.path.exists(config.dataset) else config.dataset
-    return os.path.join('stats', name + ('' if build.is_native(config) else str(config.img_size)))
-
-
-def load_reference(config, feature_net):
-    """The statistics at `reference_path`, built from the data set where they are missing."""
-    path = reference_path(config)
-    if not os.path.exists(path):
-        score.check_writable(path)
-        images = build.dataset(config, config.split or 'train')
-        logging.info('%s is missing: building it from the %d images of %s', path, len(images), config.dataset)
-        batches = (x for x, _ in build.in_order(config, images))
-        score.save_statistics(path, score.build_statistics(feature_net, batches, len(images)))
-    return score.load_statistics(path, feature_net)
-
-
-def build_reference(config):
-    """Build the statistics of the data set where they are missing, and print what is there. Raises as `evaluate`."""
-    if build.of_points(config):
-        raise dataset.DataError(f'{config.dataset} is of points, which are scored without --stats: --eval is enough')
-    statistics = load_reference(config, load_feature_net(config))
-    print(f'{reference_path(config)}: {statistics.made or "mu and sigma alone"}')
+    return scores | {'n': result['n'], 'reference': reference.path_of(config), **feature_net.made, 'seconds': seconds}
 
 
 def holds_statistics(path):

@@ -1,30 +1,45 @@
-"""TensorBoard's file of a folder, where each thing said is in the file by the next `flush`.
+"""What a run says as it goes: TensorBoard's files, and the log of a training that fills them.
 
 Not tensorboardX's SummaryWriter: its queue is in no flush, so that a kill after a checkpoint would lose what came
-before it.
+before it. Here each thing said is in the file by the next `flush`.
 """
 
 import contextlib
+import logging
+import math
 import os
 import re
 import socket
 import time
+from collections import deque
 
 import numpy as np
+import torch
 from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
 
+import build
+import picture
+import progress
+
+LOG_SECONDS = 1.0  # between two readings of the losses on a GPU, each of which waits for it
+SCORES = ('FID', 'IS', 'KID', 'SW', 'label_accuracy', 'bits_per_dim')  # how the names of a record's scores begin
+
 
 class Events:
-    """Scalars and images of a run, by step. Raises OSError where the folder cannot be written."""
+    """Scalars, images and flags of a run, by step. Raises OSError where the folder cannot be written."""
 
     def __init__(self, folder):
+        self.folder = folder
+        self._open()
+
+    def _open(self):
         # TensorBoard reads the files in the order of their names: a new one goes last, be the clock set back.
-        found = (re.match(r'events\.out\.tfevents\.(\d{10})\.', name) for name in os.listdir(folder))
+        found = (re.match(r'events\.out\.tfevents\.(\d{10})\.', name) for name in os.listdir(self.folder))
         stamp = max([int(time.time()), *(int(name[1]) + 1 for name in found if name)])
         name = f'events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}'
-        self.path = os.path.join(folder, name)
+        self.path = os.path.join(self.folder, name)
         self.writer = RecordWriter(self.path)
         self._write(file_version='brain.Event:2')
 
@@ -34,16 +49,29 @@ class Events:
 
     def scalar(self, name, value, step):
         """Note a number."""
-        self._write(step=step, summary=summary.scalar(name, value))
+        self._write(step=step, summary=summary.scalar(_legal(name), value))
 
     def image(self, name, picture, step):
         """Note a PIL image."""
-        self._write(step=step, summary=summary.image(name, np.asarray(picture), dataformats='HWC'))
+        self._write(step=step, summary=summary.image(_legal(name), np.asarray(picture), dataformats='HWC'))
+
+    def flags(self, flagfile, config):
+        """Note the flags of a run, as text and as hyperparameters. flagfile: text. config: {name: value}."""
+        lines = ''.join(f'    {line}\n' for line in flagfile.splitlines())  # code, in Markdown
+        values = {key: value if isinstance(value, (bool, int, float)) else str(value) for key, value in config.items()}
+        experiment, start, _ = summary.hparams(values, {'loss': None})
+        for each in (summary.text('flags', lines), experiment, start):
+            self._write(step=0, summary=each)
 
     def flush(self):
-        """Have on disk what was noted."""
+        """Have on disk what was noted. Goes on in a new file if another process, an --eval, has begun one meanwhile:
+        TensorBoard reads the last alone."""
         with self._named():
             self.writer.flush()
+        last = max(name for name in os.listdir(self.folder) if name.startswith('events.out.tfevents.'))
+        if last > os.path.basename(self.path):
+            self.close()
+            self._open()
 
     def close(self):
         """End the file."""
@@ -61,3 +89,141 @@ class Events:
         except OSError as error:  # of a full disk, which names no file
             error.filename = self.path
             raise
+
+
+def _legal(name):
+    return re.sub(r'[^\w./-]+', '_', name.replace(')', ''))
+
+
+def scores_of(record):
+    """{tag: value} of the scores in a record of --eval or --nll."""
+    weights = record['weights'].upper()
+    return {
+        f'{name}_{weights}': value for name, value in record.items() if name.startswith(SCORES) and value is not None
+    }
+
+
+def note(folder, step, scalars=(), images=()):
+    """Add to the run in a folder what was found of its checkpoint at `step`: {tag: number} and {tag: PIL image}.
+
+    Only warns if the folder cannot be written: it may hold a checkpoint of someone else's.
+    """
+    try:
+        events = Events(folder)
+        for name, value in dict(scalars).items():
+            events.scalar(name, value, step or 0)
+        for name, value in dict(images).items():
+            events.image(name, value, step or 0)
+        events.close()
+    except OSError as error:
+        logging.warning('not in TensorBoard: %s', error)
+
+
+class Silence:
+    """The `Log` of all ranks but 0."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def __getattr__(self, name):
+        return lambda *_: None
+
+
+class Log:
+    """TensorBoard and the progress bar. Losses are read off the device, and checked, when shown and before a save.
+
+    A point of TensorBoard is the mean over the steps since the point before it. There is one every --log_step steps
+    and one at each flush, so also before each checkpoint: a run that goes on from there has each step in one mean.
+    """
+
+    def __init__(self, run, flagfile):
+        self.run = run
+        self.bar = progress.bar(total=run.config.total_steps, initial=run.step, unit='step')
+        self.events = Events(run.config.logdir)
+        self.events.restart(run.step + 1 if run.step else 0)
+        self.events.flags(flagfile, vars(run.config))
+        self.pending = []  # (step, loss, norm, lr), not yet read
+        self.read_since = []  # (loss, norm, seconds) of each step since the last point
+        self.recent = deque(maxlen=100)  # losses, whose mean is shown
+        self.restart_clock()
+
+    def restart_clock(self):
+        """Leave what was just done out of the images a second."""
+        self.last = time.monotonic()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        try:
+            self.events.close()
+        finally:
+            self.bar.close()
+
+    def add(self, loss, norm, lr):
+        """Note one step."""
+        self.pending.append((self.run.step, torch.stack([loss, norm]), lr))
+        if self.run.device.type == 'cpu' or time.monotonic() - self.last > LOG_SECONDS:
+            self.read()
+
+    def flush(self):
+        """Read what was noted and have it on disk, as must be before a checkpoint makes those steps the past."""
+        self.read()
+        self.point()
+        self.events.flush()
+        self.bar.refresh()
+
+    def read(self):
+        """Read, check and write what was noted. Raises FloatingPointError, naming the step, where not finite."""
+        if not self.pending:
+            return
+        values = torch.stack([pair for _, pair, _ in self.pending]).tolist()
+        now = time.monotonic()
+        seconds = (now - self.last) / len(values)
+        for (step, _, lr), (loss, norm) in zip(self.pending, values, strict=True):
+            if not math.isfinite(loss + norm):
+                raise FloatingPointError(f'step {step}: loss {loss}, gradient norm {norm}: {self._remedy()}')
+            self.newest = step, loss, lr
+            self.read_since.append((loss, norm, seconds))
+            self.recent.append(loss)
+            if step % self.run.config.log_step == 0:
+                self.point()
+        self.bar.update(len(values))
+        mean, rate = sum(self.recent) / len(self.recent), self.run.config.batch_size / max(seconds, 1e-9)
+        self.bar.set_postfix(loss=f'{mean:.4f}', raw=f'{loss:.4f}', lr=f'{lr:.1e}', img_s=f'{rate:.0f}', refresh=False)
+        self.pending, self.last = [], now
+
+    def point(self):
+        """Write the mean over the steps since the last point, if there are any."""
+        if not self.read_since:
+            return
+        step, raw, lr = self.newest
+        loss, norm, seconds = (sum(column) / len(self.read_since) for column in zip(*self.read_since, strict=True))
+        rate = self.run.config.batch_size / max(seconds, 1e-9)
+        for name, value in (('loss', loss), ('loss_raw', raw), ('lr', lr), ('grad_norm', norm), ('img_per_sec', rate)):
+            self.events.scalar(name, value, step)
+        self.read_since = []
+
+    def _remedy(self):
+        config, saved = self.run.config, self.run.saved
+        kept = f'the checkpoint is of step {saved}' if saved >= 0 else 'there is no checkpoint yet'
+        tips = ['a lower --lr', 'a lower --grad_clip' if config.grad_clip else '--grad_clip=1']
+        tips += ['--precision=fp32'] if build.precision(config) != torch.float32 else []
+        return f'stopped before the update; {kept}; try {", ".join(tips[:-1])} or {tips[-1]}'
+
+    def image(self, name, x, path=None):
+        """A picture of a batch, a grid or a plot, to TensorBoard and, given a path, to a file."""
+        drawn = picture.of(x)
+        if path:
+            drawn.save(path)
+        self.events.image(name, drawn, self.run.step)
+        self.events.flush()
+
+    def scores(self, record):
+        """The scores of an evaluation to TensorBoard."""
+        for name, value in scores_of(record).items():
+            self.events.scalar(name, value, self.run.step)
+        self.events.flush()

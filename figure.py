@@ -4,12 +4,13 @@ import os
 from types import SimpleNamespace
 
 import torch
-from tqdm import tqdm
 
 import build
 import picture
+import progress
 import sample
-from events import Events
+from errors import UsageError
+from events import note
 from inference import Inference
 
 WEIGHTS = (0, 1, 2, 5, 10)  # of guidance
@@ -17,13 +18,13 @@ SAMPLES = 4  # at most, in a figure of samples or real images
 
 
 def figure(config, net, step, interrupted=lambda: False):
-    """Draw --figure of a checkpoint to <kind>.png in --out, by default figures/ beside it, and to TensorBoard there.
+    """Draw --figure of a checkpoint to <kind>.png in --out, by default figures/ beside it, and to TensorBoard.
 
-    config, net, step: of `sample.restore`. Raises ValueError for a figure that this network or these flags cannot give,
+    config, net, step: of `sample.restore`. Raises UsageError for a figure that this network or these flags cannot give,
     DataError where it needs images of the data set and they cannot be read.
     """
     if build.of_points(config):
-        raise ValueError(f'--figure={config.figure} is of images: of points, --sample draws figure.png')
+        raise UsageError(f'--figure={config.figure} is of images: of points, --sample draws figure.png')
     drawn = FIGURES[config.figure](config, net, interrupted)
     if interrupted():
         return
@@ -31,49 +32,47 @@ def figure(config, net, step, interrupted=lambda: False):
     os.makedirs(out, exist_ok=True)
     path = os.path.join(out, f'{config.figure}.png')
     sample.save(path, drawn)
-    events = Events(out)
-    events.image(f'figure/{config.figure}', drawn, step or 0)
-    events.close()
+    note(sample.folder(config), step, images={f'figure/{config.figure}': drawn})
     print(f'{config.figure} in {path}')
 
 
 def progressive(config, net, interrupted):
     """x_t, and below it the x0_hat predicted from it, at ten times of Algorithm 2 (paper figure 6)."""
     film = sample.Film(build.sampler(config, None))
-    n = min(config.num_images, SAMPLES)
+    n = min(config.num_images or SAMPLES, SAMPLES)
     for _ in sample.draw(config, net, list(range(n)), interrupted, film):
         pass
     if interrupted():
         return None
     frames = dict(reversed(film.frames.items()))
     rows = [torch.stack([seen[part][i] for seen in frames.values()]) for i in range(n) for part in (0, 1)]
-    return picture.table(rows, [f't = {t}' for t in frames], ['x_t', 'x0_hat'] * n)
+    return picture.table(rows, [f'$t = {t}$' for t in frames], ['$x_t$', r'$\hat{x}_0$'] * n, group=2)
 
 
 def forward(config, net, interrupted):
     """x_t of real images at ten times of the forward process q (paper eq. 2)."""
     sampler = build.sampler(config, None)
     film = sample.Film(sampler)
-    x_0 = build.some(config, build.dataset(config), min(config.num_images, SAMPLES))
+    x_0 = build.some(config, build.dataset(config), min(config.num_images or SAMPLES, SAMPLES))
     sample.diffuse(config, sampler, x_0, observe=film)
     rows = torch.stack([x_t for (x_t,) in film.frames.values()], dim=1)  # [n, times, C, H, W]
-    return picture.table(rows, [f't = {t}' for t in film.frames], ['x_t'] * len(rows))
+    return picture.table(rows, [f'$t = {t}$' for t in film.frames], ['$x_t$'] * len(rows), group=1)
 
 
 def guidance(config, net, interrupted):
     """Each label, by row, at the guidance weights, by column, from one noise throughout (Ho and Salimans 2022)."""
     chosen = build.chosen_labels(config)
     if chosen is None:
-        raise ValueError('--figure=guidance needs a checkpoint trained with --cond')
+        raise UsageError('--figure=guidance needs a checkpoint trained with --cond')
     net = Inference(net, build.precision(config))
     n, columns = len(chosen), []
-    for w in tqdm(WEIGHTS, 'guidance', unit='weight'):
+    for w in progress.bar(WEIGHTS, 'guidance', unit='weight'):
         guided = SimpleNamespace(**{**vars(config), 'guidance': w})
         columns.append(_denoise(guided, net, [0] * n, interrupted, y=build.labels(config, range(n))))
         if interrupted():
             return None
     names = build.label_names(config)
-    return picture.table(torch.stack(columns, dim=1), [f'w = {w}' for w in WEIGHTS], [names[y] for y in chosen])
+    return picture.table(torch.stack(columns, dim=1), [f'$w = {w}$' for w in WEIGHTS], [names[y] for y in chosen])
 
 
 def interpolate(config, net, interrupted):
@@ -85,20 +84,20 @@ def interpolate(config, net, interrupted):
     sampler = build.sampler(config, net)
     t = config.figure_t or sampler.T // 2
     if t > sampler.T:
-        raise ValueError(f'--figure_t={t}: the checkpoint has T = {sampler.T} steps')
+        raise UsageError(f'--figure_t={t}: the checkpoint has T = {sampler.T} steps')
     data = build.dataset(config)
     build.check_channels(config, data)
     pairs = build.some(config, data, 2 * SAMPLES).chunk(2)
     x_t = sample.diffuse(config, sampler, torch.cat(pairs), stop=t).chunk(2)
-    rows = []
-    for i, (a, b, a_t, b_t) in enumerate(tqdm(list(zip(*pairs, *x_t, strict=True)), 'interpolating', unit='pair')):
+    quadruples, rows = list(zip(*pairs, *x_t, strict=True)), []
+    for i, (a, b, a_t, b_t) in enumerate(progress.bar(quadruples, 'interpolating', unit='pair')):
         mixed = torch.stack([torch.lerp(a_t, b_t, tenths / 10) for tenths in range(11)])
         denoised = _denoise(config, net, [i] * len(mixed), interrupted, x=mixed, start=t)
         if interrupted():
             return None
         rows.append(torch.cat([a[None], denoised, b[None]]))
-    titles = ['source', 'rec.', *(f'{tenths / 10}' for tenths in range(1, 10)), 'rec.', 'source']
-    return picture.table(rows, titles, [f't = {t}'] * len(rows))
+    titles = ['source', 'rec.', *(rf'$\lambda = {tenths / 10}$' for tenths in range(1, 10)), 'rec.', 'source']
+    return picture.table(rows, titles, [f'$t = {t}$'] * len(rows), group=1)
 
 
 def _denoise(config, net, indices, interrupted, x=None, y=None, start=None):

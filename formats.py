@@ -145,6 +145,7 @@ def describe(weights, names, path):
             for level, block in enumerate(blocks)
             if their_key(f'{block}.attn.group_norm.weight', names, levels, n) in weights
         ],
+        'head_dim': 0,
         'num_res_blocks': n,
         'channels': channels,
         'num_classes': 0,
@@ -161,7 +162,7 @@ def describe(weights, names, path):
 
 def network(told):
     """The `UNet` of flags, of any image size and without dropout. Raises ValueError as it does."""
-    unsaid = {'T': 1, 'var_type': 'fixedlarge'}
+    unsaid = {'T': 1, 'var_type': 'fixedlarge', 'head_dim': 0}
     return build.network(SimpleNamespace(**{**unsaid, **told, 'dropout': 0.0, 'img_size': None}))
 
 
@@ -228,7 +229,7 @@ def load(path):
             isinstance(key, str) and isinstance(value, torch.Tensor) and value.ndim for key, value in weights.items()
         ):
             raise CheckpointError(f'{path} holds no state dict: a dict of tensors, as network.state_dict() gives it')
-    return config, [{key.removeprefix('module.'): value for key, value in weights.items()} for weights in found]
+    return config, [checkpoint.unwrapped(weights) for weights in found]
 
 
 def _config_of(metadata):

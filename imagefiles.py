@@ -1,6 +1,7 @@
 """Image files in a folder, a zip or an LMDB, item by item: what there is, in which classes, and what it looks like."""
 
 import contextlib
+import hashlib
 import io
 import logging
 import os
@@ -20,6 +21,7 @@ FORMATS = ('PNG', 'JPEG', 'BMP', 'GIF', 'WEBP', 'TIFF', 'PPM')  # others, such a
 FILE_BYTES, PIXELS = 2**28, 2**26  # of an image: decoding it takes a few times as much memory
 HEADERS, LOOKED_AT = 4096, 64  # how many images of a set are opened, and how many decoded, to say what it is
 DARK = 2**6  # 8-bit grey that 16-bit images must reach: below it their values fit the 10, 12 or 14 bits of a camera
+RUN_PICTURE = re.compile(r'(?<![^/])((sample|figures)/[^/]+|nll|samples_(ema|net))\.png$')  # beside its ckpt.pt
 BLANK = 8  # an image whose values are less apart is of one shade
 
 
@@ -73,7 +75,7 @@ class ImageFiles:
             raise DataError(
                 f'cannot read {path} as a {"zip" if self._is_zip else "folder"} of images: {error}'
             ) from error
-        self.names = sorted(name for name in names if self._is_image(name))
+        self.names = self._images(names)
         if not self.names:
             raise DataError(f'no images in {path}: expected files ending in {" ".join(EXTENSIONS)}')
         tops = [unicodedata.normalize('NFC', top) if below else '' for top, *below in map(self._parts, self.names)]
@@ -96,6 +98,52 @@ class ImageFiles:
     def _is_image(self, name):
         hidden = any(part.startswith(('.', '__MACOSX')) for part in self._parts(name))
         return name.lower().endswith(EXTENSIONS) and not hidden
+
+    def _images(self, names):
+        """The images among all files, sorted; of the pictures that this program writes, samples alone.
+
+        Raises DataError if its samples lie among other images, or a run with its previews and figures does.
+        """
+        present = {'/'.join(self._parts(name)) for name in names}
+
+        def beside(name, other):
+            return '/'.join([*self._parts(name)[:-1], other]) in present
+
+        images, grids = [], []
+        for name in sorted(filter(self._is_image, names)):
+            *_, last = self._parts(name)
+            if last == 'grid.png' and beside(name, '000000.png'):
+                grids.append(name)
+                continue
+            if beside(name, 'samples.json') and not re.fullmatch(r'\d+\.png', last):
+                raise DataError(
+                    f'{self.path}: {name} is no sample, but lies among those of --sample: move it elsewhere'
+                )
+            whole = '/'.join(self._parts(name))
+            run = RUN_PICTURE.sub('ckpt.pt', whole)
+            if run != whole and run in present:
+                raise DataError(f'{self.path}: {name} is a picture that a run has drawn: name a folder of images alone')
+            images.append(name)
+        if grids:
+            logging.info('%s: leaving out %s, a picture of the images beside it', self.path, ', '.join(grids))
+        return images
+
+    def identity(self):
+        """{'from': resolved path, 'count', 'files': a digest of names and sizes, with times or, in a zip, CRCs}.
+
+        No file is read. Times of modification count since uncompressed images of one shape are files of one size; a
+        copy elsewhere is another path anyway. What goes unnoticed: a file written anew with its size and time kept.
+        """
+        digest = hashlib.sha256()
+        for name in self.names:
+            if self._is_zip:
+                info = self._archive().getinfo(name)
+                marks = info.file_size, info.CRC
+            else:
+                status = os.stat(os.path.join(self.path, name))
+                marks = status.st_size, int(status.st_mtime)  # some file systems keep no more than seconds
+            digest.update(repr(('/'.join(self._parts(name)), *marks)).encode(errors='surrogateescape'))
+        return {'from': os.path.realpath(self.path), 'count': len(self), 'files': digest.hexdigest()}
 
     def __len__(self):
         return len(self.names)

@@ -28,12 +28,9 @@ class Inference(nn.Module):
             self._lay_out_channels_last()
 
     def compile(self, **options):
-        """Compile the network, weights as constants, for what follows: a minute or more at the first call.
-
-        options: of inductor.
-        """
+        """Compile the network for what follows: a minute or more at the first call. options: of inductor."""
         self._lay_out_channels_last()
-        self.call = torch.compile(self.net, dynamic=False, options={'freezing': True, **options})
+        self.call = torch.compile(self.net, dynamic=False, options=options)
         self.compiled = True
 
     def _lay_out_channels_last(self):

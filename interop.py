@@ -7,15 +7,17 @@ import os
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 from safetensors.torch import save_file
-from tqdm import tqdm
 
+import build
 import formats
 import pipeline
+import progress
 import sample
-from checkpoint import CheckpointError, blamed
+from checkpoint import CheckpointError, blamed, load_weights
 from diffusion import GaussianDiffusionSampler
 
 
@@ -57,8 +59,8 @@ def read(path):
     """What the file or folder at `path`, or a name of `PUBLISHED`, holds: a `Source`.
 
     A file: as `formats.load`, of this program, pytorch-ddpm or the authors' network (pesser/pytorch_diffusion,
-    ermongroup/ddim). A folder: a pipeline of diffusers. The flags are those that the weights and what lies beside them
-    tell: of the authors' network neither T nor img_size, but for published ones.
+    ermongroup/ddim). A folder: a run's, for its ckpt.pt, or a pipeline of diffusers. The flags are those that the
+    weights and what lies beside them tell: of the authors' network neither T nor img_size, but for published ones.
 
     Raises CheckpointError where it is damaged, unsafe or of no such network; FileNotFoundError.
     """
@@ -67,6 +69,8 @@ def read(path):
         path = download(path)
     elif not os.path.exists(path):
         raise FileNotFoundError(f'{path}: no such file or folder, nor one of {", ".join(PUBLISHED)}')
+    if os.path.exists(os.path.join(path, 'ckpt.pt')):
+        path = os.path.join(path, 'ckpt.pt')
     with blamed(path):
         if os.path.isdir(path):
             told, net = pipeline.read(path)
@@ -80,19 +84,32 @@ def read(path):
         return Source({**config, **(published.config if published else {})}, *found)
 
 
+# What neither a file tells nor the caller: the flags by default, as --import_ckpt takes them.
+UNTOLD = {
+    **_DDPM, 'img_size': 32, 'dropout': 0.0, 'var_type': 'fixedlarge', 'clip_denoised': False, 'sample_steps': 0,
+    'spacing': 'leading', 'eta': 1.0, 'prior': 'standard', 'head_dim': 0,
+}  # fmt: skip
+
+
 def from_pretrained(name, **options):
-    """A `GaussianDiffusionSampler` of a published model, its network `sampler.model` in eval mode on the CPU.
+    """A `GaussianDiffusionSampler` of averaged weights, its network `sampler.model` in eval mode on the CPU.
 
-    name: of `PUBLISHED`; ema_* are the averaged weights. options: of the sampler, such as steps=50, eta=0.0.
+    name: whatever `read` takes, such as a name of `PUBLISHED`, a run's folder, a file, a folder of diffusers. options:
+    of the sampler, such as steps=50, eta=0.0, in place of those it was trained or published with.
 
-    Raises KeyError for another name, CheckpointError where the file cannot be had.
+    Raises FileNotFoundError where there is no such thing, CheckpointError as `read` does.
     """
-    config, net, _ = read(name) if name in PUBLISHED else PUBLISHED[name]
-    model = formats.network(config)
-    model.load_state_dict(net, strict=False)  # complete but for the time table, as `formats.convert` has seen to
-    options = {key: config[key] for key in ('mean_type', 'var_type', 'schedule', 'clip_denoised')} | options
-    betas = config['beta_1'], config['beta_T']
-    return GaussianDiffusionSampler(model.eval(), *betas, config['T'], config['img_size'], **options)
+    source = read(name)
+    config = SimpleNamespace(**{**UNTOLD, **source.config})
+    model = build.network(config)
+    fixed = {key: value for key, value in model.named_parameters() if not value.requires_grad}  # which others leave out
+    load_weights(model, {**fixed, **source.ema}, name)
+    theirs = {key: getattr(config, key) for key in ('mean_type', 'var_type', 'schedule', 'spacing', 'eta')}
+    theirs |= {'clip_denoised': config.clip_denoised, 'steps': config.sample_steps or None}
+    if config.prior == 'data':
+        theirs['data_moments'] = config.moments
+    betas = config.beta_1, config.beta_T
+    return GaussianDiffusionSampler(model.eval(), *betas, config.T, config.img_size, **{**theirs, **options})
 
 
 def download(name):
@@ -136,12 +153,13 @@ def _fetch(url, part):
         raise
     with response, open(part, 'ab' if response.status == 206 else 'wb') as file:
         left = int(response.headers.get('Content-Length', 0))
-        with tqdm(total=left, unit='B', unit_scale=True, desc=part.stem) as bar:
+        came = 0  # counted here, for a bar switched off by TQDM_DISABLE counts nothing
+        with progress.bar(total=left, unit='B', unit_scale=True, desc=part.stem) as bar:
             while chunk := response.read(1 << 20):
-                file.write(chunk)
+                came += file.write(chunk)
                 bar.update(len(chunk))
-        if bar.n < left:
-            raise OSError(f'the connection ended after {bar.n} of {left} bytes')
+        if came < left:
+            raise OSError(f'the connection ended after {came} of {left} bytes')
 
 
 def export(config, net, step):
@@ -149,7 +167,7 @@ def export(config, net, step):
 
     config, net, step: of `sample.restore`.
 
-    Raises ValueError where the format cannot represent the model, FileExistsError where there is something at --out.
+    Raises UsageError where the format cannot represent the model, FileExistsError where there is something at --out.
     """
     write, name = EXPORTS[config.export]
     out = (config.out or os.path.join(sample.folder(config), name)).rstrip(os.sep) or os.sep
@@ -196,6 +214,8 @@ A denoising diffusion probabilistic model (Ho et al. 2020, https://arxiv.org/abs
 {code}
 ```
 
+From the same noise it draws what `python main.py` draws with the flags in its comments.
+
 ## Scores
 
 {scores}
@@ -206,27 +226,6 @@ A denoising diffusion probabilistic model (Ho et al. 2020, https://arxiv.org/abs
 {flags}
 ```
 """
-
-UNCONDITIONAL = """\
-from diffusers import DDIMPipeline, DDPMPipeline
-
-pipeline = DDPMPipeline.from_pretrained(PATH)
-pipeline(batch_size=4, num_inference_steps={T}).images[0].save('image.png')
-pipeline = DDIMPipeline.from_pretrained(PATH)
-pipeline(batch_size=4, num_inference_steps={few}, eta=0.0).images[0].save('ddim.png')"""
-
-CONDITIONAL = """\
-import torch
-from diffusers import DDPMScheduler, UNet2DModel
-
-unet = UNet2DModel.from_pretrained(PATH, subfolder='unet')
-scheduler = DDPMScheduler.from_pretrained(PATH, subfolder='scheduler')
-y = torch.arange({num_classes})  # one image a label; {num_classes} stands for no label
-x = torch.randn(len(y), {channels}, {size}, {size})
-scheduler.set_timesteps({T})
-for t in scheduler.timesteps:
-    with torch.no_grad():
-        x = scheduler.step(unet(x, t, class_labels=y).sample, t, x).prev_sample"""
 
 
 def model_card(config, net, step):
@@ -241,9 +240,8 @@ def model_card(config, net, step):
         'size': config.img_size,
         'weights': weights,
         'step': f', after {step} training steps' if step else '',
-        'few': min(50, config.T),
     }
-    code = (CONDITIONAL if config.num_classes else UNCONDITIONAL).format(**said)
+    code = pipeline.drawing_code(vars(config))
     flags = _text(os.path.join(folder, 'flagfile.txt')).strip() if step else 'weights from elsewhere: not known'
     return CARD.format(**{**said, 'code': code, 'flags': flags, 'scores': _scores(os.path.join(folder, 'eval.txt'))})
 

@@ -46,6 +46,6 @@ def variational_term(chain, x_0, x_t, t, out):
 
 def prior_term(chain, x_0):
     """L_T = KL(q(x_T | x_0) || p(x_T)) (paper eq. 5) of each pixel, in bits, the shape of x_0."""
-    alphas_bar = chain.alphas_bar[chain.timesteps[-1]].float()
+    alphas_bar = chain.alphas_bar[chain.timesteps[-1]].float().to(x_0.device)
     mean, variance = chain.start_moments()
     return normal_kl(alphas_bar.sqrt() * x_0, (1 - alphas_bar).log(), mean, variance.log()) / math.log(2)

@@ -8,12 +8,13 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
+import progress
 from dataset import DataError, Images
 
 RESIDENT_BYTES = 2**30  # a decoded data set up to this size is kept on the device
@@ -37,7 +38,7 @@ def batches(data, batch_size, seed, step, device, random_flip, num_workers, load
     other items are not read, though flips are drawn for all.
 
     Raises DataError where the set has fewer than batch_size items, an image cannot be decoded, a worker process dies,
-    or none brings a batch within `loader_timeout` seconds (0 for any, the only choice outside the main thread).
+    or none brings a batch within `loader_timeout` seconds (0 for any).
     """
     check_batch_size(data, batch_size)
     indices = (chosen[share] for chosen in index_batches(len(data), batch_size, seed, step))
@@ -50,7 +51,7 @@ def batches(data, batch_size, seed, step, device, random_flip, num_workers, load
 def check_batch_size(data, batch_size):
     """Raise DataError where a data set has fewer items than a batch."""
     if len(data) < batch_size:
-        raise DataError(f'batch_size {batch_size} is more than the {len(data)} {data.unit} of the data set')
+        raise DataError(f'--batch_size={batch_size} is more than the {len(data)} {data.unit} there are')
 
 
 def _resident(data, indices, device, num_workers, loader_timeout):
@@ -58,20 +59,25 @@ def _resident(data, indices, device, num_workers, loader_timeout):
     for chosen in indices:
         if x.is_cuda:
             chosen = chosen.pin_memory()  # else its way there might wait for the steps that are queued
-        chosen = chosen.to(device, non_blocking=True)
+        chosen = chosen.to(device, non_blocking=x.is_cuda)
         yield x[chosen], None if y is None else y[chosen]
 
 
 def _streamed(data, indices, device, num_workers, loader_timeout):
-    for x, y in _decoded(data, indices, num_workers, loader_timeout):
-        yield x.to(device, non_blocking=True), None if y is None else y.to(device, non_blocking=True)
+    pinned = device.type == 'cuda'  # elsewhere memory cannot be pinned, and a copy must be waited for
+    for x, y in _decoded(data, indices, num_workers, loader_timeout, pinned):
+        yield x.to(device, non_blocking=pinned), None if y is None else y.to(device, non_blocking=pinned)
 
 
 def decode_all(data, num_workers=0, loader_timeout=0):
     """The whole set in order, as stored: uint8 [N, C, H, W] or points, and int64 [N] or None. Raises DataError."""
     parts = in_order(data, num_workers, loader_timeout)
-    parts = tqdm(parts, 'decoding', -(-len(data) // 256), leave=False, disable=None)
-    x, y = zip(*parts, strict=True)
+    shown = []
+    with progress.bar(desc='decoding', total=len(data), unit=data.unit.removesuffix('s'), leave=False) as bar:
+        for part in parts:
+            shown.append(part)
+            bar.update(len(part[0]))
+    x, y = zip(*shown, strict=True)
     return torch.cat(x), torch.cat(y) if data.num_classes else None
 
 
@@ -84,43 +90,47 @@ def pick(data, indices):
 def in_order(data, num_workers=0, loader_timeout=0, batch_size=256, share=slice(None)):
     """(uint8 [n, C, H, W] or points, int64 [n] or None) a batch, every item of a share once. Raises DataError."""
     few = data.nbytes < 2**22  # decoded before worker processes would have started
-    indices = torch.arange(len(data))[share].split(batch_size)
+    indices = [chosen for chosen in torch.arange(len(data))[share].split(batch_size) if len(chosen)]
     return _decoded(data, indices, 0 if few else num_workers, loader_timeout)
 
 
-def _decoded(data, indices, num_workers=0, loader_timeout=0):
+def _decoded(data, indices, num_workers=0, loader_timeout=0, pinned=False):
+    num_workers = min(num_workers, os.cpu_count() or 1)
+    rings = hasattr(signal, 'SIGALRM') and threading.current_thread() is threading.main_thread()
     loader = DataLoader(
         data,
         batch_sampler=indices,
-        num_workers=min(num_workers, os.cpu_count()),
+        num_workers=num_workers,
         collate_fn=_unchanged,
         worker_init_fn=_leave_signals_to_parent,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pinned,
+        timeout=0 if rings or not num_workers else loader_timeout,
         generator=torch.Generator(),  # else it would draw from the global generator
     )
-    for batch in _awaited(loader, loader_timeout):
+    for batch in _awaited(loader, loader_timeout, rings):
         if isinstance(batch, DataError):
             raise batch
         yield batch
 
 
-def _awaited(loader, loader_timeout):
+def _awaited(loader, loader_timeout, rings):
     """The batches of a loader. Raises DataError where a worker process has died or none brought one for too long."""
-    on_child, others = signal.getsignal(signal.SIGCHLD), multiprocessing.active_children()
-    stream = iter(loader)
+    others = multiprocessing.active_children()
+    with _without_its_handler():
+        stream = iter(loader)
     workers = set(multiprocessing.active_children()).difference(others)
-    with contextlib.suppress(ValueError):  # in a thread, where the loader has set none either
-        signal.signal(signal.SIGCHLD, on_child)  # its own raises wherever the run is, be it within a checkpoint
     while True:
         try:
-            with _alarm(loader_timeout if workers else 0):
+            with _alarm(loader_timeout if workers and rings else 0):
                 batch = next(stream, None)
         except (EOFError, OSError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not str(error).startswith(('DataLoader ', 'Pin memory ')):
                 raise
             for worker in workers:
                 worker.kill()  # one that hangs would hold up the end of the run
-            what = error if isinstance(error, TimeoutError) else f'a worker process died ({error!r})'
+            late = isinstance(error, TimeoutError) or 'timed out after' in str(error)
+            silent = f'no batch came from the worker processes for {loader_timeout:g} seconds'
+            what = silent if late else f'a worker process died ({error!r})'
             raise DataError(f'{what}: see to memory and disk, run it again, or lower --num_workers') from error
         if batch is None:
             return
@@ -128,10 +138,22 @@ def _awaited(loader, loader_timeout):
 
 
 @contextlib.contextmanager
+def _without_its_handler():
+    # What DataLoader does at SIGCHLD raises wherever the run is, be it within a checkpoint. In a thread it sets none.
+    if not hasattr(signal, 'SIGCHLD'):
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGCHLD, before)
+
+
+@contextlib.contextmanager
 def _alarm(seconds):
-    # Not DataLoader's timeout: it would still wait for ever for the pixels of a process that has stopped.
+    # Better than DataLoader's timeout, which would still wait for ever for the pixels of a process that has stopped.
     def ring(*_):
-        raise TimeoutError(f'no batch came from the worker processes for {seconds:g} seconds')
+        raise TimeoutError
 
     if not seconds:
         yield
@@ -150,6 +172,7 @@ def _unchanged(batch):
 
 
 def _leave_signals_to_parent(worker):
-    os.setpgrp()  # out of reach of what is sent to the whole group, as by Ctrl-C and torchrun
+    if hasattr(os, 'setpgrp'):  # out of reach of what is sent to the whole group, as by Ctrl-C and torchrun
+        os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

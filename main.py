@@ -15,30 +15,36 @@ import logging
 import os
 import signal
 import sys
+import time
 import warnings
-from itertools import islice
 from types import SimpleNamespace
 
 import torch
 from absl import app, flags
 
 import build
+import commandline
 import distributed
 import evaluate
+import events
 import figure
 import interop
 import nll
+import reference
 import sample
 import train
 from checkpoint import CheckpointError
 from dataset import DATASETS, DataError
 from diffusion import PARAMETERISATIONS, VAR_TYPES
+from errors import OutOfMemory, UsageError, memory, usage
 from model import ARCHS
 from objective import LOSSES, T_SAMPLERS
 from schedules import SCHEDULES, SPACINGS
-from score import FEATURE_NETS, PROTOCOLS, ScoreError
+from score import FEATURE_NETS, PROTOCOLS, ScoreError, full_fp32
 
 FLAGS = flags.FLAGS
+ORIGINS = {}  # name of a flag -> the flagfile it comes from
+SECTIONS = {}  # number of flags above it -> a heading of --help
 
 
 class IntListFlag(flags.MultiFlag):
@@ -56,6 +62,16 @@ def _int_list(name, default, help):
     flags.DEFINE_flag(IntListFlag(flags.IntegerParser(lower_bound=0), flags.ArgumentSerializer(), name, default, help))
 
 
+def _section(heading):
+    SECTIONS[len(own_flags())] = heading
+
+
+def own_flags():
+    """The flags below, without absl's."""
+    return FLAGS.get_flags_for_module(sys.modules[__name__])
+
+
+_section('What to do')
 flags.DEFINE_bool('train', False, 'train to --total_steps, going on from the checkpoint in --logdir if there is one')
 flags.DEFINE_bool('sample', False, 'draw --num_images images from a checkpoint')
 flags.DEFINE_bool('eval', False, 'FID, IS and KID of a checkpoint, or of --images')
@@ -66,15 +82,16 @@ flags.DEFINE_string(
 )
 flags.DEFINE_enum('export', None, list(interop.EXPORTS), 'write the model of a checkpoint to --out, for other programs')
 flags.DEFINE_bool('stats', False, 'build the statistics of the data set that --eval compares with')
-# Network
+_section('Network')
 flags.DEFINE_enum('net', 'unet', list(build.NETWORKS), 'the network: context_unet is small, point_mlp for 2-D points')
 flags.DEFINE_enum('arch', 'pytorch_ddpm', list(ARCHS), 'details of the network: those of pytorch-ddpm or the authors')
 flags.DEFINE_integer('ch', 128, 'channels of the first level', lower_bound=1)
 _int_list('ch_mult', [1, 2, 2, 2], "each level's multiple of --ch")
 _int_list('attn', [1], 'levels with attention, counted from 0; the middle always has it')
+flags.DEFINE_integer('head_dim', 0, 'channels of each head of attention, 0 for a single head', lower_bound=0)
 flags.DEFINE_integer('num_res_blocks', 2, 'residual blocks of each level', lower_bound=1)
 flags.DEFINE_float('dropout', 0.1, 'dropout rate in residual blocks', lower_bound=0, upper_bound=1)
-# Diffusion
+_section('Diffusion')
 flags.DEFINE_enum('schedule', 'linear', list(SCHEDULES), 'how beta goes from --beta_1 to --beta_T')
 flags.DEFINE_float('beta_1', 1e-4, 'first beta')
 flags.DEFINE_float('beta_T', 0.02, 'last beta')
@@ -90,14 +107,14 @@ flags.DEFINE_enum(
     'prior', 'standard', ['standard', 'data'], "x_T: N(0, I), or with the data's moments where --T ends short of noise"
 )
 flags.DEFINE_bool('clip_denoised', False, 'clip the predicted x_0 to [-1, 1] at every sampling step')
-# Labels
+_section('Labels')
 flags.DEFINE_bool('cond', False, "train on the data set's labels")
 flags.DEFINE_integer('num_classes', 0, 'of labels with --cond, 0 for as many as the data set has', lower_bound=0)
 flags.DEFINE_float('p_uncond', 0.1, 'probability of leaving out a label in training', lower_bound=0, upper_bound=1)
 flags.DEFINE_enum('p_uncond_schedule', 'constant', ['constant', 'linear'], 'linear: from 1 down to --p_uncond')
 flags.DEFINE_string('labels', 'all', 'classes to draw in turn, by name or number, such as cat,dog or 0,1,2')
 flags.DEFINE_float('guidance', 1.0, 'weight of the label: 1 conditional, 0 unconditional, more for guidance')
-# Data
+_section('Data')
 flags.DEFINE_string('dataset', 'cifar10', f'one of {", ".join(DATASETS)}, or a folder or zip of images')
 flags.DEFINE_string('test_dataset', '', 'the test split, where --dataset is a folder or zip: another one')
 flags.DEFINE_string('data_dir', './data', 'where named data sets are kept')
@@ -107,7 +124,7 @@ flags.DEFINE_enum('background', 'white', ['white', 'black'], 'the colour behind 
 flags.DEFINE_bool('random_flip', True, 'mirror images with probability 1/2')
 flags.DEFINE_integer('num_workers', 4, 'worker processes for data sets too large to keep on the device', lower_bound=0)
 flags.DEFINE_float('loader_timeout', 300, 'seconds to wait for a batch of those processes, 0 for any', lower_bound=0)
-# Training
+_section('Training')
 flags.DEFINE_enum('loss', 'mse', list(LOSSES), 'kl: the variational bound; hybrid: mse, and the bound for the variance')
 flags.DEFINE_float('min_snr_gamma', 5.0, "largest signal-to-noise ratio by which --loss=min_snr weights x_0's error")
 flags.DEFINE_enum(
@@ -131,24 +148,28 @@ flags.DEFINE_enum(
     'auto: bf16 where the hardware computes in it, fp32 for scores; bf16: scores too, shifting FID by about -0.8%',
 )
 flags.DEFINE_enum('compile', 'auto', ['auto', 'on', 'off'], 'torch.compile; auto: where a run is long enough to gain')
-flags.DEFINE_enum('device', 'auto', ['auto', 'cuda', 'cpu'], 'auto: CUDA where there is one')
-# Logging and previews
+flags.DEFINE_string('device', 'auto', 'cpu, cuda, cuda:1, mps, xpu ...; auto: the accelerator of this machine, if any')
+_section('Logging and previews')
 flags.DEFINE_string('logdir', './logs/DDPM_CIFAR10_EPS', 'folder of the run: checkpoints, previews, TensorBoard, flags')
 flags.DEFINE_integer('sample_size', 64, 'images of a preview', lower_bound=1)
 flags.DEFINE_integer('sample_step', 1000, 'training steps between previews, 0 for none', lower_bound=0)
 flags.DEFINE_integer('save_step', 5000, 'steps between checkpoints, 0 for one at the end alone', lower_bound=0)
+flags.DEFINE_integer('log_step', 50, 'training steps whose mean is one point of TensorBoard', lower_bound=1)
 flags.DEFINE_float('save_minutes', 0, 'minutes between checkpoints, beside --save_step; 0 for none', lower_bound=0)
-# Sampling from a checkpoint
-flags.DEFINE_string('ckpt', '', 'checkpoint to use instead of the one in --logdir')
+flags.DEFINE_integer(
+    'keep_every', 0, 'steps between checkpoints kept for good as ckpt-<step>.pt, 0 for none', lower_bound=0
+)
+_section('Sampling from a checkpoint')
+flags.DEFINE_string('ckpt', '', 'checkpoint, or folder with a ckpt.pt, to use instead of the one in --logdir')
 flags.DEFINE_enum('weights', 'ema', ['ema', 'net'], 'averaged weights or the last ones')
-flags.DEFINE_integer('num_images', 50000, 'images to draw', lower_bound=1)
+flags.DEFINE_integer('num_images', None, 'images to draw, by default 100, or 50,000 for --eval to score', lower_bound=1)
 flags.DEFINE_integer('sample_batch_size', 128, 'images drawn at once, 0 for as many as fit the device', lower_bound=0)
 flags.DEFINE_string('out', '', 'where to write; by default samples/, figures/ or the export beside the checkpoint')
 flags.DEFINE_string('license', 'unknown', 'of an exported model, for its card: an identifier such as mit')
 flags.DEFINE_integer(
     'figure_t', 0, 'noisings before the mixing of --figure=interpolate, 0 for half of --T', lower_bound=0
 )
-# Evaluation
+_section('Evaluation')
 flags.DEFINE_enum('feature_net', 'inception', list(FEATURE_NETS), 'features: classifier where images are not natural')
 flags.DEFINE_enum('fid_protocol', 'pytorch', list(PROTOCOLS), "Inception's input: pytorch-fid's or torch-fidelity's")
 flags.DEFINE_string('inception_weights', '', 'file of the FID Inception; by default downloaded once')
@@ -165,26 +186,33 @@ MODES = ('import_ckpt', 'train', 'sample', 'figure', 'nll', 'stats', 'eval', 'ex
 
 
 def parse_flags(argv):
-    """absl's parsing, but what the command line says replaces what flagfiles say; exits with 2 on an error."""
-    files, words = [], []
-    rest = iter(argv[1:])
-    for word in rest:
-        name, equals, _ = word.lstrip('-').partition('=')
-        if word.startswith('-') and name == 'flagfile':
-            files += [word] if equals else [word, *islice(rest, 1)]
-        else:
-            words.append(word)
-    with exits(2, flags.Error):
-        said = {_flag_name(word) for word in words if word.startswith('-')}
-        lines = [line for line in FLAGS.read_flags_from_files(files) if _flag_name(line) not in said]
-        parsed = FLAGS([argv[0], *lines, *words])
-        if len(parsed) > 1:
-            raise flags.Error(f'unexpected argument {parsed[1]}')
+    """absl's parsing, but the command line replaces what flagfiles say; exits with 2 on an error, 0 after --help."""
+    known = {flag.name for flag in own_flags()}
+    if {'-h', '-help', '--help', '--helpshort'} & set(argv[1:]):
+        print(_help())
+        sys.exit(0)
+    ORIGINS.clear()
+    with exits(2, UsageError):
+        try:
+            words, origins, left_out = commandline.arrange(argv, known, MODES)
+            ORIGINS.update(origins)
+            parsed = FLAGS(words)
+            if len(parsed) > 1:
+                raise flags.Error(f'unexpected argument {parsed[1]}')
+        except flags.Error as error:
+            raise UsageError(commandline.explain(error, known, ORIGINS)) from error
+    for path, names in left_out.items():
+        if not distributed.rank():
+            said = ' '.join(f'--{name}' for name in names)
+            print(f'main.py: {said} in {path} is left out: the command line says what to do', file=sys.stderr)
     return parsed
 
 
-def _flag_name(word):
-    return word.lstrip('-').partition('=')[0]
+def _help():
+    every, starts = own_flags(), sorted(SECTIONS)
+    ends = [*starts[1:], len(every)]
+    sections = {SECTIONS[i]: every[i:j] for i, j in zip(starts, ends, strict=True)}
+    return commandline.help_text(__doc__, sections)
 
 
 @contextlib.contextmanager
@@ -202,23 +230,19 @@ def exits(status, *errors):
 
 
 def _remedy(error):
-    if isinstance(error, torch.OutOfMemoryError):
-        return ': lower --batch_size or raise --grad_accum'
     if getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return ': make room and run the same command again'
     return ''
 
 
-def own_flags():
-    """The flags above, without absl's."""
-    return FLAGS.get_flags_for_module(sys.modules[__name__])
-
-
 def configuration():
-    """From the flags as parsed: the value of each, with what only the data decides; and the names of those given."""
+    """From the flags as parsed: the value of each, with what only the data decides; and those that were given.
+
+    The latter are {name: the flagfile that says it, or '' for the command line}.
+    """
     undecided = {'channels': 3, 'class_names': [], 'moments': None}
     config = SimpleNamespace(**{_key(flag): flag.value for flag in own_flags()}, **undecided)
-    return config, {_key(flag) for flag in own_flags() if flag.present}
+    return config, {_key(flag): ORIGINS.get(flag.name, '') for flag in own_flags() if flag.present}
 
 
 def _key(flag):
@@ -227,26 +251,35 @@ def _key(flag):
 
 
 def flagfile(config):
-    """The text of a flagfile for a config."""
-    for flag in own_flags():
+    """The text of a flagfile for a config: how, not what to do, so that any action may be added to it."""
+    settings = [flag for flag in own_flags() if flag.name not in MODES]
+    for flag in settings:
         flag.value = getattr(config, _key(flag))
-    return ''.join(f'{flag.serialize()}\n' for flag in own_flags() if flag.value is not None)
+    return ''.join(f'{flag.serialize()}\n' for flag in settings if flag.value is not None)
 
 
 class Interruption:
-    """Whether SIGINT or SIGTERM has come; a second one ends the process at once."""
+    """Whether SIGINT or SIGTERM has come. A second Ctrl-C ends the process at once, or a signal that comes later.
+
+    Not every second one: a scheduler sends SIGTERM to all processes and torchrun, on its own, another to each rank.
+    """
+
+    SAME = 5.0  # seconds within which signals are taken for one
 
     def __init__(self):
-        self.signum = None
+        self.signum, self.since = None, None
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, self.handle)
 
     def handle(self, signum, frame):
+        now = time.monotonic()
         if self.signum:
-            os._exit(128 + signum)
-        self.signum = signum
+            if signum == self.signum == signal.SIGINT or now - self.since > self.SAME:
+                os._exit(128 + signum)
+            return
+        self.signum, self.since = signum, now
         if not distributed.rank():
-            print('\nstopping after this step; once more stops at once, unsaved', file=sys.stderr)
+            print('\nstopping after this step; Ctrl-C once more stops at once, unsaved', file=sys.stderr)
 
     def __call__(self):
         return self.signum is not None
@@ -258,20 +291,32 @@ def main(argv):
     warnings.showwarning = lambda message, *_: logging.warning('%s', message)
     config, given = configuration()
     interrupted = Interruption()
-    failures = OSError, CheckpointError, DataError, ScoreError, FloatingPointError, torch.OutOfMemoryError
-    with exits(1, *failures, distributed.LostRank), distributed.joined():
-        with exits(2, ValueError):
-            if config.parallel or distributed.launched() > 1:
-                share_work(config)
-            if config.import_ckpt and distributed.world() > 1:
-                raise ValueError('--import_ckpt is for one process: train with the others after it')
-            if not any(getattr(config, mode) for mode in MODES):
-                raise ValueError(f'nothing to do: add {" or ".join(f"--{mode}" for mode in MODES)}')
-            if not config.import_ckpt:
-                build.check(config, config.train)
-        run_modes(config, given, interrupted)
+    failures = OSError, CheckpointError, DataError, ScoreError, FloatingPointError, OutOfMemory, distributed.LostRank
+    with exits(2, UsageError), exits(1, *failures), distributed.joined():
+        check(config)
+        exact = build.precision(config) == torch.float32
+        with full_fp32(build.device(config)) if exact else contextlib.nullcontext():
+            run_modes(config, given, interrupted)
         signum = distributed.highest(interrupted.signum or 0)
     return 128 + signum if signum else 0
+
+
+@usage()
+def check(config):
+    """Join the other processes, if there are some. Raises UsageError for flags that describe nothing to be done."""
+    if config.parallel or distributed.launched() > 1:
+        share_work(config)
+    if config.import_ckpt and distributed.world() > 1:
+        raise UsageError('--import_ckpt is for one process: train with the others after it')
+    if not any(getattr(config, mode) for mode in MODES):
+        raise UsageError(f'nothing to do: add {" or ".join(f"--{mode}" for mode in MODES)}')
+    if not config.import_ckpt:
+        build.check(config, config.train, config.train or draws(config) or bool(config.export))
+
+
+def draws(config):
+    """Whether a mode asked for draws or scores with the network of a checkpoint; --images and --stats do without."""
+    return bool(config.sample or config.figure or config.nll or (config.eval and not config.images))
 
 
 def run_modes(config, given, interrupted):
@@ -284,30 +329,29 @@ def run_modes(config, given, interrupted):
     if config.import_ckpt:
         config = import_run(config, given)
     if config.train:
-        train.train(config, flagfile(config), interrupted)
-    if (
-        config.sample or config.figure or config.nll or config.export or (config.eval and not config.images)
-    ) and go_on():
-        with exits(2, ValueError):
+        with memory('lower --batch_size or raise --grad_accum'):
+            train.train(config, flagfile(config), interrupted)
+    with memory('lower --sample_batch_size'):
+        if (draws(config) or config.export) and go_on():
             config, net, step = sample.restore(config, given)
-    if config.sample and go_on():
-        sample.sample(config, net, interrupted)
-    if config.figure and go_on() and main_rank:
-        with exits(2, ValueError):  # of a network that this figure is not for
+        if draws(config) and go_on():
+            where = config.ckpt or config.logdir
+            logging.info('%s: %s weights of step %s, on %s', where, config.weights, step, build.hardware(config))
+        if config.sample and go_on():
+            sample.sample(config, net, interrupted)
+        if config.figure and go_on() and main_rank:
             figure.figure(config, net, step, interrupted)
-    if config.nll and go_on():
-        with exits(2, ValueError):  # of points, or of steps that the chain does not have
-            nll.nll(config, net, step, interrupted)
-    if config.stats and go_on() and main_rank:
-        evaluate.build_reference(config)
-    if config.eval and go_on():
-        with exits(1, ValueError):  # of images that cannot be scored
+        if config.nll and go_on() and (record := nll.nll(config, net, step, interrupted)):
+            events.note(sample.folder(config), step, events.scores_of(record))
+        if config.stats and go_on() and main_rank:
+            reference.build_reference(config)
+        if config.eval and go_on():
             if not config.images:
-                evaluate.evaluate(config, net, step, interrupted)
+                if record := evaluate.evaluate(config, net, step, interrupted):
+                    events.note(sample.folder(config), step, events.scores_of(record))
             elif main_rank:
-                evaluate.evaluate_images(config)
-    if config.export and go_on() and main_rank:
-        with exits(2, ValueError):  # of a model that the format cannot represent
+                evaluate.evaluate_images(config, given)
+        if config.export and go_on() and main_rank:
             print(f'{interop.export(config, net, step)}: the {config.weights} weights of step {step}')
 
 
@@ -315,11 +359,12 @@ def share_work(config):
     """Join the processes that torchrun started. Raises ValueError, saying what to run, where that is amiss."""
     if not config.parallel:
         raise ValueError('torchrun started several processes: add --parallel for them to share the work')
+    device = build.device(config)
+    n = torch.accelerator.device_count() if device.type != 'cpu' and device.index is None else 1
     if distributed.launched():
-        distributed.start(build.device(config))
+        distributed.start(device)
         logging.info('sharing the work of %d processes', distributed.world())
-    elif build.device(config).type == 'cuda' and torch.cuda.device_count() > 1:
-        n = torch.cuda.device_count()
+    elif n > 1:
         raise ValueError(f'--parallel on {n} GPUs: torchrun --nproc_per_node={n} main.py ... --parallel')
     else:
         logging.info('--parallel: there is one device, which does all the work')
@@ -328,11 +373,9 @@ def share_work(config):
 def import_run(config, given):
     """Begin the run of --import_ckpt; returns its config."""
     source = interop.read(config.import_ckpt)
-    with exits(2, ValueError):
-        config = build.adopt(config, source.config, given)
-        config.cond = bool(config.num_classes)
-        begun = SimpleNamespace(**{**vars(config), **dict.fromkeys(MODES)})
-        train.begin(config, source.net, source.ema, flagfile(begun))
+    config = build.adopt(config, source.config, given)
+    config.cond = bool(config.num_classes)
+    train.begin(config, source.net, source.ema, flagfile(config))
     print(f'{config.logdir}: a run of {config.import_ckpt}, to --sample, --eval or --train with its flagfile.txt')
     return config
 

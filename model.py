@@ -81,10 +81,17 @@ class UpSample(nn.Module):
 
 
 class AttnBlock(nn.Module):
-    """Single-head self-attention over all positions, with a residual connection."""
+    """Self-attention over all positions, with a residual connection.
 
-    def __init__(self, ch, norm_eps):
+    head_dim: channels of each head, consecutive ones, as in diffusers; 0 for one head of all channels.
+
+    Raises ValueError where it does not divide ch.
+    """
+
+    def __init__(self, ch, norm_eps, head_dim=0):
         super().__init__()
+        self.head_dim = head_dim or ch
+        _refuse((ch % self.head_dim, f'head_dim must divide the {ch} channels of attention at a level, not {head_dim}'))
         self.group_norm = nn.GroupNorm(32, ch, eps=norm_eps)
         self.proj_q = nn.Conv2d(ch, ch, 1)
         self.proj_k = nn.Conv2d(ch, ch, 1)
@@ -94,18 +101,18 @@ class AttnBlock(nn.Module):
     def forward(self, x):
         h = self.group_norm(x)
         q, k, v = (
-            proj(h).flatten(2).transpose(1, 2).unsqueeze(1)  # [B, 1, H * W, C]
+            proj(h).flatten(2).unflatten(1, (-1, self.head_dim)).transpose(2, 3)  # [B, heads, H * W, head_dim]
             for proj in (self.proj_q, self.proj_k, self.proj_v)
         )
         h = F.scaled_dot_product_attention(q, k, v)
-        h = h.squeeze(1).transpose(1, 2).reshape(x.shape)
+        h = h.transpose(2, 3).reshape(x.shape)
         return x + self.proj(h)
 
 
 class ResBlock(nn.Module):
     """Two normalised 3x3 convolutions, the time embedding added between them, a shortcut, and attention at the end."""
 
-    def __init__(self, in_ch, out_ch, tdim, dropout, attn, norm_eps):
+    def __init__(self, in_ch, out_ch, tdim, dropout, attn, norm_eps, head_dim=0):
         super().__init__()
         self.block1 = nn.Sequential(
             nn.GroupNorm(32, in_ch, eps=norm_eps),
@@ -120,7 +127,7 @@ class ResBlock(nn.Module):
             nn.Conv2d(out_ch, out_ch, 3, padding=1),
         )
         self.shortcut = nn.Conv2d(in_ch, out_ch, 1) if in_ch != out_ch else nn.Identity()
-        self.attn = AttnBlock(out_ch, norm_eps) if attn else nn.Identity()
+        self.attn = AttnBlock(out_ch, norm_eps, head_dim) if attn else nn.Identity()
 
     def forward(self, x, temb):
         h = self.block1(x)
@@ -138,7 +145,8 @@ class UNet(nn.Module):
     0, with attention (the middle always has it). num_res_blocks: of each level on the way down; one more on the way
     up. dropout: its rate in every residual block. arch: a key of `ARCHS`. img_channels: C, 1 or 3. out_channels: those
     of out, C unless given; 2 C for a learned variance. img_size: H = W, checked here where it is known. num_classes: of
-    labels y int64 [B], whose embedding is added to the time's; y = num_classes, or None, is no label.
+    labels y int64 [B], whose embedding is added to the time's; y = num_classes, or None, is no label. head_dim: the
+    channels of each head of attention, 0 for one head of all; it divides those of each level with attention.
 
     Raises ValueError where the arguments do not fit together.
     """
@@ -157,6 +165,7 @@ class UNet(nn.Module):
         out_channels=None,
         img_size=None,
         num_classes=None,
+        head_dim=0,
     ):
         super().__init__()
         if arch not in ARCHS:
@@ -178,7 +187,7 @@ class UNet(nn.Module):
         now_ch = ch
         for level, mult in enumerate(ch_mult):
             for _ in range(num_res_blocks):
-                self.downblocks.append(ResBlock(now_ch, ch * mult, tdim, dropout, level in attn, norm_eps))
+                self.downblocks.append(ResBlock(now_ch, ch * mult, tdim, dropout, level in attn, norm_eps, head_dim))
                 now_ch = ch * mult
                 skips.append(now_ch)
             if level < len(ch_mult) - 1:
@@ -186,14 +195,14 @@ class UNet(nn.Module):
                 skips.append(now_ch)
 
         self.middleblocks = nn.ModuleList(
-            [ResBlock(now_ch, now_ch, tdim, dropout, attn, norm_eps) for attn in (True, False)]
+            [ResBlock(now_ch, now_ch, tdim, dropout, attn, norm_eps, head_dim) for attn in (True, False)]
         )
 
         self.upblocks = nn.ModuleList()
         for level, mult in reversed(list(enumerate(ch_mult))):
             for _ in range(num_res_blocks + 1):
-                self.upblocks.append(ResBlock(skips.pop() + now_ch, ch * mult, tdim, dropout, level in attn, norm_eps))
-                now_ch = ch * mult
+                in_ch, now_ch = skips.pop() + now_ch, ch * mult
+                self.upblocks.append(ResBlock(in_ch, now_ch, tdim, dropout, level in attn, norm_eps, head_dim))
             if level > 0:
                 self.upblocks.append(UpSample(now_ch))
 

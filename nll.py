@@ -5,19 +5,22 @@ Images stream from the data set into float64 sums. The noise of image i, and whi
 """
 
 import json
+import logging
 import os
 import time
 from types import SimpleNamespace
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import build
 import distributed
 import picture
+import progress
 import sample
+import score
 from diffusion import extract
+from errors import UsageError, usage
 from inference import Inference
 from likelihood import prior_term, variational_term
 
@@ -34,10 +37,10 @@ def nll(config, net, step=None, interrupted=lambda: False):
     config, net, step: of `sample.restore`. The chain is that of the flags at eta = 1, all T steps unless --sample_steps
     says otherwise. Each rank takes a share of the images; rank 0 has the record.
 
-    Raises ValueError for points and as `chances`, DataError where there are no images for the network.
+    Raises UsageError for points and as `chances`, DataError where there are no images for the network.
     """
     if build.of_points(config):
-        raise ValueError('--nll is of 8-bit images: points are scored by --eval')
+        raise UsageError('--nll is of 8-bit images: points are scored by --eval')
     begin = time.monotonic()
     config = SimpleNamespace(**{**vars(config), 'eta': 1.0, 'split': config.split or 'test'})
     device = build.device(config)
@@ -45,22 +48,26 @@ def nll(config, net, step=None, interrupted=lambda: False):
     model = Inference(net, torch.bfloat16 if config.precision == 'bf16' else torch.float32)
     sampler = build.sampler(config, model).to(device)
     steps = config.nll_steps or len(sampler.timesteps)
-    p = chances(sampler.alphas_bar.cpu()[sampler.timesteps], steps)
-    with distributed.main_first():  # to download
+    with usage():
+        p = chances(sampler.alphas_bar[sampler.timesteps], steps)
+    with distributed.first_here():  # to download
         data = build.dataset(config, config.split)
     build.check_channels(config, data)
     build.check_classes(config, data)
     size = config.sample_batch_size or sample.batch_that_fits(config, sampler)
     share = range(len(data))[distributed.share(len(data))]
     if build.compiles(config, len(share) * steps):
+        logging.info(build.COMPILING)
         model.compile()
-    with tqdm(total=-(-len(share) // size) * steps, desc=f'{len(data)} images of {config.split}', unit='step') as bar:
+    total, what = -(-len(share) // size) * steps, f'{len(data)} images of {config.split}'
+    with progress.bar(total=total, desc=what, unit='step') as bar:
 
         def advance():
             bar.update()
             return not interrupted()
 
-        bound = estimate(sampler, _batches(config, data, size, share), len(data), p, config.seed, advance)
+        with score.full_fp32(device):
+            bound = estimate(sampler, _batches(config, data, size, share), len(data), p, config.seed, advance)
     if distributed.any_rank(bound is None):
         return None
     bound.reduce(distributed.all_sum)
@@ -75,7 +82,9 @@ def nll(config, net, step=None, interrupted=lambda: False):
         file.write(json.dumps(record) + '\n')
     t = np.array(sampler.timesteps)
     np.savez(os.path.join(folder, 'nll.npz'), t=t, **{name: values.numpy() for name, values in arrays.items()})
-    sample.save(os.path.join(folder, 'nll.png'), draw(t, result['L_T'], arrays['terms'], arrays['x0_mse']))
+    name = os.path.basename(os.path.abspath(config.dataset)).replace('$', r'\$')  # a folder's, which is no mathtext
+    scored = f'{len(data)} images of {name} ({config.split})'
+    sample.save(os.path.join(folder, 'nll.png'), draw(t, result['L_T'], arrays['terms'], arrays['x0_mse'], scored))
     _report(config, record, len(t))
     return record
 
@@ -101,11 +110,11 @@ def _report(config, record, terms):
     )
 
 
-def draw(t, prior, terms, x0_mse):
+def draw(t, prior, terms, x0_mse, scored):
     """A picture of the terms over t, and of the distortion over the rate as noise is taken away (paper figure 5).
 
     t: the timesteps [N]. prior: L_T. terms: [N], in bits/dim. x0_mse: [N]. The rate at t is L_T and all terms above t;
-    the distortion is the root of x0_mse, on [0, 255].
+    the distortion is the root of x0_mse, on [0, 255]. scored: what images, in words.
     """
     rate = (prior + terms.sum() - terms.cumsum(0)).numpy()
     seen = x0_mse.isfinite().numpy()
@@ -115,9 +124,9 @@ def draw(t, prior, terms, x0_mse):
         {
             'x': t[seen] + 1,
             'y': terms.numpy()[seen],
-            'title': f'{whole:.3f} bits/dim',
-            'xlabel': 't, noisings',
-            'ylabel': 'L_t-1, bits/dim',
+            'title': 'terms of the bound',
+            'xlabel': '$t$, noisings',
+            'ylabel': '$L_{t-1}$, bits/dim',
             'xscale': 'log',
             'yscale': 'log',
         },
@@ -128,6 +137,7 @@ def draw(t, prior, terms, x0_mse):
             'xlabel': 'rate, bits/dim',
             'ylabel': 'distortion, RMSE on [0, 255]',
         },
+        title=rf'Variational bound of $-\log\,p(x)$: {whole:.3f} bits/dim, the mean of {scored}',
     )
 
 
@@ -203,9 +213,10 @@ def estimate(sampler, batches, n, p, seed, advance=lambda: True):
     batches: of (indices int64 [B], x_0 in [-1, 1] [B, C, H, W], y int64 [B] or None). p: of `chances`. advance: called
     after each term of a batch; where it says no, the answer is None.
     """
-    device = sampler.alphas_bar.device
+    device = sampler.columns.device
+    exact = score.exact_device(device)
     timesteps = torch.tensor(sampler.timesteps)
-    alpha, sigma = sampler.alphas_bar.sqrt(), (1 - sampler.alphas_bar).sqrt()
+    alpha, sigma = (x.sqrt().float().to(device) for x in (sampler.alphas_bar, 1 - sampler.alphas_bar))
     bound = Bound(len(timesteps), n)
     for indices, x_0, y in batches:
         noise = sample.Noise(build.derive_seed('nll', seed), indices.tolist(), x_0.shape[1:], device)
@@ -215,10 +226,10 @@ def estimate(sampler, batches, n, p, seed, advance=lambda: True):
             x_t = extract(alpha, t, x_0.shape) * x_0 + extract(sigma, t, x_0.shape) * noise()
             term, x0_hat = variational_term(sampler, x_0, x_t, t, sampler.model(x_t, t, y))
             square = (x_0 - x0_hat.clamp(-1, 1)) ** 2
-            found.append(torch.stack([each.double().flatten(1).mean(1) for each in (term, square)]))
+            found.append(torch.stack([each.to(exact).double().flatten(1).mean(1) for each in (term, square)]))
             if not advance():
                 return None
         terms, squares = torch.stack(found, dim=2).cpu()  # [B, S] each
-        prior = prior_term(sampler, x_0).double().flatten(1).mean(1)
+        prior = prior_term(sampler, x_0).to(exact).double().flatten(1).mean(1)
         bound.add(indices, prior.cpu(), rows, terms, squares, p[rows])
     return bound

@@ -3,14 +3,17 @@
 import math
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch.nn import functional as F
 from torchvision.utils import make_grid
 
-PADDING = 2  # pixels between the tiles of a grid
+TILE = 64  # pixels that an image has at least, about
+GAP = 3  # white pixels around each image of a grid
+APART, MARGIN = 12, 6  # pixels of white between the groups of a table, and around it
+FONT, DPI = 9, 100  # points, beside images of TILE pixels
 
 
-def of(x, tile=48):
+def of(x, tile=TILE):
     """One picture of a batch: a grid of images [N, C, H, W] in [-1, 1], as of `grid`, or a plot of points [N, 2]."""
     return grid(to_uint8(x), tile=tile) if x.ndim == 4 else plot([[x]])
 
@@ -20,55 +23,101 @@ def to_uint8(x):
     return ((x + 1) * 127.5 + 0.5).clamp(0, 255).to(torch.uint8)
 
 
-def grid(images, columns=None, tile=48):
-    """One picture of uint8 images [N, C, H, W], as square as can be by default; those below `tile` are enlarged."""
-    scale = max(1, tile // images.shape[-1])
+def grid(images, columns=None, tile=TILE):
+    """One picture of uint8 images [N, C, H, W], as square as can be by default.
+
+    Each pixel becomes a square of pixels, so that an image is about `tile` wide; larger images stay as they are.
+    """
+    scale = max(1, round(tile / images.shape[-1]))
     images = F.interpolate(images.float(), scale_factor=scale).to(torch.uint8)
-    tiled = make_grid(images, nrow=columns or math.ceil(math.sqrt(len(images))), padding=PADDING)
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    tiled = make_grid(images, nrow=columns, padding=GAP, pad_value=255)
     return Image.fromarray(tiled.permute(1, 2, 0).cpu().numpy())
 
 
-def table(rows, titles, names):
-    """A grid of images in [-1, 1], a tensor [N, C, H, W] a row, under the titles of its columns, beside its names."""
-    tiles = grid(to_uint8(torch.cat(list(rows))), columns=len(titles), tile=64)
-    left, top = 12 + 6 * max(map(len, names)), 16
-    whole = Image.new('RGB', (tiles.width + left, tiles.height + top))
-    whole.paste(tiles, (left, top))
-    pen = ImageDraw.Draw(whole)
-    width, height = (tiles.width - PADDING) / len(titles), (tiles.height - PADDING) / len(names)
+def table(rows, titles, names, group=None):
+    """Images in [-1, 1], a tensor [N, C, H, W] per row, under the titles of the columns, beside the names of the rows.
+
+    Titles and names may hold mathtext. group: so many rows belong together, and are set apart from the next; None: all.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.textpath import TextPath
+
+    group = group or len(rows)
+    blocks = [grid(to_uint8(torch.cat(list(part))), len(titles)) for part in batched(rows, group)]
+    across = (blocks[0].width - GAP) // len(titles)  # pixels from one image to the next
+    font = FONT * min(3, max(1, (across - GAP) / TILE))
+    pixels = font * DPI / 72
+    left = round(2 * MARGIN + max(TextPath((0, 0), name, size=pixels).get_extents().width for name in names))
+    top = round(2 * pixels)
+    width = left + blocks[0].width + MARGIN
+    height = top + sum(block.height for block in blocks) + APART * (len(blocks) - 1) + MARGIN
+    page = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+
+    def write(x, y, text, **align):
+        page.text(x / width, 1 - y / height, text, fontsize=font, **align)
+
     for i, title in enumerate(titles):
-        pen.text((left + PADDING + (i + 0.5) * width, top / 2), title, anchor='mm')
-    for i, name in enumerate(names):
-        pen.text((left - 4, top + PADDING + (i + 0.5) * height), name, anchor='rm')
-    return whole
+        write(left + GAP / 2 + (i + 0.5) * across, top / 2, title, ha='center', va='center')
+    corners = []
+    for names_of_block, block in zip(batched(names, group), blocks, strict=True):
+        corners.append((left, top))
+        for i, name in enumerate(names_of_block):
+            write(left - MARGIN, top + GAP / 2 + (i + 0.5) * across, name, ha='right', va='center')
+        top += block.height + APART
+    drawn = _rendered(page)
+    for corner, block in zip(corners, blocks, strict=True):
+        drawn.paste(block, corner)
+    return drawn
 
 
-def plot(rows, titles=(), names=()):
-    """Scatter plots of points [N, 2], one list of them a row; the panels of a column share their limits."""
-    side = 4 if len(rows) == len(rows[0]) == 1 else 1.8
-    figure, axes = _panels(len(rows), len(rows[0]), side, side)
-    for column, panels in enumerate(zip(*rows, strict=True)):
-        reach = 1.1 * max(panel.abs().flatten().kthvalue(math.ceil(0.995 * panel.numel()))[0] for panel in panels)
-        for row, panel in enumerate(panels):
-            ax = axes[row, column]
+def plot(rows, titles=(), names=(), arrows=()):
+    """Scatter plots of points [N, 2], one list of them per row, all on one scale.
+
+    The narrowest cloud is shown whole, the widest at least for the most part, or the narrowest could not be made out.
+    arrows: of time, one above each row, as matplotlib's arrow styles '->' and '<-'.
+    """
+    side = 4 if len(rows) == len(rows[0]) == 1 else 1.6
+    figure, axes = _panels(len(rows), len(rows[0]), side, side + 0.2 * bool(arrows))
+    extents = [panel.abs().flatten().sort().values for row in rows for panel in row]
+    whole, most = ([extent[math.ceil(share * len(extent)) - 1] for extent in extents] for share in (0.995, 0.85))
+    reach = 1.1 * max(min(whole), max(most)).item()
+    for row, panels in enumerate(rows):
+        for ax, panel in zip(axes[row], panels, strict=True):
             ax.scatter(*panel.T.cpu().numpy(), s=min(8, 4000 / len(panel)), linewidths=0, color=f'C{row}', alpha=0.6)
             ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect='equal')
             ax.tick_params(labelsize=6)
+            ax.label_outer()
     for ax, title in zip(axes[0], titles, strict=False):
-        ax.set_title(title, fontsize=9)
+        ax.set_title(title, fontsize=9, pad=14 if arrows else None)
     for ax, name in zip(axes[:, 0], names, strict=False):
         ax.set_ylabel(name)
+    for panels, style in zip(axes, arrows, strict=False):
+        _arrow(figure, panels, style)
     return _rendered(figure)
 
 
-def curves(*panels):
+def curves(*panels, title=None):
     """Line plots side by side: a panel is a dict of x, y and what else matplotlib's `Axes.set` takes."""
-    figure, axes = _panels(1, len(panels), 4.5, 3.5)
+    figure, axes = _panels(1, len(panels), 4.5, 3.8)
+    figure.suptitle(title)
     for ax, panel in zip(axes[0], panels, strict=True):
         ax.plot(panel['x'], panel['y'], marker='.', markersize=4, linewidth=1)
         ax.set(**{key: value for key, value in panel.items() if key not in ('x', 'y')})
         ax.grid(alpha=0.3)
     return _rendered(figure)
+
+
+def batched(items, n):
+    """Lists of n of the items, the last of what is left."""
+    return [items[i : i + n] for i in range(0, len(items), n)]
+
+
+def _arrow(figure, panels, style):
+    from matplotlib.patches import ConnectionPatch
+
+    ends = {'xyA': (0, 1.06), 'coordsA': panels[0].transAxes, 'xyB': (1, 1.06), 'coordsB': panels[-1].transAxes}
+    figure.add_artist(ConnectionPatch(**ends, arrowstyle=style, mutation_scale=12, color='0.3'))
 
 
 def _panels(rows, columns, width, height):

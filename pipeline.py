@@ -4,17 +4,21 @@
 """
 
 import json
+import logging
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
 import formats
 from checkpoint import CheckpointError
 from diffusion import learns_variance
+from errors import usage
 from formats import DIFFUSERS, TIME_DENSE, TIME_TABLE
 from model import ARCHS
-from schedules import SCHEDULES, make_betas
+from schedules import SCHEDULES, SPACINGS, known, make_betas, make_timesteps
 
 WEIGHTS = 'diffusion_pytorch_model'
 VERSION = '0.30.0'  # of diffusers, whose arguments these are
@@ -51,6 +55,34 @@ SCHEDULER_FIXED = {
     'rescale_betas_zero_snr': False,
     'set_alpha_to_one': True,
 }
+# The arguments of one scheduler alone.
+SCHEDULER_OWN = {'DDPM': {'variance_type'}, 'DDIM': {'set_alpha_to_one'}}
+
+
+def scheduler_name(config):
+    """The scheduler of diffusers that takes the steps of a config, a dict of flags: a key of `SCHEDULER_OWN`."""
+    return 'DDPM' if config['eta'] == 1 else 'DDIM'
+
+
+def misfit(config):
+    """Why the scheduler of a config's sampler draws something else along its timesteps; None where it does not.
+
+    Raises ValueError as `make_timesteps`.
+    """
+    name, T, spacing = scheduler_name(config), config['T'], config['spacing']
+    S = config['sample_steps'] or T
+    if spacing == 'quad':
+        return 'it has no --spacing=quad'
+    timesteps = make_timesteps(T, S, spacing)
+    if spacing == 'trailing' and len(np.arange(T, 0, -T / S)) > S:  # in floats, as it counts them
+        return f'along --spacing=trailing it takes {S + 1} steps in place of {S}, the last of them from t = -1'
+    if name == 'DDIM' and not (
+        all(t - s == T // S for s, t in pairwise(timesteps)) and timesteps[0] < T // S  # leading always
+    ):
+        return f'DDIMScheduler goes from t to t - {T // S}, which --spacing={spacing} does not in {S} steps of {T}'
+    if name == 'DDPM' and timesteps[0] > 0 and config['var_type'] != 'fixedsmall':
+        return f'DDPMScheduler adds noise in its last step with --spacing=trailing --var_type={config["var_type"]}'
+    return None
 
 
 def unet_config(config):
@@ -72,7 +104,7 @@ def unet_config(config):
         'norm_eps': arch.norm_eps,
         'norm_num_groups': 32,
         'attn_norm_num_groups': None,
-        'attention_head_dim': None,
+        'attention_head_dim': config['head_dim'] or None,
         'add_attention': True,
         'center_input_sample': False,
         'time_embedding_type': 'positional',
@@ -85,13 +117,84 @@ def unet_config(config):
     }
 
 
+FROM_PIPELINES = """\
+from diffusers import DDIMPipeline, DDPMPipeline
+{ways}"""
+
+# With labels or a learned variance, which the pipelines do not pass on or take for channels of the image.
+FROM_PARTS = """\
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+
+unet = UNet2DModel.from_pretrained(PATH, subfolder='unet')
+{labels}
+
+def draw(scheduler, steps, **options):
+    scheduler.set_timesteps(steps)
+    x = torch.randn({images}, {channels}, {img_size}, {img_size})
+    for t in scheduler.timesteps:
+        with torch.no_grad():
+            out = unet(x, t{with_labels}).sample
+        if isinstance(scheduler, DDIMScheduler):
+            out = out[:, :{channels}]  # what follows, if anything, is the variance
+        x = scheduler.step(out, t, x, **options).prev_sample
+    return (x / 2 + 0.5).clamp(0, 1)
+
+{ways}"""
+
+FROM_PIPELINE = """
+# {flags}
+pipeline = {name}Pipeline.from_pretrained(PATH)
+pipeline({arguments}).images[0].save('{result}.png')"""
+
+FROM_SCHEDULER = """
+# {flags}
+scheduler = {name}Scheduler.from_pretrained(PATH, subfolder='scheduler')
+{result} = draw(scheduler, {arguments})"""
+
+
+def drawing_code(config):
+    """Python that draws with an export of a config, a dict of flags, what --sample draws, and in few steps of DDIM.
+
+    Its comments name the flags that draw the same, and why there is no such code.
+    """
+    in_parts = config['num_classes'] or learns_variance(config['var_type'])
+    few = {'sample_steps': min(50, config['T']), 'eta': 0.0}
+    ways = [_way(config, in_parts)]
+    if scheduler_name(config) == 'DDPM':
+        ways.append(_way({**config, **few}, in_parts))
+    if not in_parts:
+        return FROM_PIPELINES.format(ways='\n'.join(ways))
+    filled = {'labels': '', 'images': 4, 'with_labels': '', 'ways': '\n'.join(ways)}
+    if n := config['num_classes']:
+        y = f'y = torch.arange({n})  # one image of each label; {n} stands for no label\n'
+        filled |= {'labels': y, 'images': 'len(y)', 'with_labels': ', class_labels=y'}
+    return FROM_PARTS.format(**{**config, **filled})
+
+
+def _way(config, in_parts):
+    clip = '--clip_denoised' if config['clip_denoised'] else '--noclip_denoised'
+    told = ' '.join(f'--{key}={config[key]}' for key in ('sample_steps', 'spacing', 'eta', 'var_type'))
+    flags = f'--sample {told} {clip}' + ' --labels=all --guidance=1' * bool(config['num_classes'])
+    if why := misfit(config):
+        return f'\n# {flags}: not with diffusers, for {why}'
+    steps, name = config['sample_steps'] or config['T'], scheduler_name(config)
+    arguments = [str(steps)] if in_parts else ['batch_size=4', f'num_inference_steps={steps}']
+    if name == 'DDIM':
+        arguments += [f'eta={config["eta"]}', f'use_clipped_model_output={config["clip_denoised"]}']
+    template = FROM_SCHEDULER if in_parts else FROM_PIPELINE
+    return template.format(flags=flags, name=name, result=name.lower(), arguments=', '.join(arguments))
+
+
 def scheduler_config(config):
-    """The arguments of diffusers' DDPMScheduler for the sampler of a config, a dict of flags."""
+    """The arguments of diffusers' scheduler for the sampler of a config, a dict of flags."""
+    name = scheduler_name(config)
+    others = set.union(*SCHEDULER_OWN.values()) - SCHEDULER_OWN[name]
     betas = None
     if config['schedule'] not in BETA_SCHEDULES.values():
         betas = make_betas(config['schedule'], config['beta_1'], config['beta_T'], config['T']).tolist()
-    return {
-        '_class_name': 'DDPMScheduler',
+    arguments = {
+        '_class_name': f'{name}Scheduler',
         '_diffusers_version': VERSION,
         'num_train_timesteps': config['T'],
         'beta_start': config['beta_1'],
@@ -102,8 +205,9 @@ def scheduler_config(config):
         'clip_sample': config['clip_denoised'],
         'prediction_type': _theirs(PREDICTION_TYPES, config['mean_type']),
         'timestep_spacing': config['spacing'],
-        **{key: value for key, value in SCHEDULER_FIXED.items() if key != 'set_alpha_to_one'},  # DDIMScheduler's
+        **SCHEDULER_FIXED,
     }
+    return {key: value for key, value in arguments.items() if key not in others}
 
 
 def _theirs(table, ours):
@@ -113,7 +217,7 @@ def _theirs(table, ours):
 def read(folder):
     """(flags, state dict of `UNet` but for the time table) of a pipeline of diffusers, or of its unet alone.
 
-    With labels, the last row of the embedding stands for no label, as `write` has it.
+    With labels, the last row of the embedding stands for no label, as `write` has it. Warns of what `_notes` tells.
 
     Raises CheckpointError where a part is damaged, or of a network or scheduler that is not here, naming what differs.
     """
@@ -125,14 +229,17 @@ def read(folder):
         raise CheckpointError(f'{unet} holds no {WEIGHTS}.safetensors or .bin')
     _, (weights, _) = formats.load(found[0])
     weights = {formats.current_name(key): value for key, value in weights.items()}
-    told = formats.describe(weights, DIFFUSERS, found[0])
+    told = {**formats.describe(weights, DIFFUSERS, found[0]), 'head_dim': theirs['attention_head_dim'] or 0}
     misfits = {arch: _differing(unet_config({**told, 'arch': arch}), theirs) for arch in ARCHS}
     told['arch'] = min(ARCHS, key=lambda arch: len(misfits[arch]))
     if misfits[told['arch']]:
         raise CheckpointError(f'{folder} is of another architecture: {"; ".join(misfits[told["arch"]])}')
     told |= {ours: theirs[key] for key, ours in SUGGESTED.items() if isinstance(theirs.get(key), int | float)}
     scheduler = folder / 'scheduler' if (folder / 'scheduler').is_dir() else folder
-    told |= read_scheduler(scheduler / 'scheduler_config.json')
+    # DDIMScheduler, which has no variance_type, adds the noise of fixedsmall where it is asked for some.
+    told = {'var_type': 'fixedsmall', **told, **read_scheduler(scheduler / 'scheduler_config.json')}
+    for note in _notes(told):
+        logging.warning('%s: %s', folder, note)
     net = formats.convert(weights, told, DIFFUSERS, found[0])
     dense = net[f'{TIME_DENSE}.weight']
     if theirs['flip_sin_to_cos']:
@@ -141,6 +248,20 @@ def read(folder):
         dense = torch.stack(dense.chunk(2, dim=1), dim=2).flatten(1)
     net[f'{TIME_DENSE}.weight'] = dense
     return told, net
+
+
+def _notes(told):
+    """What a pipeline of diffusers is taken for if that can be doubted, and what its scheduler would draw otherwise."""
+    name, spacing, notes = scheduler_name(told), told['spacing'], []
+    if last := told['num_classes']:
+        notes.append(f'labels 0 to {last - 1}; row {last} of its embedding is taken for no label')
+    if name == 'DDIM' and told['clip_denoised']:
+        notes.append('DDIMPipeline draws the same with use_clipped_model_output=True, which is not its default')
+    if name == 'DDIM' and spacing != 'leading':
+        notes.append(f'--sample_steps=S follows --spacing={spacing}, DDIMScheduler goes from t to t - T // S instead')
+    if name == 'DDPM' and spacing == 'trailing' and told['var_type'] != 'fixedsmall':
+        notes.append('DDPMScheduler would add noise in the last of --sample_steps with trailing timesteps')
+    return notes
 
 
 def read_scheduler(path):
@@ -159,7 +280,8 @@ def read_scheduler(path):
         make_betas(schedule, beta_1, beta_T, T)
         told = {'T': T, 'schedule': schedule, 'beta_1': beta_1, 'beta_T': beta_T}
         told |= {'mean_type': PREDICTION_TYPES[theirs['prediction_type']], 'clip_denoised': theirs['clip_sample']}
-        told |= {'spacing': theirs['timestep_spacing'], 'sample_steps': 0, 'prior': 'standard'}
+        told |= {'spacing': known('timestep_spacing', theirs['timestep_spacing'], SPACINGS)}
+        told |= {'sample_steps': 0, 'prior': 'standard'}
         if name == 'DDIMScheduler':
             return told | {'eta': 0.0}
         return told | {'eta': 1.0, 'var_type': VARIANCE_TYPES[theirs['variance_type']]}
@@ -200,10 +322,11 @@ def _json(path):
 def write(folder, config, net, card):
     """A pipeline of a config's network and sampler, into an empty folder. card: the text of its README.md.
 
-    Raises ValueError where diffusers cannot represent them.
+    Raises UsageError where diffusers cannot represent them.
     """
     flags = vars(config)
-    _check(flags, net)
+    with usage():
+        _check(flags, net)
     weights = net.state_dict()
     dense = weights[f'{TIME_DENSE}.weight']
     if config.arch == 'pytorch_ddpm':
@@ -213,9 +336,9 @@ def write(folder, config, net, card):
     folder = Path(folder)
     parts = {'unet/config.json': unet, 'scheduler/scheduler_config.json': scheduler_config(flags)}
     parts['model_index.json'] = {
-        '_class_name': 'DDPMPipeline',
+        '_class_name': f'{scheduler_name(flags)}Pipeline',
         '_diffusers_version': VERSION,
-        'scheduler': ['diffusers', 'DDPMScheduler'],
+        'scheduler': ['diffusers', f'{scheduler_name(flags)}Scheduler'],
         'unet': ['diffusers', 'UNet2DModel'],
     }
     for name, value in parts.items():
@@ -239,7 +362,7 @@ def _check(flags, net):
         (flags['mean_type'] not in PREDICTION_TYPES.values(), f'it has no --mean_type={flags["mean_type"]}'),
         (flags['var_type'] not in VARIANCE_TYPES.values(), f'it has no --var_type={flags["var_type"]}'),
         (flags['prior'] != 'standard', 'it starts from N(0, I): --prior=standard draws so'),
-        (flags['spacing'] == 'quad', 'it has no --spacing=quad: --spacing=leading is its usual one'),
+        (misfit(flags), f'{misfit(flags)}: --spacing=leading is its usual one'),
     ):
         if broken:
             raise ValueError(f'diffusers cannot represent this model: {why}')

@@ -58,11 +58,11 @@ def make_betas(schedule, beta_1, beta_T, T):
 
 
 # name -> function of (T, S) giving S timesteps, which may repeat. leading and quad: ermongroup/ddim.
-# leading, linspace, trailing: diffusers' timestep_spacing.
+# leading, linspace, trailing: diffusers' timestep_spacing, to its rounding; arange may give one too many, -1.
 SPACINGS = {
     'leading': lambda T, S: np.arange(S) * (T // S),
     'linspace': lambda T, S: np.linspace(0, T - 1, S).round(),
-    'trailing': lambda T, S: (T - np.arange(S) * T / S).round() - 1,
+    'trailing': lambda T, S: np.arange(T, 0, -T / S).round()[:S] - 1,
     'quad': lambda T, S: np.linspace(0, np.sqrt(0.8 * T), S) ** 2,
 }
 
@@ -70,7 +70,8 @@ SPACINGS = {
 def make_timesteps(T, steps=None, spacing='leading'):
     """Ascending, distinct timesteps of a sampler: all T (None), an int S of them, or those given (any order).
 
-    Raises ValueError where S is outside 1..T, the spacing repeats a timestep, or one given repeats or is not in 0..T-1.
+    Where `spacing` repeats a timestep, as quad does its first ones, fewer than S are left: a step from t to t changes
+    nothing. Raises ValueError where S is outside 1..T, or one given repeats or is not in 0..T-1.
     """
     known('spacing', spacing, SPACINGS)
     if steps is None:
@@ -78,11 +79,7 @@ def make_timesteps(T, steps=None, spacing='leading'):
     elif isinstance(steps, int):
         if not 1 <= steps <= T:
             raise ValueError(f'the number of sampling steps must be between 1 and T = {T}, not {steps}')
-        wanted, steps = steps, SPACINGS[spacing](T, steps).astype(int).tolist()
-        if len(set(steps)) < wanted:
-            raise ValueError(
-                f'spacing {spacing} gives {len(set(steps))} distinct steps of T = {T}, not {wanted}: take fewer'
-            )
+        steps = set(SPACINGS[spacing](T, steps).astype(int).tolist())
     timesteps = sorted(int(t) for t in steps)
     if not timesteps or len(set(timesteps)) < len(timesteps) or timesteps[0] < 0 or timesteps[-1] >= T:
         raise ValueError(f'sampling timesteps must be distinct and between 0 and T - 1 = {T - 1}, not {timesteps}')

@@ -12,23 +12,22 @@ import hashlib
 import logging
 import math
 import os
+import shlex
 import time
 from types import SimpleNamespace
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from tqdm import tqdm
 
 import build
 import checkpoint
 import distributed
 import evaluate
-import picture
+import loader
 import sample
-from events import Events
-
-LOG_SECONDS = 1.0  # between two readings of the losses on a GPU, each of which waits for it
+from errors import memory
+from events import Log, Silence
 
 
 def train(config, flagfile='', interrupted=lambda: False):
@@ -36,17 +35,18 @@ def train(config, flagfile='', interrupted=lambda: False):
 
     config: the value of every flag. flagfile: text written to logdir/flagfile.txt.
 
-    Raises ValueError, DataError, CheckpointError or OSError where the run cannot start or go on, and FloatingPointError
+    Raises UsageError, DataError, CheckpointError or OSError where the run cannot start or go on, and FloatingPointError
     where a loss or gradient is not finite; no update with it was made and none is saved.
     """
-    with distributed.main_first():  # to download
+    with distributed.first_here():  # to download
         data = build.dataset(config)
     config = build.fit(config, data)
+    loader.check_batch_size(data, config.batch_size)
     build.check(config, training=True)
     with contextlib.nullcontext() if distributed.rank() else checkpoint.exclusive(config.logdir):
         os.makedirs(os.path.join(config.logdir, 'sample'), exist_ok=True)
         run = Run(config)
-        logging.info('%.2f M parameters on %s', sum(p.numel() for p in run.trained) / 1e6, run.device)
+        run.describe()
         with distributed.main_first():  # to put a damaged checkpoint aside
             run.resume()
         if distributed.world() > 1 and not distributed.same(run.digest()):
@@ -56,7 +56,19 @@ def train(config, flagfile='', interrupted=lambda: False):
         if config.num_classes:
             build.go_on_with_classes(config, data)
         write_flagfile(config, flagfile)
-        loop(run, data, interrupted)
+        begun = run.step
+        loop(run, data, flagfile, interrupted)
+        if not distributed.rank() and (interrupted() or run.step > begun):
+            print(_ending(run, interrupted()))
+
+
+def _ending(run, interrupted):
+    """What to say at the end: what was saved where, and what may come next."""
+    config = run.config
+    saved = f'{run.path} holds step {run.step} of {config.total_steps}'
+    if interrupted and run.step < config.total_steps:
+        return f'stopped: {saved}; the same command goes on from there'
+    return f'trained: {saved}; next: python main.py --sample --logdir={shlex.quote(config.logdir)}'
 
 
 def begin(config, net, ema, flagfile=''):
@@ -66,7 +78,7 @@ def begin(config, net, ema, flagfile=''):
     are not of the config's network or the checkpoint cannot be written, OSError.
     """
     build.check(config, training=True)
-    run = Run(config)
+    run = Run(config, trains=False)
     for module, weights in ((run.net, net), (run.ema, ema)):
         fixed = {key: value for key, value in module.named_parameters() if not value.requires_grad}
         checkpoint.load_weights(module, {**fixed, **weights}, config.import_ckpt)
@@ -86,7 +98,7 @@ def write_flagfile(config, text):
         file.write(text)
 
 
-def loop(run, data, interrupted):
+def loop(run, data, flagfile='', interrupted=lambda: False):
     """Steps from `run.step` to --total_steps, in pytorch-ddpm's order but for saving before sampling."""
     config = run.config
     if run.step >= config.total_steps:
@@ -94,7 +106,7 @@ def loop(run, data, interrupted):
         return
     stream = build.batches(config, data, run.step)
     agree, due = distributed.Consensus(), Alarm(config.save_minutes)
-    with Silence() if distributed.rank() else Log(run) as log:
+    with Silence() if distributed.rank() else Log(run, flagfile) as log:
         while run.step < config.total_steps:
             stop, save = agree(interrupted(), due())
             if stop:
@@ -105,19 +117,23 @@ def loop(run, data, interrupted):
                 log.image('real_sample', x_0[: config.sample_size])
             lr = run.optim.param_groups[0]['lr']
             log.add(*run.update(x_0, y if config.num_classes else None), lr)
-            if save or (config.save_step and run.step % config.save_step == 0):
+            if save or run.is_at(config.save_step) or run.is_at(config.keep_every):
                 log.flush()
                 run.save()
                 log.restart_clock()
-            if config.sample_step and run.step % config.sample_step == 0:
+            if run.is_at(config.sample_step):
                 log.flush()
-                if (drawn := run.preview(interrupted)) is not None:
+                with memory('lower --sample_size'):
+                    drawn = run.preview(interrupted)
+                if drawn is not None:
                     log.image('sample', drawn, os.path.join(config.logdir, 'sample', f'{run.step}.png'))
                 log.restart_clock()
-            if config.eval_step and run.step % config.eval_step == 0:
+            if run.is_at(config.eval_step):
                 log.flush()
                 averaged = SimpleNamespace(**{**vars(config), 'weights': 'ema', 'ckpt': ''})
-                if record := evaluate.evaluate(averaged, run.ema, run.step, interrupted):
+                with memory('lower --sample_batch_size'):
+                    record = evaluate.evaluate(averaged, run.ema, run.step, interrupted)
+                if record:
                     log.scores(record)
                 log.restart_clock()
         log.flush()
@@ -174,7 +190,8 @@ class MeanLoss(nn.Module):
 class Run:
     """What a checkpoint holds (network, EMA, optimiser, schedule, step, x_T, sampler of t), and what is done to it."""
 
-    def __init__(self, config):
+    def __init__(self, config, trains=True):
+        """trains: whether steps will be taken, for which it may pay to compile."""
         self.config = config
         self.path = os.path.join(config.logdir, 'ckpt.pt')
         self.device = build.device(config)
@@ -186,7 +203,9 @@ class Run:
         self.ema = copy.deepcopy(self.net).eval()
         self.trainer = build.trainer(config, self.net).to(self.device)
         self.loss = MeanLoss(self.trainer)
-        if build.compiles(config, config.total_steps * config.batch_size / distributed.world(), backward=True):
+        images = config.total_steps * config.batch_size / distributed.world()
+        self.compiled = trains and build.compiles(config, images, backward=True)
+        if self.compiled:
             self.loss.compile()
         self.loss = distributed.parallel(self.loss, accumulates=config.grad_accum > 1)
         # Every parameter, the frozen time table too: so Adam numbers them as pytorch-ddpm does.
@@ -199,6 +218,19 @@ class Run:
         self.averaged = [p for p in self.ema.parameters() if p.requires_grad]
         self.average = get_ema_multi_avg_fn(config.ema_decay)
         self.broken = torch.zeros((), device=self.device)  # 1 from the first loss or gradient that is not finite on
+
+    def describe(self):
+        """Say what trains, on what, and where that is to be seen."""
+        millions = sum(p.numel() for p in self.trained) / 1e6
+        compiled = ', compiled' if self.compiled else ''
+        logging.info('%.2f M parameters on %s%s', millions, build.hardware(self.config), compiled)
+        logging.info('the run is in %s: tensorboard --logdir=%s', *2 * [shlex.quote(self.config.logdir)])
+        if self.compiled:
+            logging.info(build.COMPILING)
+
+    def is_at(self, every):
+        """Whether this step is one of every so many; 0 for none."""
+        return bool(every) and self.step % every == 0
 
     def update(self, x_0, y=None):
         """One step of Algorithm 1 on this rank's share of a batch.
@@ -266,7 +298,8 @@ class Run:
         if drawn_by := self.trainer.t_sampler.state_dict():
             state['t_sampler'] = drawn_by
         if not distributed.rank():
-            checkpoint.save(self.path, state)
+            keep = self.step and self.is_at(self.config.keep_every)
+            checkpoint.save(self.path, state, checkpoint.numbered(self.path, self.step) if keep else None)
         self.saved = self.step
 
     def digest(self):
@@ -285,7 +318,7 @@ class Run:
         Raises CheckpointError where it is damaged, of another network, or trained with other flags.
         """
         try:
-            state = checkpoint.load(self.path, self.device, repair=True)
+            state = checkpoint.load(self.path, repair=True)
         except FileNotFoundError:
             return
         with checkpoint.blamed(self.path, ValueError):
@@ -302,6 +335,7 @@ class Run:
                 f'{self.path} cannot go on with {", ".join(wrong)}: choose another --logdir'
             )
         self.config.class_names = stored.get('class_names')
+        self.config.import_ckpt = stored.get('import_ckpt', '')  # where its weights came from
         checkpoint.load_weights(self.net, state['net_model'], self.path)
         checkpoint.load_weights(self.ema, state['ema_model'], self.path)
         self.step = self.saved = state['sched']['last_epoch']  # pytorch-ddpm's `step` is one less: the last one's index
@@ -315,89 +349,6 @@ class Run:
             for key in ('exp_avg', 'exp_avg_sq'):
                 moments[key] = torch.empty_like(parameter).copy_(moments[key])
         self.sched.load_state_dict({**state['sched'], 'base_lrs': [self.config.lr], '_last_lr': [lr]})
-        self.x_T = state['x_T']
+        self.x_T = state['x_T'].to(self.device)
         # Not strict: a checkpoint of another sampler of t, or of none, has it begin anew.
         self.trainer.t_sampler.load_state_dict(state.get('t_sampler', {}), strict=False)
-
-
-class Silence:
-    """The `Log` of all ranks but 0."""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def __getattr__(self, name):
-        return lambda *_: None
-
-
-class Log:
-    """TensorBoard and the progress bar. Losses are read off the device, and checked, when shown and before a save."""
-
-    def __init__(self, run):
-        self.run = run
-        self.bar = tqdm(total=run.config.total_steps, initial=run.step, unit='step', dynamic_ncols=True)
-        self.events = Events(run.config.logdir)
-        self.events.restart(run.step + 1 if run.step else 0)
-        self.pending = []  # (step, loss, norm, lr), not yet read
-        self.restart_clock()
-
-    def restart_clock(self):
-        """Leave what was just done out of the images a second."""
-        self.last = time.monotonic()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        try:
-            self.events.close()
-        finally:
-            self.bar.close()
-
-    def add(self, loss, norm, lr):
-        """Note one step."""
-        self.pending.append((self.run.step, torch.stack([loss, norm]), lr))
-        if self.run.device.type == 'cpu' or time.monotonic() - self.last > LOG_SECONDS:
-            self.read()
-
-    def flush(self):
-        """Read what was noted and have it on disk, as must be before a checkpoint makes those steps the past."""
-        self.read()
-        self.events.flush()
-
-    def read(self):
-        """Read, check and write what was noted. Raises FloatingPointError, naming the step, where not finite."""
-        if not self.pending:
-            return
-        values = torch.stack([pair for _, pair, _ in self.pending]).tolist()
-        now = time.monotonic()
-        rate = len(values) * self.run.config.batch_size / (now - self.last)
-        for (step, _, lr), (loss, norm) in zip(self.pending, values, strict=True):
-            if not math.isfinite(loss + norm):
-                raise FloatingPointError(
-                    f'step {step}: loss {loss}, gradient norm {norm}: stopped before the update; the checkpoint is of '
-                    f'step {max(self.run.saved, 0)}; try a lower --lr, a lower --grad_clip or --precision=fp32'
-                )
-            for name, value in (('loss', loss), ('lr', lr), ('grad_norm', norm), ('img_per_sec', rate)):
-                self.events.scalar(name, value, step)
-        self.bar.update(len(values))
-        self.bar.set_postfix(loss=f'{loss:.3f}', lr=f'{lr:.1e}', img_s=f'{rate:.0f}', refresh=False)
-        self.pending, self.last = [], now
-
-    def image(self, name, x, path=None):
-        """A picture of a batch, a grid or a plot, to TensorBoard and, given a path, to a file."""
-        drawn = picture.of(x)
-        if path:
-            drawn.save(path)
-        self.events.image(name, drawn, self.run.step)
-        self.events.flush()
-
-    def scores(self, record):
-        """The scores of an evaluation to TensorBoard."""
-        for name, value in record.items():
-            if name.startswith(('FID', 'IS', 'KID', 'SW')) and value is not None:
-                self.events.scalar(f'{name}_EMA', value, self.run.step)
-        self.events.flush()

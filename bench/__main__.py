@@ -1,21 +1,24 @@
 """python -m bench [TASK...]: ours against what people would otherwise use, in turn in one process.
 
 Ratios are medians of paired calls to the first candidate of the task. TFLOP/s counts the matrix products and
-convolutions of the network, three times those of one call for a training step; the share is of a large bf16 matrix
-product on the same device. GPU memory is the peak of a call.
+convolutions of the network, three times those of one call for a training step; the share is of a large matrix product
+on the same device, in bf16 if it computes in it, else in fp32. GPU memory is the peak of a call.
 """
 
 import argparse
 import json
 import os
 import platform
+import subprocess
 
 import torch
 
 import build
 import main as flags
-from bench.tasks import TASKS
+from bench.tasks import TASKS, precisions
 from bench.timing import interleaved, peak_rate
+
+REPEATS, SECONDS = 5, 30  # by default: rounds that count, and how long a task goes on beginning them
 
 
 def parse():
@@ -26,7 +29,9 @@ def parse():
     parser.add_argument('tasks', nargs='*', metavar='TASK', help=f'of {", ".join(TASKS)}; all by default')
     parser.add_argument('--flagfile', default='config/CIFAR10.txt', help='of the network to time')
     parser.add_argument('--batch_size', type=int, default=None, help='128 on a GPU, 8 on a CPU by default')
-    parser.add_argument('--repeats', type=int, default=5)
+    parser.add_argument(
+        '--repeats', type=int, help=f'rounds to time; {REPEATS} by default, fewer if a task takes over {SECONDS} s'
+    )
     parser.add_argument('--reference', help='a checkout of w86763777/pytorch-ddpm to time as well')
     parser.add_argument('--compile', action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument('--json', help='write the figures to this file too')
@@ -44,9 +49,21 @@ def machine():
     """What this runs on, in words."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    with open('/proc/cpuinfo') as file:
-        names = [line.partition(':')[2].strip() for line in file if line.startswith('model name')]
-    return f'{torch.get_num_threads()} threads of {names[0] if names else platform.processor()}'
+    return f'{torch.get_num_threads()} threads of {processor()} ({torch.backends.cpu.get_cpu_capability()})'
+
+
+def processor():
+    """The name of the CPU, as far as the system tells it."""
+    try:
+        with open('/proc/cpuinfo') as file:  # Linux
+            return next(line.partition(':')[2].strip() for line in file if line.startswith('model name'))
+    except (OSError, StopIteration):
+        pass
+    try:
+        asked = ['sysctl', '-n', 'machdep.cpu.brand_string']  # a Mac
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return platform.processor() or platform.machine()
 
 
 def line(row):
@@ -63,15 +80,16 @@ def main():
     flags.parse_flags(['bench', f'--flagfile={options.flagfile}', '--logdir=', '--sample_size=1'])
     config, _ = flags.configuration()
     device = build.device(config)
-    ceiling = peak_rate(device, 8192 if device.type == 'cuda' else 2048)
+    best = precisions(config)[-1]
+    ceiling = peak_rate(device, torch.bfloat16 if best == 'bf16' else torch.float32)
     per_image = {'sample': build.flops(config), 'train': 3 * build.flops(config)}
     about = {
         'machine': machine(),
         'torch': torch.__version__,
         'flagfile': options.flagfile,
         'batch_size': options.batch_size,
-        'repeats': options.repeats,
-        'bf16_matmul_tflops': ceiling / 1e12,
+        'repeats': options.repeats or f'up to {REPEATS}',
+        f'{best}_matmul_tflops': ceiling / 1e12,
     }
     print(', '.join(f'{key} {value}' for key, value in about.items()))
     print(f'{per_image["sample"] / 1e9:.2f} GFLOP an image forward, {per_image["train"] / 1e9:.2f} a training step')
@@ -80,13 +98,14 @@ def main():
         task, passes = TASKS[name]
         print(f'\n{name}: {" ".join(task.__doc__.split())}')
         print(f'{"":24s} {"ms":>9s} {"ratio":>8s} {"images/s":>9s} {"TFLOP/s":>8s} {"share":>7s} {"GiB":>6s}')
-        for candidate, (seconds, ratio, peak) in interleaved(task(config, options), options.repeats).items():
+        rounds = (options.repeats,) if options.repeats else (REPEATS, SECONDS)
+        for candidate, (seconds, ratio, peak) in interleaved(task(config, options), *rounds).items():
             row = {'task': name, 'candidate': candidate, 'ms': seconds / max(passes, 1) * 1e3, 'ratio': ratio}
             if passes:
                 row['images_per_second'] = options.batch_size * passes / seconds
             if name in per_image:
                 row['tflops'] = row['images_per_second'] * per_image[name] / 1e12
-                row['share'] = row['tflops'] / about['bf16_matmul_tflops']
+                row['share'] = row['tflops'] / (ceiling / 1e12)
             if peak is not None:
                 row['peak_gib'] = peak / 2**30
             rows.append(row)

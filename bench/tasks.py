@@ -33,13 +33,20 @@ def _rivals(config, options):
     return rivals
 
 
+def precisions(config):
+    """The precisions that the device computes in; one that it emulates tells nothing, and takes an hour to do so."""
+    native = build.precision(_variants(config, precision='auto')) == torch.bfloat16
+    return ['fp32', 'bf16'] if native else ['fp32']
+
+
 def _ours(config, options):
     """{name: (precision, what to ask of inductor, or None not to compile)}."""
-    kinds = {'ours, fp32 eager': ('fp32', None), 'ours, bf16 eager': ('bf16', None)}
+    kinds = {f'ours, {precision} eager': (precision, None) for precision in precisions(config)}
     if options.compile:
-        kinds['ours, bf16 compiled'] = 'bf16', {}
+        best = precisions(config)[-1]
+        kinds[f'ours, {best} compiled'] = best, {}
         if build.device(config).type == 'cuda':
-            kinds |= {f'ours, bf16 {name}': ('bf16', wanted) for name, wanted in GPU_OPTIONS.items()}
+            kinds |= {f'ours, {best} {name}': (best, wanted) for name, wanted in GPU_OPTIONS.items()}
     return kinds
 
 
@@ -127,7 +134,7 @@ def inception(config, options):
         precision: assemble(
             FIDInception().eval(), precision, build.device(config), dim=FEATURE_DIM, num_classes=NUM_CLASSES, **about
         )
-        for precision in ('fp32', 'bf16')
+        for precision in precisions(config)
     }
     return {name: lambda net=net: net(x) for name, net in nets.items()}
 

@@ -1,5 +1,6 @@
 """Seconds and bytes of candidates for the same work, taken in turn in one process."""
 
+import math
 import statistics
 import time
 
@@ -7,19 +8,23 @@ import torch
 
 
 def synchronize():
-    """Wait for the GPU, where there is one."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    """Wait for the accelerator, if there is one."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
-def interleaved(candidates, repeats):
+def interleaved(candidates, repeats, limit=math.inf):
     """{name: (median seconds, median ratio to the first, peak bytes)} of {name: function}.
 
     Each round calls every function once, and a ratio is of two calls of one round, so that what slows the machine for a
-    while slows both. The first two rounds, in which things are compiled and allocated, do not count.
+    while slows both. The first two rounds, in which things are compiled and allocated, do not count. After `limit`
+    seconds no further round begins, but one that counts there is always.
     """
     seconds, peaks = {name: [] for name in candidates}, {}
+    start = time.perf_counter()
     for repeat in range(repeats + 2):
+        if repeat > 2 and time.perf_counter() - start > limit:
+            break
         for name, function in candidates.items():
             if torch.cuda.is_available():
                 torch.cuda.reset_peak_memory_stats()
@@ -41,7 +46,16 @@ def interleaved(candidates, repeats):
     }
 
 
-def peak_rate(device, n=4096):
-    """Floating-point operations a second of the fastest of 20 large bf16 matrix products: what the device can do."""
-    a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
-    return max(2 * n**3 / interleaved({'product': lambda: a @ b}, 1)['product'][0] for _ in range(20))
+def peak_rate(device, dtype):
+    """Floating-point operations a second of the fastest product of two large matrices: what the device can do.
+
+    They grow until a product takes a twentieth of a second: larger ones are no faster, and take long on a slow machine.
+    """
+    rate = 0
+    for n in (512, 1024, 2048, 4096, 8192):
+        a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+        seconds = min(interleaved({'product': lambda a=a, b=b: a @ b}, 1)['product'][0] for _ in range(5))
+        rate = max(rate, 2 * n**3 / seconds)
+        if seconds > 0.05:
+            break
+    return rate

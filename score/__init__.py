@@ -4,7 +4,7 @@ And, of points in the plane, the sliced Wasserstein distance.
 """
 
 from .both import get_inception_and_fid_score
-from .features import FEATURE_NETS, FeatureNet
+from .features import FEATURE_NETS, FeatureNet, full_fp32
 from .fid import calculate_frechet_distance, get_fid_score
 from .files import ScoreError, check_writable
 from .inception import PROTOCOLS
@@ -12,7 +12,8 @@ from .inception_score import get_inception_score
 from .kid import kernel_inception_distance
 from .points import sliced_wasserstein
 from .scorer import Scorer, build_statistics
-from .statistics import Moments, Statistics, load_statistics, save_statistics
+from .source import StaleError, check_source
+from .statistics import Moments, Statistics, exact_device, load_statistics, save_statistics
 
 __all__ = [
     'FEATURE_NETS',
@@ -21,10 +22,14 @@ __all__ = [
     'Moments',
     'ScoreError',
     'Scorer',
+    'StaleError',
     'Statistics',
     'build_statistics',
     'calculate_frechet_distance',
+    'check_source',
     'check_writable',
+    'exact_device',
+    'full_fp32',
     'get_fid_score',
     'get_inception_and_fid_score',
     'get_inception_score',

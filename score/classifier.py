@@ -3,10 +3,12 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import trange
 
-from .files import ScoreError, atomic_write, file_sha256, load_torch
+import progress
+
+from .files import ScoreError, Unscorable, atomic_write, file_sha256, load_torch
 from .images import unit_range
+from .source import from_text, to_text
 
 FEATURE_DIM = 128
 
@@ -40,9 +42,9 @@ class Classifier(nn.Module):
 
 
 def classifier_input(images, shape):
-    """2 x - 1 at the size the classifier was trained on; ValueError for images of another shape than `shape`."""
+    """2 x - 1 at the size the classifier was trained on; Unscorable for images of another shape than `shape`."""
     if tuple(images.shape[1:]) != tuple(shape):
-        raise ValueError(f'the classifier was trained on images {tuple(shape)}, got {tuple(images.shape[1:])}')
+        raise Unscorable(f'the classifier was trained on images {tuple(shape)}, got {tuple(images.shape[1:])}')
     return 2 * unit_range(images) - 1
 
 
@@ -62,19 +64,19 @@ def train_classifier(images, labels, *, seed=0, steps=1000, batch_size=128, devi
     """min E[-log softmax(f(x))_y] by Adam (arXiv:1412.6980) with one cycle of the learning rate, up to 3e-3.
 
     images: uint8 [N, C, H, W]; labels: int64 [N], from 0. The same seed gives the same network on the CPU, and the
-    global generators are left alone. Raises ValueError for images and labels that do not go together.
+    global generators are left alone. Raises Unscorable for images and labels that do not go together.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or min(images.shape[2:]) < 8:
-        raise ValueError(f'the classifier trains on uint8 [N, C, H >= 8, W >= 8], got {images.dtype} {images.shape}')
+        raise Unscorable(f'the classifier trains on uint8 [N, C, H >= 8, W >= 8], got {images.dtype} {images.shape}')
     if not 0 < len(images) == len(labels) or labels.min() < 0:
-        raise ValueError(f'{len(images)} images need as many labels from 0 up, got {len(labels)}')
+        raise Unscorable(f'{len(images)} images need as many labels from 0 up, got {len(labels)}')
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Classifier(images.shape[1], int(labels.max()) + 1).to(device)
     order = torch.Generator().manual_seed(seed)
     optim = torch.optim.Adam(network.parameters())
     sched = torch.optim.lr_scheduler.OneCycleLR(optim, max_lr=3e-3, total_steps=steps)
-    for _ in trange(steps, dynamic_ncols=True, leave=False, disable=None, desc='classifier'):
+    for _ in progress.bar(range(steps), 'training the classifier', unit='step'):
         batch = torch.randint(len(images), (batch_size,), generator=order)
         _, logits = network.head(network(classifier_input(images[batch], images.shape[1:]).to(device)))
         loss = F.cross_entropy(logits, labels[batch].to(device).long())
@@ -85,10 +87,11 @@ def train_classifier(images, labels, *, seed=0, steps=1000, batch_size=128, devi
     return network.eval().requires_grad_(False)
 
 
-def cache_classifier(path, data, *, seed=0, steps=1000, device='cpu'):
-    """Trains a classifier and writes it to `path` with its image shape, classes and test accuracy.
+def cache_classifier(path, data, *, source=None, seed=0, steps=1000, device='cpu'):
+    """Trains a classifier and writes it to `path` with its image shape, classes, test accuracy and source.
 
-    data: (images, labels, test_images, test_labels), uint8 [N, C, H, W] and int64 [N].
+    data: (images, labels, test_images, test_labels), uint8 [N, C, H, W] and int64 [N]. source: what they are, for
+    `check_source`, or None.
     """
     images, labels, test_images, test_labels = data
     network = train_classifier(images, labels, seed=seed, steps=steps, device=device)
@@ -97,6 +100,7 @@ def cache_classifier(path, data, *, seed=0, steps=1000, device='cpu'):
         'shape': list(images.shape[1:]),
         'num_classes': network.fc.out_features,
         'test_accuracy': accuracy(network, test_images, test_labels),
+        **({} if source is None else {'source': to_text(source)}),
     }
     with atomic_write(path) as f:
         torch.save(saved, f)
@@ -105,16 +109,17 @@ def cache_classifier(path, data, *, seed=0, steps=1000, device='cpu'):
 def load_classifier(path):
     """The cached classifier in eval mode on the CPU, what was written with it, and the SHA-256 of its file.
 
-    Returns (network, {'shape', 'num_classes', 'test_accuracy'}, digest). Raises ScoreError for a missing, damaged or
-    different file.
+    Returns (network, {'shape', 'num_classes', 'test_accuracy', 'source'}, digest). Raises ScoreError for a missing,
+    damaged or different file.
     """
     saved = load_torch(path)
     try:
         info = {key: saved[key] for key in ('shape', 'num_classes', 'test_accuracy')}
+        info['source'] = from_text(saved['source']) if 'source' in saved else None
         with torch.device('meta'):  # no draw from the global generator for weights to be replaced
             network = Classifier(info['shape'][0], info['num_classes'])
         network.load_state_dict(saved['state'], strict=True, assign=True)
-    except (KeyError, IndexError, RuntimeError, TypeError, AttributeError) as error:
+    except (KeyError, IndexError, RuntimeError, TypeError, AttributeError, ValueError) as error:
         reason = ' '.join(str(error).split())[:160]
         raise ScoreError(f'{path}: not a cached classifier ({reason}); delete it and train it anew') from None
     return network.eval().requires_grad_(False), info, file_sha256(path)

@@ -1,7 +1,8 @@
 """Images to features and logits: the one contract that FID, IS and KID need of a network."""
 
+import logging
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,18 +12,26 @@ import torch
 from . import classifier, inception
 from .files import ScoreError, check_writable
 from .images import check_images
+from .source import StaleError, check_source
 
 
 @contextmanager
 def full_fp32(device):
-    """float32 whatever surrounds it: no autocast, and no TF32, cuDNN's default, with 10 bits of mantissa for 23."""
-    conv = torch.backends.cudnn.conv
-    before, conv.fp32_precision = conv.fp32_precision, 'ieee'
+    """float32 whatever surrounds it: no autocast, and no TF32, which has 10 bits of mantissa for 23.
+
+    TF32 is cuDNN's default for convolutions, and for products that of some containers.
+    """
+    kinds = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = [kind.fp32_precision for kind in kinds]
     try:
-        with torch.autocast(device.type, enabled=False):
+        for kind in kinds:
+            kind.fp32_precision = 'ieee'
+        has_autocast = torch.amp.is_autocast_available(device.type)
+        with torch.autocast(device.type, enabled=False) if has_autocast else nullcontext():
             yield
     finally:
-        conv.fp32_precision = before
+        for kind, precision in zip(kinds, before, strict=True):
+            kind.fp32_precision = precision
 
 
 @contextmanager
@@ -89,12 +98,19 @@ def assemble(network, precision, device, **fields):
 
 
 def inception_net(
-    weights=None, *, protocol='pytorch', precision='fp32', device='cpu', data=None, sha256=inception.WEIGHTS_SHA256
+    weights=None,
+    *,
+    protocol='pytorch',
+    precision='fp32',
+    device='cpu',
+    data=None,
+    source=None,
+    sha256=inception.WEIGHTS_SHA256,
 ):
     """The FID Inception (arXiv:1512.00567, graph of 2015-12-05): 2048 features, 1008 logits.
 
     weights: path of the standard weights; None: torch's hub cache, downloaded on first use.
-    protocol: a key of PROTOCOLS. precision: a key of PRECISIONS. data: not used. sha256: see `load_inception`.
+    protocol: a key of PROTOCOLS. precision: a key of PRECISIONS. data, source: not used. sha256: see `load_inception`.
     Raises ScoreError for unusable weights, ValueError for an unknown protocol or precision.
     """
     if protocol not in inception.PROTOCOLS:
@@ -113,20 +129,25 @@ def inception_net(
     )
 
 
-def classifier_net(weights, *, protocol='pytorch', precision='fp32', device='cpu', data=None, seed=0):
+def classifier_net(weights, *, protocol='pytorch', precision='fp32', device='cpu', data=None, source=None, seed=0):
     """A small CNN trained on the data set's labels: 128 features, one logit a class.
 
-    weights: path of the cached network, trained and written there first where it is missing.
-    data: called without arguments only then, gives (images, labels, test_images, test_labels), uint8 [N, C, H, W] and
-    int64 [N]. protocol: not used, since the images are neither resized nor requantised.
-    Raises ScoreError for an unusable file, or a missing one without data.
+    weights: path of the cached network, trained and written there first where it is missing, or was made from others
+    than `source` says the data is. data: called without arguments only then, gives (images, labels, test_images,
+    test_labels), uint8 [N, C, H, W] and int64 [N]. protocol: not used, since the images are neither resized nor
+    requantised.
+    Raises ScoreError for an unusable file, or one that is missing or of others without data.
     """
-    if not Path(weights).is_file():
+    if why := _unusable(weights, source):
         if data is None:
-            raise ScoreError(f'{weights}: no such classifier, and no labelled data to train it on')
-        check_writable(weights)
-        classifier.cache_classifier(weights, data(), seed=seed, device=device)
+            raise ScoreError(f'{weights} {why}, and there is no labelled data to train it on')
+        check_writable(weights, why)
+        images = data()
+        logging.info('%s %s: training a classifier on %d images', weights, why, len(images[0]))
+        classifier.cache_classifier(weights, images, source=source, seed=seed, device=device)
     network, info, digest = classifier.load_classifier(weights)
+    if why:
+        logging.info('it reads %.1f%% of %d test images as labelled', 100 * info['test_accuracy'], len(images[2]))
     return assemble(
         network,
         precision,
@@ -139,6 +160,16 @@ def classifier_net(weights, *, protocol='pytorch', precision='fp32', device='cpu
         prepare=partial(classifier.classifier_input, shape=info['shape']),
         test_accuracy=info['test_accuracy'],
     )
+
+
+def _unusable(path, source):
+    if not Path(path).is_file():
+        return 'is missing'
+    try:
+        check_source(path, classifier.load_classifier(path)[1]['source'], source)
+    except StaleError as error:
+        return f'was {error.why}'
+    return ''
 
 
 FEATURE_NETS = {'inception': inception_net, 'classifier': classifier_net}

@@ -3,8 +3,9 @@
 import torch
 
 from .features import standard_net
+from .files import Unscorable
 from .images import batches, count_images
-from .statistics import Moments, check_gaussian, load_statistics
+from .statistics import Moments, check_gaussian, exact_device, load_statistics
 
 
 def as_gaussian(mu, sigma, device):
@@ -17,7 +18,7 @@ def as_gaussian(mu, sigma, device):
 
 def check_psd(eigenvalues, eps, name):
     if eigenvalues.min() < -eps * eigenvalues.max().abs():
-        raise ValueError(f'{name} is not positive semi-definite: eigenvalues {eigenvalues.min():g} and up')
+        raise Unscorable(f'{name} is not positive semi-definite: eigenvalues {eigenvalues.min():g} and up')
 
 
 def root(sigma, eps):
@@ -69,7 +70,7 @@ def get_fid_score(
     num_images = count_images(images, num_images)
     net = standard_net(net, parallel)
     reference = load_statistics(stats_cache, net)
-    moments = Moments(net.dim, net.device)
+    moments = Moments(net.dim, exact_device(net.device))
     for batch in batches(images, num_images, batch_size, verbose, 'get_fid_score'):
         features, _ = net(batch)
         moments.update(features)

@@ -12,6 +12,10 @@ class ScoreError(Exception):
     """A file of weights or statistics that cannot be used; the message is one line that names it and the remedy."""
 
 
+class Unscorable(ScoreError, ValueError):
+    """Images or statistics of which no score can be had; the message says why."""
+
+
 def file_sha256(path):
     """SHA-256 (FIPS 180-4) of a file, as 64 hex digits; read in pieces."""
     digest = hashlib.sha256()
@@ -21,8 +25,8 @@ def file_sha256(path):
     return digest.hexdigest()
 
 
-def check_writable(path):
-    """ScoreError where a missing `path` could not be written: before the hours that making its content may take."""
+def check_writable(path, why='is missing'):
+    """ScoreError where `path` could not be written: before the hours that making its content may take."""
     folder = Path(path).parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -30,7 +34,7 @@ def check_writable(path):
     except OSError as error:
         reason = error.strerror
     if reason:
-        raise ScoreError(f'{path} is missing, and {folder} cannot be written ({reason}): make it writable')
+        raise ScoreError(f'{path} {why}, and {folder} cannot be written ({reason}): make it writable')
 
 
 @contextmanager

@@ -3,29 +3,32 @@
 from itertools import islice
 
 import torch
-from tqdm import tqdm
+
+import progress
+
+from .files import Unscorable
 
 
 def check_images(images):
     """The batch as a uint8 or float32 tensor.
 
     images: tensor or array [N, C, H, W], C 1 or 3, uint8 in [0, 255] or float in [0, 1].
-    Raises ValueError for another shape or type, no images, NaN, or values out of range.
+    Raises Unscorable for another shape or type, no images, NaN, or values out of range.
     """
     images = torch.as_tensor(images)
     if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(f'images must be [N, C, H, W] with 1 or 3 channels, got shape {tuple(images.shape)}')
+        raise Unscorable(f'images must be [N, C, H, W] with 1 or 3 channels, got shape {tuple(images.shape)}')
     if images.numel() == 0:
-        raise ValueError(f'there are no images in a batch of shape {tuple(images.shape)}')
+        raise Unscorable(f'there are no images in a batch of shape {tuple(images.shape)}')
     if images.dtype == torch.uint8:
         return images
     if not images.is_floating_point():
-        raise ValueError(f'images must be uint8 in [0, 255] or float in [0, 1], got {images.dtype}')
+        raise Unscorable(f'images must be uint8 in [0, 255] or float in [0, 1], got {images.dtype}')
     low, high = (value.item() for value in images.aminmax())
     if low != low:
-        raise ValueError('images contain NaN; look at what drew them before scoring them')
+        raise Unscorable('images contain NaN; look at what drew them before scoring them')
     if low < 0 or high > 1:
-        raise ValueError(f'float images must lie in [0, 1], got [{low:g}, {high:g}]; rescale them or pass uint8')
+        raise Unscorable(f'float images must lie in [0, 1], got [{low:g}, {high:g}]; rescale them or pass uint8')
     return images.float()
 
 
@@ -54,6 +57,6 @@ def count_images(images, num_images=None):
 def batches(images, num_images, batch_size, verbose=False, desc=None):
     """Stacks the first num_images of an array or iterable of [C, H, W] into tensors [n <= batch_size, C, H, W]."""
     images = islice(images, num_images)
-    images = iter(tqdm(images, total=num_images, dynamic_ncols=True, leave=False, disable=not verbose, desc=desc))
+    images = iter(progress.bar(images, desc, num_images, 'image', leave=False, silent=not verbose))
     while batch := list(islice(images, batch_size)):
         yield torch.stack([torch.as_tensor(image) for image in batch])

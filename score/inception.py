@@ -18,6 +18,7 @@ from torchvision.models.inception import (
 
 from .files import ScoreError, file_sha256, load_torch
 from .images import eight_bit, rgb, unit_range
+from .statistics import exact_device
 
 FEATURE_DIM, NUM_CLASSES, INPUT_SIZE = 2048, 1008, 299
 WEIGHTS_SHA256 = '6726825d'  # the digest's first digits, as in the file's name
@@ -134,7 +135,8 @@ class FIDInception(Inception3):
         The logits are float64: a matrix product that no global TF32 setting touches.
         """
         features = self.avgpool(maps).flatten(1)  # [N, 2048]
-        return features, features.double() @ self.fc.weight.double().T
+        exact = exact_device(maps.device)
+        return features, features.to(exact).double() @ self.fc.weight.to(exact).double().T
 
 
 def weights_file(path=None):

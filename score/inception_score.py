@@ -3,19 +3,21 @@
 import torch
 
 from .features import standard_net
+from .files import Unscorable
 from .images import batches, count_images
+from .statistics import exact_device
 
 
 class SplitSums:
     """sum p, sum p log p and the count of each split, in float64: all that the Inception Score needs of its images.
 
     Split s holds the images [s N // splits, (s + 1) N // splits) in the order they were generated, so that N, the
-    number of images, is needed at the start. Raises ValueError where a split would be empty.
+    number of images, is needed at the start. Raises Unscorable where a split would be empty.
     """
 
     def __init__(self, num_images, splits, num_classes, device='cpu'):
         if not 1 <= splits <= num_images:
-            raise ValueError(f'{splits} splits need at least {max(splits, 1)} images, got {num_images}')
+            raise Unscorable(f'{splits} splits need at least {max(splits, 1)} images, got {num_images}')
         ends = [(s + 1) * num_images // splits for s in range(splits)]
         self.num_images = num_images
         self.ends = torch.tensor(ends, device=device)
@@ -61,10 +63,11 @@ def get_inception_score(
     """
     num_images = count_images(images, num_images)
     net = standard_net(net, parallel)
-    sums = SplitSums(num_images, splits, net.num_classes, net.device)
+    device = exact_device(net.device)
+    sums = SplitSums(num_images, splits, net.num_classes, device)
     start = 0
     for batch in batches(images, num_images, batch_size, verbose, 'get_inception_score'):
         _, logits = net(batch)
-        sums.update(logits, torch.arange(start, start + len(batch), device=net.device))
+        sums.update(logits.to(device), torch.arange(start, start + len(batch), device=device))
         start += len(batch)
     return sums.score()

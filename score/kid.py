@@ -5,6 +5,8 @@ import warnings
 import numpy as np
 import torch
 
+from .files import Unscorable
+
 SUBSETS, SUBSET_SIZE = 100, 1000
 SAMPLE_SIZE = 5000  # features kept of each side: 5000 x 2048 float32 are 41 MB, where 50,000 would be 410 MB
 SEED = 2020  # torch-fidelity's
@@ -47,14 +49,14 @@ def kernel_inception_distance(x, y, subsets=SUBSETS, subset_size=SUBSET_SIZE, se
     The unbiased estimator, on `subsets` random subsets of `subset_size` features of either side; the subsets are
     torch-fidelity's for the same seed. With fewer features on a side, the subsets shrink to them, with a warning.
 
-    x, y: [n, d] and [m, d]. Returns (mean, standard deviation with ddof 0) over the subsets, floats. Raises ValueError
-    for fewer than two features or different dimensions.
+    x, y: [n, d] and [m, d]. Returns (mean, standard deviation with ddof 0) over the subsets, floats. Raises Unscorable
+    for fewer than two features, ValueError for different dimensions.
     """
     if x.shape[1] != y.shape[1]:
         raise ValueError(f'features of different dimension: {x.shape[1]} against {y.shape[1]}')
     size = min(subset_size, len(x), len(y))
     if size < 2:
-        raise ValueError(f'KID needs at least 2 images on each side, got {len(x)} and {len(y)}')
+        raise Unscorable(f'KID needs at least 2 images on each side, got {len(x)} and {len(y)}')
     if size < subset_size:
         warnings.warn(f'KID on subsets of {size}, not {subset_size}, of {len(x)} and {len(y)} images', stacklevel=2)
     rng = np.random.RandomState(seed)

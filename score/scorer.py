@@ -3,12 +3,13 @@
 import warnings
 
 import torch
-from tqdm import tqdm
+
+import progress
 
 from .fid import calculate_frechet_distance
 from .inception_score import SplitSums
 from .kid import FeatureSample, kernel_inception_distance
-from .statistics import Moments, Statistics
+from .statistics import Moments, Statistics, exact_device
 
 
 class Scorer:
@@ -22,9 +23,10 @@ class Scorer:
 
     def __init__(self, net, num_images, splits=10):
         self.net, self.num_images, self.seen = net, num_images, 0
-        self.moments = Moments(net.dim, net.device)
-        self.split_sums = SplitSums(num_images, splits, net.num_classes, net.device)
-        self.sample = FeatureSample(num_images, net.dim, net.device)
+        self.device = exact_device(net.device)
+        self.moments = Moments(net.dim, self.device)
+        self.split_sums = SplitSums(num_images, splits, net.num_classes, self.device)
+        self.sample = FeatureSample(num_images, net.dim, self.device)
 
     def update(self, images, index=None):
         """Scores one batch, [n, C, H, W], C 1 or 3, uint8 or float in [0, 1]; returns its logits [n, num_classes].
@@ -39,9 +41,9 @@ class Scorer:
         if len(index) and not 0 <= index.min() <= index.max() < self.num_images:
             raise ValueError(f'images {index.min()} to {index.max()} came, {self.num_images} were announced, from 0')
         features, logits = self.net(images)
-        index = index.to(self.net.device)
+        index, features = index.to(self.device), features.to(self.device)
         self.moments.update(features)
-        self.split_sums.update(logits, index)
+        self.split_sums.update(logits.to(self.device), index)
         self.sample.update(features, index)
         self.seen += len(images)
         return logits
@@ -75,7 +77,7 @@ class Scorer:
         if reference.sample is None:
             warnings.warn('no KID: the statistics hold mu and sigma only; build them anew to have it', stacklevel=2)
             return None, None
-        return kernel_inception_distance(self.sample.rows, torch.from_numpy(reference.sample).to(self.net.device))
+        return kernel_inception_distance(self.sample.rows, torch.from_numpy(reference.sample).to(self.device))
 
     def result(self, reference, use_torch=False):
         """{'FID', 'IS', 'IS_std', 'KID', 'KID_std', 'n'} against `reference`, a Statistics."""
@@ -99,7 +101,7 @@ def build_statistics(net, image_batches, num_images, verbose=True):
     Raises ValueError for unusable images, fewer than two, or another number of them.
     """
     scorer = Scorer(net, num_images, splits=1)
-    with tqdm(total=num_images, dynamic_ncols=True, leave=False, disable=not verbose, desc='statistics') as bar:
+    with progress.bar(desc='statistics', total=num_images, unit='image', leave=False, silent=not verbose) as bar:
         for images in image_batches:
             scorer.update(images)
             bar.update(len(images))

@@ -6,10 +6,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .files import ScoreError, atomic_write
+from .files import ScoreError, Unscorable, atomic_write
+from .source import StaleError, from_text, to_text
 
 MADE_KEYS = ('n', 'feature_net', 'weights_hash', 'protocol', 'precision')
 FILE_BYTES = 2**27  # of all that is read of a file: with 2048 features it is 75 MB
+
+
+def exact_device(device):
+    """Where float64 sums of what is computed on `device` are kept: there, or on the CPU if it may have no float64."""
+    device = torch.device(device)
+    return device if device.type in ('cpu', 'cuda') else torch.device('cpu')
 
 
 class Moments:
@@ -25,7 +32,7 @@ class Moments:
 
     def update(self, x):
         """x: [N, dim], any float type."""
-        x = x.to(self.mean)
+        x = x.to(self.mean.device).to(self.mean.dtype)  # in this order: the device may have no such dtype
         mean = x.mean(0)
         shift = mean - self.mean
         total = self.n + len(x)
@@ -44,9 +51,9 @@ class Moments:
         self.n, self.mean = total, mean
 
     def covariance(self):
-        """M / (n - 1), [dim, dim]; ValueError for fewer than two."""
+        """M / (n - 1), [dim, dim]; Unscorable for fewer than two."""
         if self.n < 2:
-            raise ValueError(f'a covariance needs at least 2 images, got {int(self.n)}')
+            raise Unscorable(f'a covariance needs at least 2 images, got {int(self.n)}')
         return self.scatter / (self.n - 1)
 
 
@@ -55,13 +62,14 @@ class Statistics:
     """N(mu, sigma) of one set of features, with what FID and KID need of it.
 
     mu: [d], sigma: [d, d], float64. made: how they came about, any of MADE_KEYS. sample: float32 [m, d], some of the
-    features themselves, which KID needs, or None.
+    features themselves, which KID needs, or None. source: what the images were, for `check_source`, or None.
     """
 
     mu: np.ndarray
     sigma: np.ndarray
     made: dict
     sample: np.ndarray | None = None
+    source: dict | None = None
 
 
 def check_gaussian(mu, sigma):
@@ -76,14 +84,15 @@ def check_gaussian(mu, sigma):
 
 
 def save_statistics(path, statistics):
-    """Writes mu, sigma, as pytorch-ddpm and pytorch-fid read them, then `made` and the sample; whole or not at all.
+    """Writes mu, sigma, as pytorch-ddpm and pytorch-fid read them, and what else there is; whole or not at all.
 
     Raises ValueError for what is no Gaussian.
     """
     check_gaussian(statistics.mu, statistics.sigma)
-    sample = {} if statistics.sample is None else {'sample': statistics.sample}
+    more = {} if statistics.sample is None else {'sample': statistics.sample}
+    more |= {} if statistics.source is None else {'source': to_text(statistics.source)}
     with atomic_write(path) as f:
-        np.savez(f, mu=statistics.mu, sigma=statistics.sigma, **statistics.made, **sample)
+        np.savez(f, mu=statistics.mu, sigma=statistics.sigma, **statistics.made, **more)
 
 
 def load_statistics(path, net=None):
@@ -91,11 +100,11 @@ def load_statistics(path, net=None):
 
     net: the FeatureNet that they will be compared with. What the file says of its making must agree with it; a file
     that says nothing, such as pytorch-ddpm's, is taken at its dimension.
-    Raises ScoreError for a file that is missing, damaged, no Gaussian, or of another making.
+    Raises ScoreError for a file that is missing, damaged or no Gaussian, StaleError for one of another making.
     """
     try:
         with np.load(path, mmap_mode='r', allow_pickle=False) as npz:
-            wanted = {'mu', 'sigma', 'sample', *MADE_KEYS}.intersection(npz.files)
+            wanted = {'mu', 'sigma', 'sample', 'source', *MADE_KEYS}.intersection(npz.files)
             size = sum(npz.zip.getinfo(f'{key}.npy').file_size for key in wanted)
             if size > FILE_BYTES:
                 raise ValueError(f'{size} bytes of statistics')
@@ -103,6 +112,7 @@ def load_statistics(path, net=None):
             if bare := [key for key, value in arrays.items() if not isinstance(value, np.ndarray)]:
                 raise ValueError(f'{bare[0]} is no array')
             made = {key: arrays[key].item() for key in MADE_KEYS if key in arrays}
+            source = from_text(arrays['source'].item()) if 'source' in arrays else None
     except FileNotFoundError:
         raise ScoreError(f'{path}: no such statistics; build them from the data set first') from None
     except Exception as error:  # a damaged header makes zipfile or numpy raise nearly anything
@@ -124,16 +134,17 @@ def load_statistics(path, net=None):
         raise ScoreError(f'{path}: {error}; build it anew') from None
     if net is not None:
         check_made(path, len(mu), made, net)
-    return Statistics(mu, sigma, made, sample)
+    return Statistics(mu, sigma, made, sample, source)
 
 
 def check_made(path, dim, made, net):
-    """ScoreError unless statistics of `dim` features `made` so compare with the features of `net`."""
+    """StaleError unless statistics `made` so compare with the features of `net`, ScoreError unless of its dimension."""
     for key, asked in net.made.items():
         found = made.get(key, asked)
         if key == 'precision' and found != asked:
             warnings.warn(f'{path}: made in {found}, compared in {asked}: FID shifts a little', stacklevel=3)
         elif found != asked:
-            raise ScoreError(f'{path}: made with {key} {found}, not {asked}; ask for that, or build it anew')
+            found, asked = (str(value)[:16] for value in (found, asked))  # of a hash, enough to tell
+            raise StaleError(path, f'made with {key} {found}, not {asked}')
     if dim != net.dim:
         raise ScoreError(f'{path}: statistics of {dim} features, but {net.name} has {net.dim}; build it anew')

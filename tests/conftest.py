@@ -7,6 +7,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 import json
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -29,8 +30,8 @@ GOLDEN = Path(__file__).parent / 'golden'
 # A network small enough to train for a few steps in a test, on the digits that come with scikit-learn.
 TINY = shlex.split(
     '--dataset=digits --img_size=8 --ch=32 --ch_mult=1 --attn= --num_res_blocks=1 --dropout=0 --T=8 --beta_T=0.5 '
-    '--batch_size=8 --warmup=2 --total_steps=4 --sample_step=0 --save_step=0 --sample_size=4 --num_images=4 '
-    '--device=cpu --precision=fp32'
+    '--batch_size=8 --warmup=2 --total_steps=4 --sample_step=0 --save_step=0 --log_step=1 --sample_size=4 '
+    '--num_images=4 --device=cpu --precision=fp32'
 )
 
 
@@ -42,10 +43,14 @@ def cli(capsys):
         with flagsaver.flagsaver():
             for name in list(flags.FLAGS):
                 flags.FLAGS[name].present = 0
+            handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
             try:
                 status = main.main(main.parse_flags(['main.py', *map(str, argv)]))
             except SystemExit as error:
                 status = error.code
+            finally:  # else a signal to pytest would be taken for one to a run that has ended
+                for signum, handler in handlers.items():
+                    signal.signal(signum, handler)
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 

@@ -26,9 +26,9 @@ class Ranks(list):
             first = partial(as_rank, rank, world, port, (before or {}).get(rank))
             self.append(Forked(*argv, '--parallel', log=f'{log}.{rank}', before=first))
 
-    def status(self):
+    def status(self, timeout=120):
         """The exit status of each."""
-        return [rank.status() for rank in self]
+        return [rank.status(timeout) for rank in self]
 
     def error(self):
         """What each said on stderr, together."""

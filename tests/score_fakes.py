@@ -27,18 +27,22 @@ def random_inception_state(seed=0):
 
 
 def small_net(dim=6, num_classes=5, seed=0, **fields):
-    """f(x) = relu(W x) of 4x4 images, logits V f(x): a FeatureNet that costs nothing."""
+    """f(x) = relu(W x) of 4x4 images, logits V f(x): a FeatureNet that costs nothing.
+
+    It computes in float64, since float32 products differ in the last bits with the size of the batch on some CPUs: what
+    is made of the same features must then be the same, to float64's own rounding.
+    """
     generator = torch.Generator().manual_seed(seed)
-    w = torch.randn(48, dim, generator=generator)
-    v = torch.randn(dim, num_classes, generator=generator)
+    w = torch.randn(48, dim, generator=generator).double()
+    v = torch.randn(dim, num_classes, generator=generator).double()
     made = {'name': 'inception', 'weights_hash': 'w', 'protocol': 'pytorch', 'precision': 'fp32', **fields}
     return FeatureNet(
         dim=dim,
         num_classes=num_classes,
         device=torch.device('cpu'),
         prepare=unit_range,
-        trunk=lambda x: (x.flatten(1) @ w).relu(),
-        head=lambda maps: (maps, maps @ v),
+        trunk=lambda x: (x.double().flatten(1) @ w).relu(),
+        head=lambda maps: (maps, (maps.double() @ v).float()),
         **made,
     )
 

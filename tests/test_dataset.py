@@ -292,14 +292,14 @@ def test_a_path_without_images_is_named(tmp_path, kind):
 
 
 def test_a_data_set_smaller_than_a_batch_is_refused(folder_of_images):
-    with pytest.raises(DataError, match='batch_size 13 is more than the 12 images'):
+    with pytest.raises(DataError, match='--batch_size=13 is more than the 12 images'):
         first_batches(dataset.load(str(folder_of_images), '', 8), 1, batch_size=13)
 
 
 def test_nothing_is_made_for_a_data_set_smaller_than_a_batch(tmp_path, cli, folder_of_images):
     argv = [*TINY, '--train', f'--dataset={folder_of_images}', '--batch_size=13', f'--logdir={tmp_path / "run"}']
     status, _, error = cli(*argv)
-    assert status == 1 and 'batch_size 13 is more than the 12 images of the data set' in one_line(error)
+    assert status == 1 and '--batch_size=13 is more than the 12 images there are' in one_line(error)
     assert not (tmp_path / 'run').exists()
 
 

@@ -258,15 +258,57 @@ def test_ddim_chain_equals_diffusers(mean_type, spacing, eta):
 
 
 @pytest.mark.parametrize('spacing', SPACINGS)
-@pytest.mark.parametrize('steps', [1, 2, 3, 7, 10, 333, 1000])
-def test_spacings_give_exactly_s_steps_or_an_error(spacing, steps):
-    try:
-        timesteps = make_timesteps(1000, steps, spacing)
-    except ValueError as error:
-        assert spacing == 'quad' and f'not {steps}' in str(error)
-        return
-    assert len(set(timesteps)) == steps and timesteps == sorted(timesteps)
+@pytest.mark.parametrize('steps', [1, 2, 3, 7, 10, 61, 333, 1000])
+def test_spacings_give_s_distinct_steps_but_for_what_quad_repeats(spacing, steps):
+    timesteps = make_timesteps(1000, steps, spacing)
+    assert len(set(timesteps)) == len(timesteps) and timesteps == sorted(timesteps)
+    assert len(timesteps) == steps or (spacing == 'quad' and len(timesteps) < steps)
     assert timesteps[0] >= 0 and timesteps[-1] < 1000
+
+
+@pytest.mark.parametrize('spacing', ['leading', 'linspace', 'trailing'])
+@pytest.mark.parametrize('T', [7, 150, 1000])
+def test_spacings_round_as_diffusers_does(spacing, T):
+    scheduler = diffusers.DDPMScheduler(T, timestep_spacing=spacing)
+    for S in range(1, T + 1):
+        scheduler.set_timesteps(S)
+        theirs = [t for t in reversed(scheduler.timesteps.tolist()) if t >= 0]  # -1 is an arange that overshot
+        assert make_timesteps(T, S, spacing) == theirs, S
+
+
+@pytest.mark.parametrize('S, left', [(50, 49), (100, 96)])
+@pytest.mark.parametrize('eta', [0.0, 0.5])
+def test_quad_draws_what_ddims_own_loop_draws_with_its_repeats(S, left, eta):
+    """ermongroup/ddim's generalised steps along its quadratic timesteps (DDIM eq. 12), no-ops included."""
+    alphas_bar = (1 - make_betas('linear', 1e-4, 0.02, 1000)).cumprod(0)
+    seq = [int(t) for t in np.linspace(0, np.sqrt(1000 * 0.8), S) ** 2]
+    sampler = GaussianDiffusionSampler(dummy, 1e-4, 0.02, 1000, steps=S, spacing='quad', eta=eta)
+    assert len(sampler.timesteps) == len(set(seq)) == left
+    x = x_T = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(2)
+    for t, s in zip(reversed(seq), reversed([-1, *seq[:-1]]), strict=True):
+        ab_t, ab_s = alphas_bar[t].item(), alphas_bar[s].item() if s >= 0 else 1.0
+        eps = dummy(x, torch.full((2,), t))
+        sigma = eta * ((1 - ab_t / ab_s) * (1 - ab_s) / (1 - ab_t)) ** 0.5
+        x = ab_s**0.5 * (x - (1 - ab_t) ** 0.5 * eps) / ab_t**0.5 + (1 - ab_s - sigma**2) ** 0.5 * eps
+        x = x + sigma * torch.randn(x.shape) if sigma else x
+    torch.manual_seed(2)
+    assert largest_error(last_state(sampler, x_T), x) < 1e-4
+
+
+def test_clipping_leaves_xprev_whose_output_is_the_mean_itself():
+    """As hojonathanho/diffusion's p_mean_variance: model_mean is the output, whatever pred_xstart is clipped to."""
+    x_T = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    states = {}
+    for clip in (False, True):
+        sampler = GaussianDiffusionSampler(dummy, *BETAS, T, mean_type='xprev', clip_denoised=clip)
+        torch.manual_seed(2)
+        states[clip] = list(sampler.trajectory(x_T))
+        t = torch.full((2,), T - 1)
+        mean, _ = sampler.p_mean_variance(x_T, t)
+        torch.testing.assert_close(mean, dummy(x_T, t), atol=1e-4, rtol=1e-4)
+    assert max(x0_hat.abs().max() for _, _, x0_hat in states[True]) > 1.5  # so that clipping it would show
+    assert all(torch.equal(a[1], b[1]) for a, b in zip(*states.values(), strict=True))
 
 
 def test_spacings_are_those_of_the_papers():

@@ -1,10 +1,13 @@
 """Several ranks do what one process does: the same steps, images and scores."""
 
 import json
+import os
 import re
 import shlex
 import signal
 import time
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,8 @@ from conftest import TINY, largest_error
 from PIL import Image
 from ranks import Ranks
 from runs import Forked, differences, load, one_line, scalars, without_logdir
+
+import distributed
 
 # 64 channels: with fewer, a GroupNorm of one channel a group cancels biases, whose gradients are then rounding errors
 # that Adam makes steps of. So are those of attention's keys, which are left out.
@@ -53,6 +58,24 @@ def test_training_equals_one_process(tmp_path, world, flags):
     for shown in (tmp_path / 'one' / 'sample').glob('*.png'):
         one, many = (np.asarray(Image.open(tmp_path / run / 'sample' / shown.name), int) for run in ('one', 'many'))
         assert abs(one - many).max() <= 1
+
+
+@pytest.mark.parametrize(
+    'flags',
+    ['--dataset=moons --net=point_mlp --ch=32', '--loss=hybrid --var_type=learned_range --t_sampler=loss_aware'],
+)
+def test_compiled_training_on_two_ranks_equals_one_process_uncompiled(tmp_path, flags):
+    flags = [*WIDE, '--lr=1e-3', '--batch_size=64', '--train', *flags.split()]
+    alone = Forked(*flags, '--compile=off', '--logdir', tmp_path / 'one', log=tmp_path / 'log')
+    ranks = Ranks(2, *flags, '--compile=on', '--logdir', tmp_path / 'two', log=tmp_path / 'log')
+    assert (alone.status(), ranks.status(timeout=600)) == (0, [0, 0]), alone.error() + ranks.error()
+    losses = [scalars(tmp_path / run, 'loss') for run in ('one', 'two')]
+    assert losses[0].keys() == losses[1].keys() == set(range(1, 21))
+    for step, loss in losses[0].items():
+        assert losses[1][step] == pytest.approx(loss, rel=1e-4), step
+    for kind in ('net_model', 'ema_model'):
+        assert largest_error(*(network(tmp_path / run, kind) for run in ('two', 'one'))) < 1e-4
+    assert not any('module.' in key or '_orig_mod' in key for key in load(tmp_path / 'two')['net_model'])
 
 
 def test_a_streamed_data_set_is_shared_without_overlap_or_loss(tmp_path, folder_of_images, monkeypatch):
@@ -162,6 +185,61 @@ def test_a_checkpoint_is_saved_every_so_many_minutes(tmp_path, world):
         rank.process.kill()
     assert ranks.status() == [-9] * world
     assert load(tmp_path, 'ckpt.prev.pt')['step'] > 0
+
+
+def test_more_ranks_than_a_batch_has_images_draw_and_score(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = ['--sample', '--eval', '--nll', '--nll_steps=2', '--logdir', trained, '--batch_size=2', '--num_images=2']
+    ranks = Ranks(3, *flags, '--feature_net=classifier', f'--out={tmp_path / "out"}', log=tmp_path / 'log')
+    assert ranks.status() == [0, 0, 0], ranks.error()
+    assert len(np.load(tmp_path / 'out' / 'samples.npz')['arr_0']) == 2
+    ranks = Ranks(3, *TINY, '--train', '--batch_size=2', '--logdir', tmp_path / 'run', log=tmp_path / 'log')
+    assert ranks.status() == [2, 2, 2] and 'batch_size 2 gives nothing to some' in one_line(ranks[0].error())
+
+
+def test_a_rank_without_a_world_is_no_rank(cli, tmp_path, monkeypatch):
+    monkeypatch.setenv('RANK', '3')
+    monkeypatch.setenv('LOCAL_RANK', '3')
+    status, _, error = cli(*TINY, '--train', '--sample', '--logdir', tmp_path)
+    assert status == 0 and 'parameters on cpu' in error and (tmp_path / 'samples' / 'grid.png').exists()
+    status, _, error = cli(*TINY, '--train', '--batch_size=0', '--logdir', tmp_path)
+    assert status == 2 and 'batch_size' in one_line(error)
+
+
+def test_each_machine_writes_what_it_lacks_before_its_others_look(tmp_path):
+    """Two machines of two ranks, which share no folder or share one."""
+    for shared in (False, True):
+        firsts = {rank: partial(on_two_machines, rank, str(tmp_path / str(shared)), shared) for rank in range(4)}
+        ranks = Ranks(4, *TINY, '--train', '--logdir', tmp_path / 'run', log=tmp_path / 'log', before=firsts)
+        assert ranks.status() == [0] * 4, ranks.error()
+        made = sorted(path.read_text() for path in tmp_path.glob(f'{shared}*'))
+        assert made == (['0'] if shared else ['0', '2'])
+
+
+def on_two_machines(rank, place, shared):
+    import dataset
+
+    os.environ['LOCAL_RANK'] = str(rank % 2)
+    place, load = Path(place if shared else f'{place}{rank // 2}'), dataset.load
+
+    def download(*args):
+        if not place.exists():
+            time.sleep(0.5)  # for others to look meanwhile
+            with open(place, 'x') as file:
+                file.write(str(rank))
+        return load(*args)
+
+    dataset.load = download
+
+
+def test_one_device_is_not_for_several_processes(monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    for device, why in (
+        ('cuda:1', 'one device for 2 processes: use --device=cuda'),
+        ('mps', 'cannot share work on mps'),
+    ):
+        with pytest.raises(ValueError, match=why):
+            distributed.start(torch.device(device))
 
 
 def test_an_import_is_for_one_process(tmp_path):

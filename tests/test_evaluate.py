@@ -7,12 +7,13 @@ import pytest
 import torch
 from conftest import TINY
 from PIL import Image
-from runs import config_of, scalars
+from runs import config_of, one_line, scalars
 from score_fakes import random_inception_state
 
 import dataset
 import evaluate
 import loader
+import reference
 import sample
 import score
 
@@ -57,7 +58,8 @@ def test_eval_of_digits_needs_nothing_but_its_checkpoint(trained, cli):
     assert record['FID(classifier)'] > 0 and record['n'] == 300 and record['weights'] == 'ema' and record['T'] == 8
     assert record['feature_net'] == 'classifier' and len(record['weights_hash']) == 64 and record['seconds'] > 0
     assert (trained / 'stats' / 'digits.train.classifier.npz').exists()
-    assert Image.open('run/samples_ema.png').size == (16 * 50 + 2, 16 * 50 + 2)
+    assert Image.open('run/samples_ema.png').size == (16 * 67 + 3, 16 * 67 + 3)
+    assert scalars('run', 'FID_classifier_EMA') == {4: pytest.approx(record['FID(classifier)'])}
     # The second time nothing is built, and the same images give the same scores whatever their batches.
     status, _, error = cli('--eval', '--logdir=run', '--num_images=300', '--sample_batch_size=77', '--precision=fp32')
     assert status == 0 and 'building' not in error and (trained / 'run' / 'eval.txt').read_text().count('\n') == 2
@@ -71,8 +73,6 @@ def test_scores_are_of_the_images_that_sampling_draws(trained, cli):
     flags = [f for f in TINY if not f.startswith('--num_images')]
     found = []
     for path in ('run/samples/samples.npz', 'run/samples'):
-        if path == 'run/samples':
-            (trained / 'run' / 'samples' / 'grid.png').unlink()
         status, out, _ = cli(*flags, '--eval', CLASSIFIER, f'--images={path}')
         assert status == 0 and '64 images' in out
         found.append(float(out.split('FID(classifier):')[1].split(',')[0]))
@@ -125,12 +125,79 @@ def test_pytorch_ddpms_statistics_are_read_as_they_are(here, cli, folder_of_imag
     assert 'FID:' in out and 'KID' not in out and 'no KID' in error
 
 
+def written(folder, images):
+    """PNG files of images, [H, W] or [H, W, 3], by number."""
+    folder.mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(folder / f'{i}.png')
+    return folder
+
+
+def random_images(*shape):
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def test_it_says_what_was_scored_against_what(here, cli):
+    written(here / 'drawn', np.tile(random_images(15, 8, 8), (2, 1, 1)))
+    status, out, _ = cli(*TINY, '--eval', CLASSIFIER, '--images=drawn')
+    assert status == 0 and '  30 images of 8x8, grey, 15 of them copies of others, native protocol, fp32' in out
+    assert ('  against stats/digits.train.classifier.npz: 1438 images of 8x8, grey, from digits, train split\n') in out
+    cli(*TINY, '--stats', CLASSIFIER, '--split=test')
+    status, out, error = cli(*TINY, '--eval', CLASSIFIER, '--images=stats/digits.test.classifier.npz')
+    assert '  359 images of 8x8, grey, from digits, test split, native protocol' in out and 'itself' not in error
+
+
+def test_a_set_against_itself(here, cli, inception_weights):
+    flags = [*TINY, '--eval', f'--inception_weights={inception_weights}', '--img_size=16']
+    written(here / 'drawn', random_images(12, 16, 16))
+    status, out, error = cli(*flags, '--images=./drawn', f'--dataset={here}/drawn')
+    assert status == 0 and './drawn is what it is compared with' in error
+    (path,) = (here / 'stats').glob('drawn-16-*.train.npz')
+    assert 'is what it is compared with' in cli(*flags, f'--images={path}', '--dataset=drawn')[2]
+
+
+def test_what_makes_a_score_mean_something_else_is_said(here, cli, inception_weights):
+    flags = [*TINY, '--eval', f'--inception_weights={inception_weights}', '--dataset=real', '--img_size=16']
+    written(here / 'real', random_images(12, 16, 16, 3))
+    written(here / 'mixed', random_images(12, 16, 16, 3))
+    Image.fromarray(random_images(8, 8, 3)).save(here / 'mixed' / 'thumb.png')
+    status, out, error = cli(*flags, '--images=mixed')
+    assert status == 0 and '  13 images (12 16x16, RGB, 1 8x8, RGB)' in out
+    assert 'mixed holds images of 2 shapes: 1 of 8x8, RGB, thumb.png the first' in error
+    status, _, error = cli(*flags, f'--images={npz_of(torch.from_numpy(random_images(12, 1, 8, 8)), here / "a.npz")}')
+    assert status == 0 and 'images of 8x8, grey are compared with those of 16x16, RGB' in error
+
+
+def test_images_that_the_classifier_cannot_take_are_named(here, cli):
+    written(here / 'drawn', random_images(12, 8, 8))
+    Image.fromarray(random_images(50, 50)).save(here / 'drawn' / 'thumb.png')
+    status, _, error = cli(*TINY, '--eval', CLASSIFIER, '--images=drawn')
+    assert status == 1 and 'drawn: thumb.png: the classifier was trained on images (1, 8, 8)' in one_line(error)
+
+
+def test_values_from_0_to_1_as_bytes_are_refused(here, cli):
+    npz_of(torch.from_numpy(random_images(30, 1, 8, 8)) // 255, here / 'dark.npz')
+    status, _, error = cli(*TINY, '--eval', CLASSIFIER, '--images=dark.npz')
+    assert status == 1 and 'dark.npz: no value is above 1 of 255: multiply by 255' in one_line(error)
+
+
+def test_images_and_statistics_check_only_what_they_use(here, cli):
+    npz_of(torch.from_numpy(random_images(30, 1, 8, 8)), here / 'drawn.npz')
+    unusable = ['--ch=48', '--ch_mult=1,2,2,2,2', '--grad_accum=3', '--sample_steps=9', '--schedule=jsd']
+    for mode in (['--stats'], ['--eval', '--images=drawn.npz']):
+        status, _, error = cli(*TINY, *unusable, CLASSIFIER, *mode)
+        assert status == 0, error
+        assert cli(*TINY, *unusable, CLASSIFIER, *mode, '--sample')[0] == 2
+    status, _, error = cli('--eval', '--images=drawn.npz', '--net=point_mlp', '--dataset=moons')
+    assert status == 1 and '--net=point_mlp is of points' in one_line(error)
+
+
 def test_evaluation_while_training(here, cli):
     argv = [*TINY, '--train', '--logdir=run', CLASSIFIER, '--eval_step=2', '--num_images=20']
     assert cli(*argv)[0] == 0
     with open('run/eval.txt') as file:
         assert [json.loads(line)['step'] for line in file] == [2, 4]
-    assert list(scalars('run', 'FID_classifier__EMA')) == [2, 4]
+    assert list(scalars('run', 'FID_classifier_EMA')) == [2, 4]
     # It leaves no trace in the run: the weights are those of a run without it.
     assert cli(*TINY, '--train', '--logdir=plain', CLASSIFIER, '--num_images=20')[0] == 0
     a, b = (torch.load(f'{name}/ckpt.pt', weights_only=True)['net_model'] for name in ('run', 'plain'))
@@ -152,7 +219,7 @@ def test_where_statistics_are_kept():
         (['--dataset=digits', '--img_size=8', CLASSIFIER], 'stats/digits.train.classifier.npz'),
         (['--fid_cache=a.npz', CLASSIFIER], 'a.npz'),
     ):
-        assert evaluate.reference_path(config_of(*flags)) == path
+        assert reference.path_of(config_of(*flags)) == path
 
 
 @pytest.mark.parametrize(
@@ -175,7 +242,7 @@ def test_where_statistics_are_kept():
 )
 def test_what_cannot_be_scored(here, cli, argv, phrase):
     zeros = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
-    npz_of(zeros[:1], 'one.npz')
+    npz_of(zeros[:1] + 9, 'one.npz')
     npz_of(torch.zeros(3, 1, 16, 16, dtype=torch.uint8), 'large.npz')
     np.savez('float.npz', arr_0=np.zeros((3, 8, 8, 1)))
     content = bytearray(npz_of(zeros, here / 'flipped.npz').read_bytes())

@@ -1,5 +1,7 @@
 """Each picture of a diffusion, from a digits checkpoint, tile by tile against what it should show."""
 
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,10 @@ from runs import config_of, one_line, scalars
 import build
 import figure
 import main
+import picture
 import sample
 
-LEFT = {'progressive': 48, 'forward': 30, 'guidance': 18, 'interpolate': 42}  # of the names, in pixels
-TOP, TILE = 16, 66  # of the titles; an image of 64 pixels and its padding
+TOP, PITCH = 25, 64 + picture.GAP  # pixels of the titles; from one image of 64 pixels to the next
 
 
 @pytest.fixture(scope='module')
@@ -34,18 +36,29 @@ def logdir(tmp_path_factory):
 
 @pytest.fixture
 def draw(logdir, tmp_path, cli):
-    """draw(kind, *flags) -> its tiles, uint8 [rows, columns, 8, 8]."""
+    """draw(kind, rows, columns, *flags, group=None) -> the tiles of a picture, uint8 [rows, columns, 8, 8]."""
 
-    def run(kind, *flags):
+    def run(kind, rows, columns, *flags, group=None):
         argv = [f'--figure={kind}', f'--logdir={logdir / "digits"}', '--precision=fp32', f'--out={tmp_path}', *flags]
         status, out, _ = cli(*argv)
         path = tmp_path / f'{kind}.png'
         assert status == 0 and str(path) in out
         pixels = np.asarray(Image.open(path))
-        assert pixels.any(axis=(0, 2))[: LEFT[kind]].any() and pixels[:TOP].any()  # names and titles
-        rows, columns = (pixels.shape[0] - TOP) // TILE, (pixels.shape[1] - LEFT[kind]) // TILE
-        corners = ((TOP + 2 + TILE * i, LEFT[kind] + 2 + TILE * j) for i in range(rows) for j in range(columns))
-        tiles = [pixels[y : y + 64 : 8, x : x + 64 : 8, 0] for y, x in corners]
+        left = pixels.shape[1] - picture.MARGIN - picture.GAP - columns * PITCH
+        tops = [TOP + PITCH * i + (picture.GAP + picture.APART) * (i // (group or rows)) for i in range(rows)]
+        assert 2 * picture.MARGIN < left < 80 and pixels.shape[0] == tops[-1] + PITCH + picture.GAP + picture.MARGIN
+        shades = [pixels[y : y + PITCH, :left] for y in tops] + [
+            pixels[:TOP, left + PITCH * j : left + PITCH * (j + 1)] for j in range(columns)
+        ]
+        assert all(part.min() < 100 and np.median(part) == 255 for part in shades)  # dark names and titles on white
+        tiles = []
+        for y in tops:
+            for x in range(left, left + columns * PITCH, PITCH):
+                whole = pixels[y : y + PITCH + picture.GAP, x : x + PITCH + picture.GAP, 0]
+                inside = whole[picture.GAP : -picture.GAP, picture.GAP : -picture.GAP]
+                tiles.append(inside[::8, ::8])
+                framed = np.pad(np.kron(tiles[-1], np.ones((8, 8))), picture.GAP, constant_values=255)
+                assert np.array_equal(whole, framed)  # each pixel a square of 64, in a white frame
         return np.stack(tiles).reshape(rows, columns, 8, 8).astype(int)
 
     return run
@@ -63,8 +76,7 @@ def uint8(x):
 
 
 def test_progressive_goes_from_the_noise_to_the_samples(logdir, draw):
-    tiles = draw('progressive')
-    assert tiles.shape == (8, 10, 8, 8)
+    tiles = draw('progressive', 8, 10, group=2)
     config, net = restored(logdir)
     ((_, x_0),) = sample.draw(config, net, [0, 1, 2, 3])
     noise = sample.Noise(0, range(4), (1, 8, 8), torch.device('cpu'))()
@@ -76,12 +88,11 @@ def test_progressive_goes_from_the_noise_to_the_samples(logdir, draw):
 
 
 def test_progressive_of_few_steps_shows_them_all(draw):
-    assert draw('progressive', '--sample_steps=4', '--num_images=2').shape == (4, 5, 8, 8)
+    draw('progressive', 4, 5, '--sample_steps=4', '--num_images=2', group=2)
 
 
 def test_forward_goes_from_the_data_to_noise(logdir, draw):
-    tiles = draw('forward')
-    assert tiles.shape == (4, 10, 8, 8)
+    tiles = draw('forward', 4, 10, group=1)
     config, _ = restored(logdir)
     real = build.some(config, build.dataset(config), 4)
     assert np.array_equal(tiles[:, 0], uint8(real))
@@ -90,35 +101,36 @@ def test_forward_goes_from_the_data_to_noise(logdir, draw):
 
 
 def test_guidance_is_of_each_label_and_weight_from_one_noise(logdir, draw):
-    tiles = draw('guidance')
-    assert tiles.shape == (10, 5, 8, 8) and figure.WEIGHTS == (0, 1, 2, 5, 10)
+    tiles = draw('guidance', 10, 5)
+    assert figure.WEIGHTS == (0, 1, 2, 5, 10)
     for column, w in enumerate(figure.WEIGHTS):
         config, net = restored(logdir, f'--guidance={w}', '--labels=7')
         ((_, x_0),) = sample.draw(config, net, [0])
         assert abs(tiles[7, column] - uint8(x_0)[0]).max() <= 1, w
     assert abs(tiles[:, 0] - tiles[0, 0]).max() <= 1  # unconditional: the noise alone
     assert abs(tiles[3, 1] - tiles[7, 1]).max() > 1
-    assert draw('guidance', '--labels=3,5').shape == (2, 5, 8, 8)
+    draw('guidance', 2, 5, '--labels=3,5')
 
 
 def test_interpolation_lies_between_two_real_images(logdir, draw):
-    near = draw('interpolate', '--figure_t=1')
-    assert near.shape == (4, 13, 8, 8)
+    near = draw('interpolate', 4, 13, '--figure_t=1', group=1)
     config, _ = restored(logdir)
     real = uint8(build.some(config, build.dataset(config), 8))
     assert np.array_equal(near[:, 0], real[:4]) and np.array_equal(near[:, -1], real[4:])
     middle = (near[:, 0] + near[:, -1]) / 2
     assert abs(near[:, 6] - middle).mean() < abs(near[:, 1] - middle).mean()  # after one noising: nearly the mean
-    far = draw('interpolate', '--figure_t=20')
+    far = draw('interpolate', 4, 13, '--figure_t=20', group=1)
     assert abs(far[:, 1] - real[:4]).mean() > 2 * abs(near[:, 1] - real[:4]).mean()
     steps = [abs(far[:, j + 1] - far[:, j]).mean() for j in range(1, 11)]
     assert max(steps) < abs(far[:, 11] - far[:, 1]).mean()  # the same noise for every lambda
 
 
-def test_figures_go_to_tensorboard_too_and_lie_beside_the_checkpoint(logdir, cli):
-    assert cli('--figure=forward', f'--logdir={logdir / "digits"}')[0] == 0
-    folder = logdir / 'digits' / 'figures'
-    assert (folder / 'forward.png').exists() and list(scalars(folder, 'figure/forward')) == [4]  # the step
+def test_figures_go_to_tensorboard_too_and_lie_beside_the_checkpoint(logdir, tmp_path, cli):
+    folder = tmp_path / 'run'
+    folder.mkdir()
+    shutil.copy(logdir / 'digits' / 'ckpt.pt', folder)
+    assert cli('--figure=forward', f'--logdir={folder}')[0] == 0
+    assert os.listdir(folder / 'figures') == ['forward.png'] and list(scalars(folder, 'figure/forward')) == [4]
 
 
 @pytest.mark.parametrize('run, flags, phrase', [

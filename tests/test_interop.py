@@ -11,10 +11,12 @@ import re
 import threading
 from types import SimpleNamespace
 
+import diffusers
 import pytest
 import torch
 from conftest import TINY, golden, largest_error
-from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DModel
+from runs import Forked, config_of
 
 import checkpoint
 import formats
@@ -22,20 +24,20 @@ import interop
 import pipeline
 import sample
 from checkpoint import CheckpointError
-from diffusion import GaussianDiffusionSampler
 from schedules import SCHEDULES, make_betas
 
 DDPM = {
     'net': 'unet', 'T': 40, 'schedule': 'linear', 'beta_1': 1e-3, 'beta_T': 0.2, 'mean_type': 'epsilon',
     'var_type': 'fixedlarge', 'clip_denoised': False, 'spacing': 'leading', 'prior': 'standard', 'dropout': 0.1,
-    'img_size': 8,
+    'img_size': 8, 'eta': 1.0, 'sample_steps': 0, 'head_dim': 0,
 }  # fmt: skip
 NETWORKS = [
-    ('pytorch_ddpm', [1, 2], [1], 1, 3, 0),
-    ('pytorch_ddpm', [1, 2, 1], [0, 2], 2, 1, 4),
-    ('pytorch_ddpm', [1], [], 1, 3, 0),
-    ('official', [1, 2], [0, 1], 2, 3, 3),
-    ('official', [1, 1, 2], [], 1, 1, 0),
+    ('pytorch_ddpm', [1, 2], [1], 1, 3, 0, 0),
+    ('pytorch_ddpm', [1, 2, 1], [0, 2], 2, 1, 4, 0),
+    ('pytorch_ddpm', [1], [], 1, 3, 0, 0),
+    ('official', [1, 2], [0, 1], 2, 3, 3, 0),
+    ('official', [1, 1, 2], [], 1, 1, 0, 0),
+    ('pytorch_ddpm', [1, 2], [0, 1], 1, 1, 0, 16),
 ]
 
 
@@ -68,7 +70,8 @@ def restored(logdir, **options):
 # What `sample.restore` needs beside a checkpoint's config.
 RESTORING = {
     'ckpt': '', 'weights': 'ema', 'device': 'cpu', 'labels': 'all', 'guidance': 1.0, 'batch_size': 1, 'grad_accum': 1,
-    'precision': 'fp32', 'antithetic_t': False, 'dropout': 0.0, 'moments': None,
+    'compile': 'off', 'ema_decay': 0.9999, 'figure': None, 'precision': 'fp32', 'antithetic_t': False, 'dropout': 0.0,
+    'moments': None,
 }  # fmt: skip
 
 
@@ -113,11 +116,11 @@ def test_an_imported_run_trains_samples_and_is_a_checkpoint_like_any_other(cli, 
     assert status == 1 and 'choose another --logdir' in err
 
 
-@pytest.mark.parametrize('arch, ch_mult, attn, num_res_blocks, channels, num_classes', NETWORKS)
+@pytest.mark.parametrize('arch, ch_mult, attn, num_res_blocks, channels, num_classes, head_dim', NETWORKS)
 def test_exports_equal_in_diffusers_and_come_back_bit_for_bit(
-    tmp_path, arch, ch_mult, attn, num_res_blocks, channels, num_classes
+    tmp_path, arch, ch_mult, attn, num_res_blocks, channels, num_classes, head_dim
 ):
-    config, net = described(arch, ch_mult, attn, num_res_blocks, channels, num_classes)
+    config, net = described(arch, ch_mult, attn, num_res_blocks, channels, num_classes, head_dim=head_dim)
     pipeline.write(tmp_path, config, net, 'card')
     theirs, info = UNet2DModel.from_pretrained(tmp_path, subfolder='unet', output_loading_info=True)
     assert not any(info.values())
@@ -144,38 +147,139 @@ def test_exports_equal_in_diffusers_and_come_back_bit_for_bit(
     assert all(torch.equal(ours[key], value) for key, value in weights.items())
 
 
+class Kept:
+    """In place of the PIL images of a pipeline: what they would be made of, kept by the name they are saved under."""
+
+    drawn = {}
+
+    def __init__(self, images):
+        self.images = torch.from_numpy(images).permute(0, 3, 1, 2)
+
+    def __getitem__(self, i):
+        return self
+
+    def save(self, path):
+        self.drawn[path.removesuffix('.png')] = self.images
+
+
+class SharedNoise:
+    """In place of `sample.Noise`: what torch.randn gives, which diffusers draws its noise by."""
+
+    def __init__(self, seed, indices, shape, device):
+        self.shape = len(indices), *shape
+
+    def __call__(self, x=None):
+        return torch.randn(self.shape)
+
+
+def share_noise(monkeypatch, randn=torch.randn):
+    """Have torch.randn begin a sequence of its own, which the initial weights of networks take nothing of."""
+    generator = torch.Generator().manual_seed(1)
+    monkeypatch.setattr(torch, 'randn', lambda *shape, **_: randn(*shape, generator=generator))
+
+
+def run_of(*flags):
+    """The config of a run with these flags, as small as it can be, and a network for it."""
+    small = '--T=12 --beta_1=5e-3 --beta_T=0.6 --img_size=4 --ch=32 --ch_mult=1 --attn= --num_res_blocks=1'
+    config = config_of(*small.split(), '--device=cpu', '--precision=fp32', '--compile=off', *flags)
+    told = {key: getattr(config, key) for key in ('T', 'num_classes', 'var_type', 'ch_mult', 'attn')}
+    return config, described(channels=1, **told)[1]
+
+
+def errors_of_the_card(folder, flags, monkeypatch):
+    """{the flags that a comment in a card's code names: how far what the code draws is from what these flags draw}."""
+    config, net = run_of(*flags, '--logdir', folder / 'run')
+    interop.EXPORTS['diffusers'][0](folder, config, net, 0)
+    code = re.search('```python\n(.*?)```', (folder / 'README.md').read_text(), re.S)[1]
+    monkeypatch.setattr(sample, 'Noise', SharedNoise)
+    monkeypatch.setattr(DiffusionPipeline, 'numpy_to_pil', staticmethod(Kept))
+    monkeypatch.setattr(Kept, 'drawn', drawn := {'PATH': str(folder)})
+    preparing, *ways = re.split('^(?=# --sample)', code, flags=re.M)
+    exec(preparing, drawn)
+    errors = {}
+    for way in ways:
+        said, name = re.match(r'# (.*)\n.* = (DDPM|DDIM)', way).groups()
+        share_noise(monkeypatch)
+        exec(way, drawn)
+        theirs = drawn[name.lower()]
+        share_noise(monkeypatch)
+        ((_, x_0),) = sample.draw(run_of(*flags, *said.split()[1:])[0], net, list(range(len(theirs))))
+        assert theirs.shape == x_0.shape and theirs.std() > 0.01
+        errors[said] = largest_error((x_0 / 2 + 0.5).clamp(0, 1), theirs)
+    return errors
+
+
+OTHERS = [
+    ['--cond', '--num_classes=3'],
+    ['--cond', '--num_classes=3', '--var_type=learned_range', '--loss=hybrid', '--clip_denoised'],
+    ['--var_type=learned_range', '--loss=hybrid', '--eta=0', '--sample_steps=6'],
+    ['--var_type=fixedsmall', '--spacing=trailing', '--sample_steps=5'],
+    ['--var_type=learned_range', '--loss=hybrid', '--spacing=trailing', '--sample_steps=5'],
+    ['--eta=0.5', '--clip_denoised', '--sample_steps=6'],
+    ['--T=150', '--beta_T=0.05', '--spacing=trailing', '--sample_steps=7', '--var_type=fixedsmall'],
+    ['--mean_type=v', '--clip_denoised'],
+    ['--mean_type=xstart', '--eta=0', '--clip_denoised', '--sample_steps=5'],
+]
+EVERY = [
+    [f'--{clip}clip_denoised', f'--eta={eta}', f'--spacing={spacing}', f'--sample_steps={S}']
+    for clip, eta, spacing, S in itertools.product(('', 'no'), (0, 1), ('leading', 'linspace', 'trailing'), (0, 5, 6))
+]
+
+
+@pytest.mark.parametrize('flags', EVERY + OTHERS, ids=' '.join)
+def test_the_code_of_the_card_draws_what_sample_draws_or_is_not_there(tmp_path, monkeypatch, flags):
+    config, net = run_of(*flags)
+    few = {**vars(config), 'sample_steps': min(50, config.T), 'eta': 0.0}
+    misfits = [pipeline.misfit(vars(config)), *([pipeline.misfit(few)] if config.eta == 1 else [])]
+    if misfits[0]:
+        with pytest.raises(ValueError, match=re.escape(misfits[0])):
+            pipeline.write(tmp_path / 'refused', config, net, 'card')
+    elif any(misfits):
+        assert f'not with diffusers, for {misfits[1]}' in pipeline.drawing_code(vars(config))
+    monkeypatch.setattr(pipeline, 'misfit', lambda config: None)  # to see what is refused differ
+    errors = errors_of_the_card(tmp_path, flags, monkeypatch)
+    for (said, error), misfit in zip(errors.items(), misfits, strict=True):
+        if not misfit:
+            assert error < 1e-4, said
+        else:  # the last noise of a learned variance is as small as these weights have v
+            assert error > 1e-4 or 'learned_range' in misfit, (said, misfit)
+
+
+@pytest.fixture(scope='module')
+def theirs():
+    """A network of diffusers' with its default of 8 channels a head."""
+    torch.manual_seed(0)
+    blocks = {'down_block_types': ('AttnDownBlock2D',), 'up_block_types': ('AttnUpBlock2D',)}
+    return UNet2DModel(4, 1, 1, **blocks, block_out_channels=(32,), layers_per_block=1).eval()
+
+
+@pytest.mark.parametrize('S', [12, 6, 5])
+@pytest.mark.parametrize('spacing', ['leading', 'linspace', 'trailing'])
 @pytest.mark.parametrize('clip', [False, True])
-@pytest.mark.parametrize('var_type', ['fixedlarge', 'fixedsmall', 'learned_range'])
-def test_pipelines_of_an_export_draw_what_our_sampler_draws(tmp_path, clip, var_type):
-    config, net = described(clip_denoised=clip, var_type=var_type)
-    pipeline.write(tmp_path, config, net, 'card')
-    assert pipeline.read(tmp_path)[0]['var_type'] == var_type
-    for kind, S, eta in ((DDPMPipeline, 40, 1.0), (DDIMPipeline, 20, 0.0)):
-        if kind is DDIMPipeline and var_type == 'learned_range':
-            continue  # it takes the variance for channels of the image
-        drawn = kind.from_pretrained(tmp_path)
-        drawn.set_progress_bar_config(disable=True)
-        arguments = {'eta': 0.0, 'use_clipped_model_output': clip} if kind is DDIMPipeline else {}
-        theirs = drawn(2, torch.Generator().manual_seed(1), num_inference_steps=S, output_type='np', **arguments).images
-        sampler = GaussianDiffusionSampler(
-            net, 1e-3, 0.2, 40, 8, 'epsilon', var_type, steps=S, eta=eta, clip_denoised=clip
-        )
-        noise = Draws(1)
-        x_T = noise(torch.empty(2, 3, 8, 8))
-        *_, (_, x_0, _) = sampler.trajectory(x_T, noise=noise)
-        ours = (x_0 / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
-        assert largest_error(ours, torch.from_numpy(theirs)) < 1e-4
-        assert ours.std() > 0.05
-
-
-class Draws:
-    """Noise in the order in which diffusers' pipelines draw it."""
-
-    def __init__(self, seed):
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def __call__(self, x):
-        return torch.randn(x.shape, generator=self.generator)
+@pytest.mark.parametrize('name, variance', [('DDPM', 'fixed_small'), ('DDPM', 'fixed_large'), ('DDIM', None)])
+def test_an_imported_pipeline_draws_what_it_draws_itself_or_what_differs_is_said(
+    tmp_path, monkeypatch, caplog, theirs, name, variance, clip, spacing, S
+):
+    said = {'clip_sample': clip, 'timestep_spacing': spacing, **({'variance_type': variance} if variance else {})}
+    scheduler = getattr(diffusers, f'{name}Scheduler')(12, 5e-3, 0.6, **said)
+    drawn = getattr(diffusers, f'{name}Pipeline')(theirs, scheduler)
+    drawn.save_pretrained(tmp_path)
+    drawn.set_progress_bar_config(disable=True)
+    share_noise(monkeypatch)
+    images = torch.from_numpy(drawn(2, num_inference_steps=S, output_type='np').images).permute(0, 3, 1, 2)
+    sampler = interop.from_pretrained(str(tmp_path), steps=S)
+    share_noise(monkeypatch)
+    x_T = torch.randn(2, 1, 4, 4)
+    error = largest_error(sampler(x_T, noise=lambda x: torch.randn(x.shape)) / 2 + 0.5, images)
+    notes = [record.getMessage() for record in caplog.records if str(tmp_path) in record.getMessage()]
+    expected = []
+    if name == 'DDIM':
+        expected += ['use_clipped_model_output=True'] if clip else []
+        expected += ['t - T // S'] if spacing != 'leading' else []
+    elif (spacing, variance) == ('trailing', 'fixed_large'):
+        expected = ['would add noise in the last']
+    assert len(notes) == len(expected) and all(part in note for part, note in zip(expected, notes, strict=True))
+    assert error < 1e-4 or notes, error
 
 
 @pytest.mark.parametrize('schedule, mean_type', list(itertools.product(SCHEDULES, ['epsilon', 'xstart', 'v'])))
@@ -195,14 +299,18 @@ def test_every_schedule_and_parameterisation_goes_there_and_back(tmp_path, sched
 
 @pytest.mark.parametrize(
     'flip, options',
-    [(True, {}), (False, {'freq_shift': 1, 'downsample_padding': 0, 'norm_eps': 1e-6})],
+    [
+        (True, {'attention_head_dim': None}),
+        (False, {'attention_head_dim': None, 'freq_shift': 1, 'downsample_padding': 0, 'norm_eps': 1e-6}),
+        (True, {}),  # 8 channels a head
+    ],
 )
 def test_older_folders_of_diffusers_are_imported(tmp_path, flip, options):
     """As google/ddpm-cifar10-32 is laid out: no folders within, .bin weights, attention's former names."""
     blocks = {'down_block_types': ('DownBlock2D', 'AttnDownBlock2D'), 'up_block_types': ('AttnUpBlock2D', 'UpBlock2D')}
     options = {**blocks, **options, 'block_out_channels': (32, 64), 'layers_per_block': 1, 'sample_size': 8}
     torch.manual_seed(0)
-    theirs = UNet2DModel(**options, attention_head_dim=None, flip_sin_to_cos=flip).eval()
+    theirs = UNet2DModel(**options, flip_sin_to_cos=flip).eval()
     theirs.save_config(tmp_path)
     said = json.loads((tmp_path / 'config.json').read_text())
     (tmp_path / 'config.json').write_text(
@@ -241,7 +349,8 @@ def test_exports_by_the_command(cli, tmp_path):
     code = re.search('```python\n(.*?)```', card, re.S)[1]
     drawn = {'PATH': str(run / 'diffusers')}
     exec(code, drawn)
-    assert drawn['x'].shape == (10, 1, 8, 8) and drawn['x'].isfinite().all()
+    for images in (drawn['ddpm'], drawn['ddim']):
+        assert images.shape == (10, 1, 8, 8) and images.isfinite().all()
 
     weights = checkpoint.load(run / 'ckpt.pt')['net_model']
     out = tmp_path / 'model.safetensors'
@@ -269,7 +378,7 @@ def test_what_diffusers_cannot_represent_is_refused(cli, tmp_path, flags, why):
     tiny = [flag for flag in TINY if not flag.startswith('--ch_mult')]
     assert cli(*tiny, *flags, '--train', '--total_steps=1', '--logdir', tmp_path)[0] == 0
     before = sorted(os.listdir(tmp_path))
-    status, _, err = cli('--export=diffusers', '--logdir', tmp_path)
+    status, _, err = cli('--export=diffusers', '--weights=net', '--logdir', tmp_path)
     assert status == 2 and re.search(f'cannot represent.*{why}', err) and len(err.splitlines()) == 1
     assert sorted(os.listdir(tmp_path)) == before
 
@@ -284,7 +393,7 @@ def spoil(path, kind):
     weights = state_dict('official_unet_a')
     if kind == 'hostile':
         path.write_bytes(pickle.dumps({'conv_in.weight': Hostile()}, protocol=2))
-        return 'damaged or no checkpoint'
+        return r'holds (posix|nt)\.system'
     if kind == 'missing':
         del weights['mid.attn_1.q.bias']
     if kind == 'telling':
@@ -318,6 +427,54 @@ def test_a_bad_file_is_one_line_and_leaves_nothing(cli, tmp_path, monkeypatch, k
     assert os.listdir(tmp_path) == ['model.ckpt']
 
 
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """The folder of a run, which draws by DDIM."""
+    path = tmp_path_factory.mktemp('trained') / 'run'
+    forked = Forked(*TINY, '--sample_steps=4', '--eta=0', '--train', '--logdir', path, log=f'{path}.log')
+    assert forked.status() == 0, forked.error()
+    return path
+
+
+def test_a_sampler_of_a_run_a_file_and_a_folder(run, tmp_path, cli):
+    config, net, _ = restored(run)
+    pipeline.write(tmp_path / 'exported', SimpleNamespace(**{**vars(config), 'eta': 0.0}), net, 'card')
+    torch.save(net.state_dict(), tmp_path / 'weights.pt')
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([0, 7])
+    with torch.no_grad():
+        for source in (run, run / 'ckpt.pt', tmp_path / 'exported', tmp_path / 'weights.pt'):
+            sampler = interop.from_pretrained(str(source))
+            assert largest_error(sampler.model(x, t), net(x, t)) < 1e-5 and sampler.T == 8
+            told = source != tmp_path / 'weights.pt'
+            assert sampler.eta == (0 if told else 1) and sampler.alphas_bar[-1] < (0.1 if told else 1)
+    assert interop.from_pretrained(str(run)).timesteps == [0, 2, 4, 6]
+    assert interop.from_pretrained(str(run), steps=2, eta=1.0).timesteps == [0, 4]
+    with pytest.raises(FileNotFoundError, match='nowhere: no such file or folder, nor one of cifar10'):
+        interop.from_pretrained('nowhere')
+
+
+def test_what_is_told_by_nobody_is_as_the_flags_are():
+    config = config_of()
+    assert {key: getattr(config, key) for key in interop.UNTOLD if key != 'dropout'} == {
+        key: value for key, value in interop.UNTOLD.items() if key != 'dropout'
+    }
+
+
+def test_a_folder_and_wrapped_weights_are_sampled_and_bare_ones_sent_to_import_ckpt(run, tmp_path, cli):
+    state = checkpoint.load(run / 'ckpt.pt')
+    wrapped = {f'module.{key}': value for key, value in state['ema_model'].items()}
+    torch.save({**state, 'ema_model': wrapped}, tmp_path / 'wrapped.pt')
+    assert cli('--sample', '--ckpt', run, '--num_images=2', '--out', tmp_path / 'a')[0] == 0
+    assert cli('--sample', '--ckpt', tmp_path / 'wrapped.pt', '--num_images=2', '--out', tmp_path / 'b')[0] == 0
+    assert (tmp_path / 'a' / 'samples.npz').read_bytes() == (tmp_path / 'b' / 'samples.npz').read_bytes()
+    torch.save(wrapped, tmp_path / 'bare.pt')
+    (tmp_path / 'theirs').mkdir()
+    (tmp_path / 'theirs' / 'model_index.json').touch()
+    for name in ('bare.pt', 'theirs', 'model.safetensors'):
+        status, _, err = cli('--sample', '--ckpt', tmp_path / name)
+        assert status == 1 and f'--import_ckpt={tmp_path / name} --logdir=NEW' in err.splitlines()[-1], err
+
+
 def test_contradicting_flags_and_missing_files_are_refused(cli, tmp_path):
     torch.save(state_dict('official_unet_a'), tmp_path / 'model.ckpt')
     status, _, err = cli('--import_ckpt', tmp_path / 'model.ckpt', '--logdir', tmp_path / 'run', '--ch=64')
@@ -330,7 +487,7 @@ def test_contradicting_flags_and_missing_files_are_refused(cli, tmp_path):
 @pytest.mark.parametrize(
     'part, key, value, why',
     [
-        ('unet/config.json', 'attention_head_dim', 8, 'attention_head_dim 8 in place of None'),
+        ('unet/config.json', 'attention_head_dim', 24, 'head_dim must divide the 64 channels .* not 24'),
         ('unet/config.json', 'norm_eps', 1e-6, 'norm_eps 1e-06 in place of 1e-05'),
         ('unet/config.json', 'down_block_types', ['DownBlock2D', 'ResnetDownsampleBlock2D'], 'ResnetDownsampleBlock2D'),
         ('scheduler/scheduler_config.json', 'thresholding', True, 'thresholding True'),
@@ -392,6 +549,11 @@ def test_published_models_are_fetched_once_and_a_broken_connection_is_gone_on_wi
     assert sampler(torch.randn(1, 3, 16, 16)).isfinite().all() and sampler.clip_denoised and sampler.T == 1000
     interop.from_pretrained('ema_cifar10')
     assert len(server.ranges) == 2
+
+
+def test_a_switched_off_bar_does_not_pass_for_a_broken_connection(server, monkeypatch):
+    monkeypatch.setenv('TQDM_DISABLE', '1')
+    assert interop.download('ema_cifar10').read_bytes() == server.content
 
 
 def test_a_published_name_is_imported_and_another_file_in_its_place_is_not(server, cli, tmp_path, monkeypatch):

@@ -192,7 +192,7 @@ def test_training_and_drawing_from_the_command_line(trained, tmp_path, cli):
 
 
 def test_a_conditional_run_resumes_and_another_kind_does_not(trained, cli):
-    argv = [f'--flagfile={trained / "flagfile.txt"}', '--total_steps=22']
+    argv = [f'--flagfile={trained / "flagfile.txt"}', '--train', '--total_steps=22']
     status, _, error = cli(*argv, '--nocond')
     assert status == 1 and '--num_classes=0 (trained with 10)' in error
     assert cli(*argv)[0] == 0 and load(trained)['step'] == 22

@@ -1,6 +1,7 @@
 """The command line: flagfiles, and one clear line for a failure."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ from conftest import ROOT, TINY, spawn
 from runs import config_of, load, one_line
 
 import build
-import evaluate
+import main
+import reference
 
 CONFIGS = sorted((ROOT / 'config').glob('*.txt'))
 # What w86763777/pytorch-ddpm's own flagfile says, each of its lines.
@@ -40,8 +42,9 @@ def test_each_config_describes_a_run_and_opens_with_its_command(path):
 
 def test_cifar10_is_pytorch_ddpms(flagfile):
     theirs, ours = config_of(f'--flagfile={flagfile}'), config_of(f'--flagfile={ROOT}/config/CIFAR10.txt')
-    assert os.path.normpath(theirs.fid_cache) == evaluate.reference_path(ours)
-    assert {key for key, value in vars(ours).items() if value != getattr(theirs, key)} == {'train', 'fid_cache'}
+    assert os.path.normpath(theirs.fid_cache) == reference.path_of(ours)
+    different = {'train', 'fid_cache', 'num_images'}  # the last is the default of --eval
+    assert {key for key, value in vars(ours).items() if value != getattr(theirs, key)} == different
 
 
 def test_the_command_line_replaces_the_flagfile_wherever_it_stands(flagfile):
@@ -61,6 +64,55 @@ def test_pytorch_ddpms_flagfile_trains(flagfile, tmp_path, cli):
     assert load(tmp_path / 'run')['step'] == 4
 
 
+def test_a_saved_flagfile_says_how_and_not_what_to_do(tmp_path, cli):
+    assert cli(*TINY, '--train', '--sample', f'--logdir={tmp_path}')[0] == 0
+    saved = (tmp_path / 'flagfile.txt').read_text()
+    assert '--dataset=digits' in saved
+    for action in main.MODES:
+        assert not re.search(f'^--(no)?{action}\\b', saved, re.MULTILINE), action
+    assert config_of(f'--flagfile={tmp_path / "flagfile.txt"}', '--sample').train is False
+
+
+@pytest.mark.parametrize('line', ['--train', '--train=true', '--figure=forward', '--nll\n--export\nsafetensors'])
+def test_an_action_on_the_command_line_replaces_those_of_flagfiles(tmp_path, cli, capsys, line):
+    (tmp_path / 'old.txt').write_text(f'{line}\n--noeval\n--total_steps=3\n')
+    config = config_of(f'--flagfile={tmp_path / "old.txt"}', '--sample')
+    said = capsys.readouterr().err
+    assert config.sample and config.total_steps == 3
+    assert not (config.train or config.figure or config.nll or config.export)
+    names = ' '.join(f'--{name}' for name in re.findall('--([a-z]+)', line))
+    assert said == f'main.py: {names} in {tmp_path / "old.txt"} is left out: the command line says what to do\n'
+
+
+def test_an_action_of_a_flagfile_alone_is_done(tmp_path, capsys):
+    (tmp_path / 'old.txt').write_text('--train\n--lr\n0.5\n')
+    config = config_of(f'--flagfile={tmp_path / "old.txt"}', '--nosample', '--seed=3')
+    assert config.train and config.lr == 0.5 and not capsys.readouterr().err
+    assert config_of(f'--flagfile={tmp_path / "old.txt"}', '--lr=0.1').lr == 0.1
+
+
+@pytest.mark.parametrize('word', ['-h', '--help'])
+def test_help_is_grouped_as_the_flags_are(cli, word):
+    status, out, error = cli('--train', word)
+    assert (status, error) == (0, '')
+    headings = re.findall('^([A-Z].*):$', out, re.MULTILINE)
+    assert headings[:3] == ['What to do', 'Network', 'Diffusion'] and headings[-1] == 'Evaluation'
+    assert set(re.findall(r'^  --(?:\[no\])?(\w+)', out, re.MULTILINE)) == {flag.name for flag in main.own_flags()}
+    assert '--ch_mult=1,2,2,2 ' in out and 'unet context_unet point_mlp' in out and 'repeat this option' not in out
+    assert max(map(len, out.splitlines())) <= 120
+
+
+def test_a_flag_of_a_flagfile_that_contradicts_the_checkpoint(tmp_path, cli):
+    assert cli(*TINY, '--train', f'--logdir={tmp_path / "run"}')[0] == 0
+    (tmp_path / 'wide.txt').write_text('--ch=64\n')
+    status, _, error = cli(f'--flagfile={tmp_path / "wide.txt"}', '--sample', f'--logdir={tmp_path / "run"}')
+    line = one_line(error)
+    assert status == 2 and f'--ch=64 in {tmp_path / "wide.txt"} (trained with 32)' in line
+    assert '--logdir alone is enough' in line
+    status, _, error = cli('--ch=64', '--sample', f'--logdir={tmp_path / "run"}')
+    assert status == 2 and one_line(error).endswith('--ch=64 (trained with 32): leave the flag out')
+
+
 # --- failures
 
 
@@ -77,8 +129,8 @@ def test_data_that_cannot_be_read(tmp_path, cli):
     assert f'no images in {tmp_path / "empty"}' in fails(cli, '--train', logdir, f'--dataset={tmp_path / "empty"}')
     (tmp_path / 'empty' / 'a.png').write_bytes(b'no image')
     assert 'a.png cannot be decoded' in fails(cli, '--train', logdir, f'--dataset={tmp_path / "empty"}')
-    assert 'batch_size 2000 is more than' in fails(cli, '--train', logdir, '--batch_size=2000')
-    assert not (tmp_path / 'run' / 'ckpt.pt').exists()
+    assert '--batch_size=2000 is more than the 1438 images' in fails(cli, '--train', logdir, '--batch_size=2000')
+    assert not (tmp_path / 'run').exists()
 
 
 def test_nothing_to_sample_from(tmp_path, cli):

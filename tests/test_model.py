@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import GOLDEN, largest_error
 
-from model import ContextUNet, DownBlock, PointMLP, RearrangePoolBlock, ResidualConvBlock, UNet, UpBlock
+from model import AttnBlock, ContextUNet, DownBlock, PointMLP, RearrangePoolBlock, ResidualConvBlock, UNet, UpBlock
 
 
 def test_output_equals_pytorch_ddpm(reference, reference_net):
@@ -61,12 +61,30 @@ def test_output_has_the_shape_of_the_input(channels, size):
         ({'img_channels': 2}, '1 or 3 channels'),
         ({'img_size': 28}, 'img_size must be divisible by 8'),
         ({'arch': 'dit'}, 'arch must be one of pytorch_ddpm'),
+        ({'head_dim': 24}, 'head_dim must divide the (64|32) channels'),
+        ({'head_dim': 128}, 'head_dim must divide the (64|32) channels'),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):
     given = {'T': 10, 'ch': 32, 'ch_mult': [1, 2, 2, 2], 'attn': [1], 'num_res_blocks': 2, 'dropout': 0.1}
     with pytest.raises(ValueError, match=message):
         UNet(**{**given, **arguments})
+
+
+def test_attention_of_several_heads_is_one_head_on_each_share_of_the_channels():
+    torch.manual_seed(0)
+    x = torch.randn(2, 64, 4, 4)
+    block = AttnBlock(64, 1e-5, head_dim=16)
+    q, k, v = (proj(block.group_norm(x)).flatten(2) for proj in (block.proj_q, block.proj_k, block.proj_v))
+    heads = []
+    for part in range(0, 64, 16):
+        a, b, c = (each[:, part : part + 16] for each in (q, k, v))  # [2, 16, 16]
+        weights = torch.softmax(torch.einsum('bdi,bdj->bij', a, b) / 16**0.5, dim=2)
+        heads.append(torch.einsum('bij,bdj->bdi', weights, c))
+    expected = x + block.proj(torch.cat(heads, dim=1).view(x.shape))
+    torch.testing.assert_close(block(x), expected, atol=1e-5, rtol=1e-5)
+    single = AttnBlock(64, 1e-5)
+    assert {k: v.shape for k, v in single.state_dict().items()} == {k: v.shape for k, v in block.state_dict().items()}
 
 
 # --- ContextUNet

@@ -10,11 +10,12 @@ import torch
 from absl.testing import flagsaver
 from conftest import TINY
 from PIL import Image
-from runs import config_of, load
+from runs import config_of, load, scalars
 
 import build
 import main
 import nll
+import picture
 import sample
 from model import ContextUNet, UNet
 
@@ -43,12 +44,15 @@ def last_record(folder):
 
 
 @pytest.mark.parametrize('name', ['learned', 'fixed'])
-def test_what_nll_says_and_writes(runs, cli, name):
+def test_what_nll_says_and_writes(runs, cli, monkeypatch, name):
+    titles, curves = [], picture.curves
+    monkeypatch.setattr(picture, 'curves', lambda *panels, title: titles.append(title) or curves(*panels, title=title))
     status, out, error = cli('--nll', f'--logdir={runs / name}')
     assert status == 0 and '24/24' in error  # 3 batches of 8 steps
     record = last_record(runs / name)
     assert f'Model(EMA): {record["bits_per_dim"]:.4f} +- {record["standard_error"]:.4f} bits/dim' in out
     assert '359 images of test, 8 steps, every term' in out and record['split'] == 'test' and record['step'] == 20
+    assert scalars(runs / name, 'bits_per_dim_EMA') == {20: pytest.approx(record['bits_per_dim'])}
     arrays = np.load(runs / name / 'nll.npz')
     assert arrays['t'].tolist() == list(range(8)) and arrays['totals'].shape == (359,)
     parts = record['L_T'] + record['L_1_to_T-1'] + record['L_0']
@@ -56,6 +60,8 @@ def test_what_nll_says_and_writes(runs, cli, name):
     assert record['L_0'] == pytest.approx(arrays['terms'][0]) and (arrays['x0_mse'] > 0).all()
     assert record['standard_error'] == pytest.approx(arrays['totals'].std(ddof=1) / math.sqrt(359))
     assert np.asarray(Image.open(runs / name / 'nll.png')).std() > 10
+    (title,) = titles
+    assert f'{record["bits_per_dim"]:.3f} bits/dim, the mean of 359 images of digits (test)' in title
 
 
 def test_the_bound_is_that_of_the_weights_and_the_noise_is_each_images_own(runs, tmp_path, cli):
@@ -130,14 +136,14 @@ def test_it_is_part_of_the_weights_and_a_fixed_one_is_not(runs, tmp_path, cli):
     for var_type in ('fixedsmall', 'learned'):
         status, _, error = cli('--sample', f'--logdir={runs / "learned"}', f'--var_type={var_type}')
         assert status == 2 and f'--var_type={var_type} (trained with learned_range)' in error.strip().splitlines()[-1]
-    argv = [f'--flagfile={runs / "learned" / "flagfile.txt"}', '--total_steps=22']
+    argv = [f'--flagfile={runs / "learned" / "flagfile.txt"}', '--train', '--total_steps=22']
     status, _, error = cli(*argv, '--loss=mse', '--var_type=fixedlarge')
     assert status == 1 and '--var_type=fixedlarge (trained with learned_range)' in error.strip().splitlines()[-1]
     argv = ['--sample', f'--logdir={runs / "fixed"}', f'--out={tmp_path}', '--num_images=1']
     assert cli(*argv, '--var_type=fixedsmall')[0] == 0
     status, _, error = cli(*argv, '--var_type=learned')
     assert status == 2 and '--var_type=learned (trained with fixedlarge)' in error.strip().splitlines()[-1]
-    argv = [f'--flagfile={runs / "fixed" / "flagfile.txt"}', '--total_steps=20']
+    argv = [f'--flagfile={runs / "fixed" / "flagfile.txt"}', '--train', '--total_steps=20']
     assert cli(*argv, '--var_type=fixedsmall')[0] == 0
 
 

@@ -13,6 +13,7 @@ from scipy.stats import wasserstein_distance
 
 import build
 import dataset
+import picture
 import sample
 from score import sliced_wasserstein
 
@@ -61,10 +62,13 @@ def test_training_writes_what_it_does_of_images(logdir, cli):
     assert state['x_T'].shape == (50, 2) and state['net_model']['label_embeddings.0.weight'].shape == (3, 32)
     assert Image.open(logdir / 'sample' / '2.png').size == Image.open(logdir / 'sample' / '4.png').size
     assert list(scalars(logdir, 'sample')) == [2, 4] and list(scalars(logdir, 'SW_EMA')) == [4]
-    assert cli(f'--flagfile={logdir / "flagfile.txt"}', '--total_steps=6')[0] == 0 and load(logdir)['step'] == 6
+    assert cli(f'--flagfile={logdir / "flagfile.txt"}', '--train', '--total_steps=6')[0] == 0
+    assert load(logdir)['step'] == 6
 
 
-def test_what_sampling_writes(logdir, cli):
+def test_what_sampling_writes(logdir, cli, monkeypatch):
+    drawn, panels = [], picture._panels
+    monkeypatch.setattr(picture, '_panels', lambda *args: drawn.append(panels(*args)) or drawn[-1])
     argv = ['--sample', f'--logdir={logdir}', '--num_images=100', '--guidance=2']
     status, out, _ = cli(*argv)
     assert status == 0 and '100 points' in out
@@ -72,10 +76,15 @@ def test_what_sampling_writes(logdir, cli):
     assert file['points'].shape == (100, 2) and file['points'].dtype == np.float32
     assert file['labels'].tolist() == [0, 1] * 50
     width, height = Image.open(logdir / 'samples' / 'figure.png').size
-    assert width == 5 * height  # ten columns of two panels
+    assert 4 * height < width < 5 * height  # ten columns of two panels, and the arrows
+    ((figure, axes),) = drawn
+    assert axes.shape == (2, 10) and len({(ax.get_xlim(), ax.get_ylim()) for ax in axes.flat}) == 1  # one scale
+    assert [ax.get_ylabel() for ax in axes[:, 0]] == ['forward $q$', 'reverse $p$']
+    assert [arrow.get_arrowstyle().__class__.__name__ for arrow in figure.artists] == ['CurveB', 'CurveA']
     assert cli(*argv)[0] == 0
-    status, _, error = cli(*argv, '--seed=1')
-    assert status == 1 and 'already holds samples of other seed' in error
+    status, out, _ = cli(*argv, '--seed=1')
+    assert status == 0 and 'held samples of other seed' in out
+    assert np.array_equal(np.load(logdir / 'samples.prev' / 'points.npz')['points'], file['points'])
 
 
 def test_point_i_does_not_depend_on_the_batch(logdir):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -32,6 +33,32 @@ def logdir(tmp_path_factory):
     return folder
 
 
+@pytest.mark.parametrize('weights, decay, hint', [('ema', 0.9999, True), ('ema', 0.5, False), ('net', 0.9999, False)])
+def test_an_average_that_is_still_noise_is_named(tmp_path, cli, weights, decay, hint):
+    logdir = f'--logdir={tmp_path}'
+    assert cli(*TINY, '--train', logdir, f'--ema_decay={decay}')[0] == 0
+    status, _, error = cli('--sample', logdir, '--num_images=1', f'--weights={weights}')
+    said = 'the averaged weights of step 4 are still 100% those that the run began with: --weights=net may draw better'
+    assert status == 0 and (said in error) == hint
+
+
+@pytest.mark.parametrize(
+    'trained, drawn, warned',
+    [
+        (['--p_uncond=0'], ['--guidance=2'], True),
+        (['--p_uncond=0'], ['--guidance=0'], True),
+        (['--p_uncond=0'], [], False),
+        (['--p_uncond=0', '--p_uncond_schedule=linear'], ['--guidance=2'], False),
+        ([], ['--guidance=2'], False),
+    ],
+)
+def test_guidance_that_was_not_trained_for(tmp_path, cli, trained, drawn, warned):
+    logdir = f'--logdir={tmp_path}'
+    assert cli(*TINY, '--train', '--cond', logdir, *trained)[0] == 0
+    status, _, error = cli('--sample', logdir, '--num_images=1', *drawn)
+    assert status == 0 and ('guidance needs a network trained without labels too' in error) == warned
+
+
 def images_in(folder):
     return np.load(folder / 'samples.npz')['arr_0']
 
@@ -48,7 +75,7 @@ def test_what_sampling_writes(logdir, tmp_path, cli, kind, shape):
     for i in range(7):
         assert np.array_equal(np.asarray(Image.open(tmp_path / f'{i:06d}.png')).reshape(shape), images[i])
     grid = np.asarray(Image.open(tmp_path / 'grid.png'))
-    assert np.array_equal(grid[2:50:6, 2:50:6, : shape[2]], images[0])  # the first tile, enlarged 6 times
+    assert np.array_equal(grid[3:67:8, 3:67:8, : shape[2]], images[0])  # the first tile, enlarged 8 times
     assert len({image.tobytes() for image in images}) == 7
 
 
@@ -86,21 +113,61 @@ def test_an_interrupted_call_continues_to_the_same_images(logdir, tmp_path, cli)
     assert abs(difference).max() <= 1
 
 
-def test_more_images_extend_a_set_and_fewer_or_others_are_refused(logdir, tmp_path, cli):
-    argv = ['--sample', f'--logdir={logdir / "grey"}', f'--out={tmp_path}']
-    assert cli(*argv, '--num_images=3')[0] == 0
-    first = images_in(tmp_path)
-    assert cli(*argv, '--num_images=5')[0] == 0
-    assert images_in(tmp_path).shape[0] == 5 and np.array_equal(images_in(tmp_path)[:3], first)
-    for extra, why in (
-        (['--num_images=4'], 'beyond the 4 asked for'),
-        (['--num_images=5', '--seed=1'], 'of other seed'),
-        (['--num_images=5', '--weights=net'], 'of other weights'),
-        (['--num_images=5', '--eta=0.5'], 'of other eta'),
-    ):
-        status, _, error = cli(*argv, *extra)
-        assert status == 1 and why in error and 'choose another --out' in error
-    assert images_in(tmp_path).shape[0] == 5
+@pytest.fixture
+def draw(logdir, tmp_path, cli):
+    """draw(*flags) -> what --sample to out/ says on stdout, and on stderr."""
+
+    def run(*flags, status=0):
+        code, said, error = cli('--sample', f'--logdir={logdir / "grey"}', f'--out={tmp_path / "out"}', *flags)
+        assert code == status, error
+        return said if not status else error
+
+    return run
+
+
+def test_more_images_extend_a_set_and_fewer_are_no_error(tmp_path, draw):
+    draw('--num_images=3')
+    first = images_in(tmp_path / 'out')
+    draw('--num_images=5')
+    five = images_in(tmp_path / 'out')
+    assert len(five) == 5 and np.array_equal(five[:3], first)
+    said = draw('--num_images=4')
+    assert '4 images in' in said and 'all drawn before' in said and '1 more of an earlier call lie there' in said
+    assert np.array_equal(images_in(tmp_path / 'out'), five[:4]) and (tmp_path / 'out' / '000004.png').exists()
+
+
+def test_samples_of_other_settings_are_set_aside(tmp_path, draw):
+    out, prev = tmp_path / 'out', tmp_path / 'out.prev'
+    draw('--num_images=5')
+    for extra, why in (('--seed=1', 'seed'), ('--weights=net', 'seed, weights'), ('--eta=0.5', 'eta, weights')):
+        before = images_in(out)
+        (out / '.DS_Store').write_text('')  # an operating system's, no one's work
+        said = draw('--num_images=5', extra)
+        changed = re.search('held samples of other (.*): they are in .*out.prev now', said)[1]
+        assert sorted(changed.split(', ')) == why.split(', ')
+        assert np.array_equal(images_in(prev), before) and not np.array_equal(images_in(out), before)
+        assert len(list(out.glob('0*.png'))) == 5
+
+
+@pytest.mark.parametrize('name', ['cat.png', 'notes.txt', 'mine.npz', 'folder/a.txt'])
+def test_what_others_made_is_not_touched(tmp_path, draw, name):
+    out, prev = tmp_path / 'out', tmp_path / 'out.prev'
+    draw('--num_images=1')
+    draw('--num_images=1', '--seed=1')
+    for folder in (prev, out):
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text('mine')
+        error = draw('--num_images=1', '--seed=2', status=1)
+        assert path.read_text() == 'mine' and 'choose another --out' in error
+        assert (path.name.split('/')[0] if folder is out else 'out.prev is in the way') in error or 'folder' in error
+    assert json.loads((out / 'samples.json').read_text())['seed'] == 1
+
+
+def test_images_without_a_record_are_not_ours(tmp_path, draw):
+    (tmp_path / 'out').mkdir()
+    Image.new('L', (8, 8)).save(tmp_path / 'out' / '000000.png')
+    assert 'holds 000000.png, which --sample did not make' in draw('--num_images=1', status=1)
 
 
 def test_the_checkpoint_decides_the_network_and_the_flags_given_the_sampler(logdir, tmp_path, cli):
@@ -115,6 +182,19 @@ def test_the_checkpoint_decides_the_network_and_the_flags_given_the_sampler(logd
     assert status == 0 and '4/4' in error
     status, _, error = cli(*argv, '--ch=64')
     assert status == 2 and '--ch=64 (trained with 32)' in error
+
+
+def test_an_interrupted_call_says_how_to_go_on(logdir, tmp_path, capsys):
+    argv = [f'--logdir={logdir / "grey"}', '--num_images=9', '--sample_batch_size=3', f'--out={tmp_path}']
+    config, net, _ = sample.restore(config_of(*argv), {})
+    polls = iter(range(1000))
+    sample.sample(config, net, lambda: next(polls) > 13)
+    assert f'stopped: 3 of 9 images in {tmp_path}; the same command draws the others' in capsys.readouterr().out
+
+
+def test_a_hundred_images_are_drawn_if_nothing_is_said(logdir, tmp_path, cli):
+    assert config_of().num_images is None
+    assert f'100 images in {tmp_path}' in cli('--sample', f'--logdir={logdir / "grey"}', f'--out={tmp_path}')[1]
 
 
 def test_by_default_samples_lie_beside_the_checkpoint(logdir, tmp_path, cli):
@@ -134,3 +214,18 @@ def test_uint8_rounds_to_the_nearest():
     levels = torch.arange(256.0) / 127.5 - 1
     assert torch.equal(picture.to_uint8(levels + 0.003), torch.arange(256, dtype=torch.uint8))
     assert picture.to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
+
+
+def test_a_grid_is_readable_and_exact():
+    levels = torch.arange(256, dtype=torch.uint8)
+    for size, scale in ((8, 8), (28, 2), (32, 2), (64, 1), (256, 1)):
+        images = levels[torch.arange(5 * size * size).reshape(5, 1, size, size) % 200]
+        grid = np.asarray(picture.grid(images))
+        side = size * scale
+        assert grid.shape == (2 * side + 9, 3 * side + 12, 3)  # 3 pixels around each image
+        for i in range(6):
+            y, x = 3 + i // 3 * (side + 3), 3 + i % 3 * (side + 3)
+            found = grid[y : y + side, x : x + side, 0]
+            exact = np.kron(images[i, 0], np.ones((scale, scale))) if i < 5 else 255  # the empty place is white
+            assert np.array_equal(found, np.broadcast_to(exact, (side, side)))
+        assert (grid[:3] == 255).all() and (grid[:, side + 3 : side + 6] == 255).all()

@@ -93,7 +93,7 @@ def test_images_of_another_shape_are_refused(path):
 
 
 def test_missing_damaged_and_foreign_files(path, tmp_path):
-    with pytest.raises(ScoreError, match='no such classifier, and no labelled data'):
+    with pytest.raises(ScoreError, match='is missing, and there is no labelled data'):
         FEATURE_NETS['classifier'](tmp_path / 'none.pt')
     (tmp_path / 'half.pt').write_bytes(path.read_bytes()[:5000])
     with pytest.raises(ScoreError, match='truncated'):

@@ -1,20 +1,25 @@
 """Each fast path against plain float32, uncompiled: what it computes, not how fast."""
 
+import builtins
 import copy
 import json
+import os
+import platform
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
+from absl.testing import flagsaver
 from conftest import ROOT, TINY, largest_error
-from runs import config_of, differences, load, without_logdir
+from runs import config_of, differences, load, one_line, without_logdir
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import build
 import sample
 import train
+from bench import __main__ as bench
+from bench.timing import interleaved
 from inference import Inference
 from model import ContextUNet, PointMLP, UNet
 
@@ -89,47 +94,60 @@ def test_projections_of_time_are_not_tabulated_where_that_would_outgrow_the_netw
         assert largest_error(model(x, t), net(x, t.contiguous())) < 1e-5
 
 
-def test_compiled_in_float32():
-    net = unet([1], [0])
-    model = Inference(net, torch.float32)
-    model.compile()
+def test_a_call_and_a_chain_are_the_same_compiled_or_not():
+    config = config_of(*TINY, f'--T={T}')
     x, t, _ = inputs()
-    with torch.no_grad():
-        assert largest_error(model(x, t), net(x, t.contiguous())) < 1e-5
+    calls, images = [], []
+    for compiled in (True, False):
+        model = Inference(unet([1], []), torch.float32)
+        if compiled:
+            model.compile()
+        calls.append(model(x, t))
+        noise = sample.Noise(0, range(len(x)), x.shape[1:], x.device)
+        images.append(build.sampler(config, model)(noise(), noise=noise))
+        with torch.no_grad():
+            model.net.tail[-1].bias += 1  # weights are read at each call, no constants of the compiled code
+        assert largest_error(model(x, t), calls[-1] + 1) < 1e-5
+    assert largest_error(*calls) < 1e-5 and largest_error(*images) < 1e-4
 
 
-def test_the_same_images_compiled_or_not(tmp_path, cli):
-    assert cli(*TINY, '--train', '--lr=0.01', f'--logdir={tmp_path / "run"}')[0] == 0
-    images = {}
+def test_batches_are_filled_up_to_the_size_that_is_compiled(monkeypatch):
+    config, net = config_of(*TINY, '--sample_batch_size=3'), unet([1], [])
+    config.channels = 3
+    sizes, forward = [], Inference.forward
+    monkeypatch.setattr(Inference, 'compile', lambda model: setattr(model, 'compiled', True))
+    monkeypatch.setattr(Inference, 'forward', lambda model, x, *args: sizes.append(len(x)) or forward(model, x, *args))
+    images = []
+    for config.compile, expected in (('off', {2, 3}), ('on', {3})):
+        sizes.clear()
+        chunks = list(sample.draw(config, net, list(range(5))))
+        assert [chunk for chunk, _ in chunks] == [[0, 1, 2], [3, 4]] and set(sizes) == expected
+        images.append(torch.cat([x_0 for _, x_0 in chunks]))
+    assert images[1].shape == (5, 3, 8, 8) and largest_error(*images) < 1e-4
+
+
+def test_a_compiled_run_takes_the_steps_of_one_that_is_not(tmp_path, cli):
+    weights = {}
     for compiled in ('on', 'off'):
-        out = tmp_path / compiled
-        argv = [
-            '--sample',
-            f'--logdir={tmp_path / "run"}',
-            '--num_images=5',
-            '--sample_batch_size=3',
-            '--precision=fp32',
-        ]
-        assert cli(*argv, f'--compile={compiled}', f'--out={out}')[0] == 0
-        images[compiled] = np.load(out / 'samples.npz')['arr_0'].astype(int)
-    assert images['on'].shape == (5, 8, 8, 1) and abs(images['on'] - images['off']).max() <= 1
+        argv = [*TINY, '--train', '--lr=0.01', f'--compile={compiled}', f'--logdir={tmp_path / compiled}']
+        assert cli(*argv)[0] == 0
+        weights[compiled] = load(tmp_path / compiled)['ema_model']
+    assert list(weights['on']) == list(weights['off'])  # no prefix of the compiler's
+    for key, value in weights['off'].items():
+        torch.testing.assert_close(value, weights['on'][key], atol=1e-4, rtol=0)
 
 
-def test_a_compiled_run_has_plain_keys_and_resumes_to_the_same_bits(tmp_path, cli):
-    argv = [*TINY, '--train', '--lr=0.01', '--compile=on']
+def test_a_compiled_run_resumes_to_the_same_bits(tmp_path, cli):
+    argv = [*TINY, '--dataset=moons', '--net=point_mlp', '--train', '--lr=0.01', '--compile=on']  # quick to compile
     assert cli(*argv, f'--logdir={tmp_path / "whole"}')[0] == 0
     assert cli(*argv, '--total_steps=2', f'--logdir={tmp_path / "parts"}')[0] == 0
     assert cli(*argv, f'--logdir={tmp_path / "parts"}')[0] == 0
     whole, parts = (without_logdir(load(tmp_path / name)) for name in ('whole', 'parts'))
     assert whole['step'] == 4 and not differences(whole, parts)
-    assert cli(*argv, '--compile=off', f'--logdir={tmp_path / "plain"}')[0] == 0
-    plain = load(tmp_path / 'plain')
-    assert list(plain['net_model']) == list(whole['net_model'])
-    for key, value in plain['ema_model'].items():
-        torch.testing.assert_close(value, whole['ema_model'][key], atol=1e-4, rtol=0)
 
 
-def test_auto_compiles_long_runs_alone():
+def test_auto_compiles_long_runs_alone(monkeypatch):
+    monkeypatch.setattr(build, 'compile_failure', lambda kind: '')
     config = config_of('--device=cpu')
     assert not build.compiles(config, 1000) and build.compiles(config, 50_000 * 1000)
     assert not build.compiles(config, 1000, backward=True) and build.compiles(config, 800_000 * 128, backward=True)
@@ -139,6 +157,23 @@ def test_auto_compiles_long_runs_alone():
     assert not build.compiles(config, 50_000 * 1000)
 
 
+def test_without_a_compiler_auto_goes_on(tmp_path):
+    environment = {**os.environ, 'PATH': '/nonexistent', 'TORCHINDUCTOR_CACHE_DIR': str(tmp_path / 'cache')}
+    script = 'import build, main; build.COMPILE_SECONDS = 0; main.app.run(main.main, flags_parser=main.parse_flags)'
+    argv = [sys.executable, '-c', script, *TINY, '--train', '--sample', f'--logdir={tmp_path}']
+    done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True)
+    said = 'WARNING: torch.compile does not work here (No working C++ compiler found'
+    assert done.returncode == 0 and done.stderr.count(said) == 1 and 'Traceback' not in done.stderr, done.stderr
+    assert (tmp_path / 'samples' / 'grid.png').exists()
+
+
+def test_without_a_compiler_on_is_refused(tmp_path, cli, monkeypatch):
+    monkeypatch.setattr(build, 'compile_failure', lambda kind: 'no g++')
+    status, _, error = cli(*TINY, '--train', '--compile=on', f'--logdir={tmp_path / "run"}')
+    assert status == 2 and '--compile=on: torch.compile does not work here (no g++). It needs' in one_line(error)
+    assert not (tmp_path / 'run').exists()
+
+
 def test_a_batch_that_fits(tmp_path, cli):
     assert cli(*TINY, '--train', f'--logdir={tmp_path}')[0] == 0
     argv = [f'--logdir={tmp_path}', '--sample_batch_size=0', '--device=cpu', '--num_images=70']
@@ -146,23 +181,62 @@ def test_a_batch_that_fits(tmp_path, cli):
     assert [len(x_0) for _, x_0 in sample.draw(config, net, list(range(70)))] == [64, 6]
 
 
-def test_the_bench_times_every_candidate(tmp_path):
-    (tmp_path / 'tiny.txt').write_text('\n'.join(TINY))
-    argv = ['-m', 'bench', 'train', 'sample', 'ema', 'optimizer', f'--flagfile={tmp_path / "tiny.txt"}', '--repeats=1']
-    argv += ['--batch_size=2', '--no-compile', f'--json={tmp_path / "figures.json"}']
-    done = subprocess.run([sys.executable, *argv], cwd=ROOT, capture_output=True, text=True, check=True)
-    rows = json.loads((tmp_path / 'figures.json').read_text())['rows']
-    assert all(row['ms'] > 0 and row['candidate'] in done.stdout for row in rows)
-    candidates = {
-        task: [row['candidate'] for row in rows if row['task'] == task] for task in ('train', 'sample', 'ema')
-    }
-    ours = ['ours, fp32 eager', 'ours, bf16 eager']
-    assert candidates == {'train': ['diffusers', *ours], 'sample': ['diffusers', *ours], 'ema': ['diffusers', 'ours']}
-    assert {row['ratio'] for row in rows if row['candidate'] == 'diffusers'} == {1}
-    done = subprocess.run(
-        [sys.executable, '-m', 'bench', '--reference=no/such'], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 2 and '--reference=no/such is no checkout' in done.stderr
+@pytest.fixture
+def bench_of(tmp_path, monkeypatch, capsys):
+    """bench_of(*arguments) -> the figures of python -m bench of a tiny network, which are printed too."""
+
+    def run(*argv):
+        (tmp_path / 'tiny.txt').write_text('\n'.join(TINY))
+        figures = tmp_path / 'figures.json'
+        argv = [*argv, f'--flagfile={tmp_path / "tiny.txt"}', '--batch_size=2', '--no-compile', f'--json={figures}']
+        monkeypatch.setattr(sys, 'argv', ['bench', *argv])
+        with flagsaver.flagsaver():
+            bench.main()
+        figures, out = json.loads(figures.read_text()), capsys.readouterr().out
+        assert all(row['ms'] > 0 and row['candidate'] in out for row in figures['rows'])
+        return figures
+
+    return run
+
+
+@pytest.mark.parametrize('native', [False, True])
+def test_the_bench_times_every_candidate_and_bf16_only_where_the_machine_computes_in_it(bench_of, monkeypatch, native):
+    monkeypatch.setattr(torch.cpu, '_is_avx512_bf16_supported', lambda: native)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    figures = bench_of('train', 'sample', *(['ema', 'optimizer'] if native else []), '--repeats=1')
+    ours = ['ours, fp32 eager', 'ours, bf16 eager'][: 1 + native]
+    expected = {'train': ['diffusers', *ours], 'sample': ['diffusers', *ours]}
+    if native:
+        expected |= {'ema': ['diffusers', 'ours'], 'optimizer': ['torch default', 'ours, fused']}
+    for task, candidates in expected.items():
+        rows = [row for row in figures['rows'] if row['task'] == task]
+        assert [row['candidate'] for row in rows] == candidates and rows[0]['ratio'] == 1
+    assert figures['bf16_matmul_tflops' if native else 'fp32_matmul_tflops'] > 0
+
+
+def test_the_bench_ends_in_time_on_a_slow_machine():
+    calls = []
+    (seconds, ratio, _) = interleaved({'slow': lambda: calls.append(0)}, 50, limit=0)['slow']
+    assert len(calls) == 3 and seconds > 0 and ratio == 1  # two rounds to warm up, one that counts
+
+
+def test_the_bench_refuses_a_reference_that_is_none(bench_of, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        bench_of('--reference=no/such')
+    assert '--reference=no/such is no checkout' in capsys.readouterr().err
+
+
+def test_the_bench_names_the_machine_without_proc(monkeypatch):
+    def missing(*_, **__):
+        raise FileNotFoundError
+
+    assert 'threads of' in bench.machine()
+    monkeypatch.setattr(builtins, 'open', missing)  # no /proc/cpuinfo, as on Windows and a Mac
+    monkeypatch.setattr(subprocess, 'run', lambda *_, **__: subprocess.CompletedProcess([], 0, stdout='Apple M1\n'))
+    assert bench.processor() == 'Apple M1'
+    monkeypatch.setattr(subprocess, 'run', missing)  # no sysctl, as on Windows
+    monkeypatch.setattr(platform, 'processor', lambda: 'Intel64 Family 6')
+    assert bench.processor() == 'Intel64 Family 6'
 
 
 class NoReads(TorchDispatchMode):

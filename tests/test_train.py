@@ -12,6 +12,7 @@ from PIL import Image
 from runs import config_of, differences, load, scalars, without_logdir
 
 import build
+import checkpoint
 import loader
 import sample
 import train
@@ -34,7 +35,7 @@ def test_a_run_in_two_parts_equals_a_whole_one(tmp_path, cli, folder_of_images, 
 
 def test_its_flagfile_repeats_the_run(tmp_path, cli):
     assert cli(*TINY, '--train', f'--logdir={tmp_path / "a"}', '--seed=3', '--norandom_flip')[0] == 0
-    assert cli(f'--flagfile={tmp_path / "a" / "flagfile.txt"}', f'--logdir={tmp_path / "b"}')[0] == 0
+    assert cli(f'--flagfile={tmp_path / "a" / "flagfile.txt"}', '--train', f'--logdir={tmp_path / "b"}')[0] == 0
     a, b = (without_logdir(load(tmp_path / name)) for name in 'ab')
     assert differences(a, b) == [] and a['config']['attn'] == []
 
@@ -100,16 +101,46 @@ def test_learning_rate():
 
 def test_what_a_run_writes(tmp_path, cli):
     argv = [*TINY, '--train', f'--logdir={tmp_path}', '--total_steps=6', '--sample_step=3', '--save_step=4']
-    status, _, error = cli(*argv)
+    status, out, error = cli(*argv)
+    assert out == f'trained: {tmp_path}/ckpt.pt holds step 6 of 6; next: python main.py --sample --logdir={tmp_path}\n'
     assert status == 0 and '6/6' in error and 'loss=' in error and 'lr=' in error and 'img_s=' in error
     state = load(tmp_path)
     assert set(state) == {'net_model', 'ema_model', 'optim', 'sched', 'step', 'x_T', 'config', 'ranks'}
     assert state['step'] == state['sched']['last_epoch'] == 6 and load(tmp_path, 'ckpt.prev.pt')['step'] == 4
     assert sorted(os.listdir(tmp_path / 'sample')) == ['3.png', '6.png']
-    for tag in ('loss', 'lr', 'grad_norm', 'img_per_sec'):
+    assert '\r' not in error and 'tensorboard --logdir=' in error and '0.16 M parameters on cpu, float32' in error
+    for tag in ('loss', 'loss_raw', 'lr', 'grad_norm', 'img_per_sec'):
         assert list(scalars(tmp_path, tag)) == list(range(1, 7)), tag
     assert scalars(tmp_path, 'lr')[1] == 0 and scalars(tmp_path, 'lr')[3] == pytest.approx(2e-4)
     assert list(scalars(tmp_path, 'real_sample')) == [0] and list(scalars(tmp_path, 'sample')) == [3, 6]
+
+
+def test_numbered_checkpoints_stay(tmp_path, cli):
+    argv = [*TINY, '--train', f'--logdir={tmp_path}', '--save_step=3', '--keep_every=4', '--total_steps=9']
+    assert cli(*argv)[0] == 0
+    assert sorted(path.name for path in tmp_path.glob('*.pt*')) == [
+        'ckpt-4.pt', 'ckpt-8.pt', 'ckpt.prev.pt', 'ckpt.pt',
+    ]  # fmt: skip
+    assert [load(tmp_path, f'ckpt-{step}.pt')['step'] for step in (4, 8)] == [4, 8]
+    status, out, _ = cli('--sample', f'--ckpt={tmp_path / "ckpt-4.pt"}', '--num_images=1')
+    assert status == 0 and f'1 images in {tmp_path}/samples' in out
+
+
+def test_numbered_checkpoints_are_copies_where_there_are_no_links(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError('no links here')
+
+    monkeypatch.setattr(os, 'link', refuse)
+    checkpoint.save(str(tmp_path / 'ckpt.pt'), {'step': 4}, str(tmp_path / 'ckpt-4.pt'))
+    assert load(tmp_path) == load(tmp_path, 'ckpt-4.pt') == {'step': 4}
+    assert sorted(os.listdir(tmp_path)) == ['ckpt-4.pt', 'ckpt.pt']
+
+
+def test_an_interrupted_run_says_where_it_stopped(tmp_path, capsys):
+    config, polls = config_of(*TINY, f'--logdir={tmp_path}'), iter(range(9))
+    train.train(config, '', lambda: next(polls) >= 2)
+    said = capsys.readouterr().out
+    assert said == f'stopped: {tmp_path}/ckpt.pt holds step 2 of 4; the same command goes on from there\n'
 
 
 def test_previews_are_of_the_ema_network_in_eval_mode_from_the_fixed_noise(tmp_path):

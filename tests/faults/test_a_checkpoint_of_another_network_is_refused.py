@@ -12,6 +12,7 @@ OTHERS = [
     (['--ch=64'], '--ch=64 (trained with 32)'),
     (['--num_res_blocks=2'], '--num_res_blocks=2 (trained with 1)'),
     (['--attn=0'], '--attn=[0] (trained with [])'),
+    (['--head_dim=8'], '--head_dim=8 (trained with 0)'),
     (['--arch=official'], '--arch=official (trained with pytorch_ddpm)'),
     (['--net=context_unet'], '--net=context_unet (trained with unet)'),
     (['--T=9'], '--T=9 (trained with 8)'),
@@ -61,6 +62,16 @@ def test_one_that_says_nothing_of_itself(argv, logdir, tmp_path, cli):
     status, _, error = cli(*argv, '--train', '--ch=64', f'--logdir={tmp_path}')
     assert status == 1 and 'another architecture' in error
     assert 'downblocks.0.block1.0.bias is (32,), not (64,)' in one_line(error)
+
+
+def test_one_of_before_there_was_head_dim(argv, logdir, tmp_path, cli):
+    state = load(logdir)
+    del state['config']['head_dim']
+    torch.save(state, tmp_path / 'ckpt.pt')
+    for mode, expected in (('--train', 1), ('--sample', 2)):
+        status, _, error = cli(*argv, mode, '--head_dim=8', '--total_steps=9', f'--logdir={tmp_path}')
+        assert status == expected and '--head_dim=8 (trained with 0)' in one_line(error)
+    assert cli(*argv, '--sample', f'--logdir={tmp_path}')[0] == 0
 
 
 def test_every_key_and_shape_counts():

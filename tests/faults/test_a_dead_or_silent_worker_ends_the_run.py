@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 
 import pytest
@@ -56,3 +58,22 @@ def test_it_is_said_between_steps_alone(monkeypatch):
     with pytest.raises(DataError, match='a worker process died'):
         for _ in range(1000):
             next(stream)
+
+
+@pytest.mark.parametrize(
+    'act, phrase',
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), 'a worker process died'),
+        (lambda: time.sleep(3600), 'no batch came from the worker processes for 3 seconds'),
+    ],
+    ids=['killed', 'hanging'],
+)
+@pytest.mark.parametrize('where', ['without SIGALRM', 'in a thread'])
+def test_it_is_said_where_no_alarm_can_be_set(monkeypatch, act, phrase, where):
+    if where == 'without SIGALRM':
+        monkeypatch.delattr(signal, 'SIGALRM')
+    monkeypatch.setattr(loader, 'RESIDENT_BYTES', 0)
+    monkeypatch.setattr(dataset.Images, '__getitem__', lambda data, i: act())
+    stream = loader.batches(dataset.load('digits', '', 8), 8, 0, 0, torch.device('cpu'), False, 2, 3)
+    with ThreadPoolExecutor(1) as thread, pytest.raises(DataError, match=phrase):
+        (thread.submit(next, stream).result if where == 'in a thread' else partial(next, stream))()

@@ -1,5 +1,6 @@
 """A second training in one folder is refused and changes nothing; the lock of a dead process holds nobody up."""
 
+import errno
 import os
 import signal
 import time
@@ -20,16 +21,38 @@ def test_a_second_training_is_refused(tmp_path, cli):
         status, _, error = cli(*TINY, '--train', f'--logdir={tmp_path}', '--total_steps=9')
         assert status == 1 and f'process {os.getpid()} is training in {tmp_path}' in one_line(error)
         assert cli('--sample', '--num_images=1', f'--logdir={tmp_path}')[0] == 0  # looking is allowed
-    assert {name: (tmp_path / name).read_bytes() for name in before} == before | {'.lock': b'%d\n' % os.getpid()}
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
     assert cli(*TINY, '--train', f'--logdir={tmp_path}', '--total_steps=9')[0] == 0 and load(tmp_path)['step'] == 9
 
 
 def test_what_a_dead_process_left_is_no_lock(tmp_path):
-    (tmp_path / '.lock').write_text('1\n')  # of a live process, but not of ours
-    with checkpoint.exclusive(str(tmp_path)):
-        assert (tmp_path / '.lock').read_text() == f'{os.getpid()}\n'
-    with checkpoint.exclusive(str(tmp_path)):
-        pass
+    for name in ('.lock', '.pid'):
+        (tmp_path / name).write_text('1\n')  # of a live process, but not of ours
+    for _ in range(2):
+        with checkpoint.exclusive(str(tmp_path)):
+            assert (tmp_path / '.pid').read_text() == f'{os.getpid()}\n'
+    assert not (tmp_path / '.pid').exists()
+
+
+@pytest.mark.parametrize('error', [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, cli, monkeypatch, error):
+    def flock(*_):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr('fcntl.flock', flock)
+    status, _, said = cli(*TINY, '--train', f'--logdir={tmp_path}')
+    assert status == 0 and load(tmp_path)['step'] == 4
+    assert said.count(f'{tmp_path} has no locks ({os.strerror(error)}): see to it that one training alone') == 1
+    assert cli(*TINY, '--train', f'--logdir={tmp_path}', '--total_steps=8')[0] == 0 and load(tmp_path)['step'] == 8
+
+
+def test_a_folder_that_cannot_be_locked_is_not_used(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr('fcntl.flock', flock)
+    with pytest.raises(CheckpointError, match='cannot write .*Input/output error'):
+        checkpoint.exclusive(str(tmp_path)).__enter__()
 
 
 def stream():

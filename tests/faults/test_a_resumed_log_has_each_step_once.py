@@ -31,6 +31,24 @@ def test_with_a_longer_total(tmp_path, cli, whole):
     assert equal_runs(tmp_path, whole)
 
 
+def test_means_between_points(tmp_path, cli, whole):
+    """Stopped between two points and at one; the same means where the points are the same."""
+    for name, totals in (('run', (3, 4, 10)), ('straight', (10,))):
+        for total in totals:
+            argv = [*TINY, '--train', '--log_step=4', f'--logdir={tmp_path / name}', f'--total_steps={total}']
+            assert cli(*argv)[0] == 0
+    assert cli(*TINY, '--train', f'--logdir={tmp_path / "each"}', '--total_steps=10')[0] == 0
+    raw = scalars(tmp_path / 'each', 'loss')
+    for name, points in (('run', [3, 4, 8, 10]), ('straight', [4, 8, 10])):
+        means = scalars(tmp_path / name, 'loss')
+        assert list(means) == points
+        for before, point in zip([0, *points], points, strict=False):
+            steps = range(before + 1, point + 1)
+            assert means[point] == pytest.approx(sum(raw[step] for step in steps) / len(steps), rel=1e-6)
+        assert scalars(tmp_path / name, 'loss_raw') == {point: raw[point] for point in points}
+        assert list(scalars(tmp_path / name, 'lr')) == list(scalars(tmp_path / name, 'grad_norm')) == points
+
+
 @pytest.mark.parametrize('total', [6, 4])
 def test_at_the_end_or_beyond_it_nothing_is_changed(tmp_path, cli, whole, total):
     before = (tmp_path / 'whole' / 'ckpt.pt').read_bytes()

@@ -1,9 +1,13 @@
-"""SIGINT or SIGTERM, to a run or to its whole group, finishes the step and saves; a second one ends it at once."""
+"""SIGINT or SIGTERM, to a run or to its whole group, finishes the step and saves; a second Ctrl-C ends it at once.
+
+So does a signal that comes much later; what comes together, from a scheduler and torchrun, is one.
+"""
 
 import os
 import signal
 import time
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 from conftest import TINY
@@ -11,6 +15,8 @@ from runs import Forked, load, scalars
 
 import dataset
 import loader
+import main
+import train
 
 
 def wait_for(path, run):
@@ -24,9 +30,9 @@ def wait_for(path, run):
 def training(tmp_path):
     """training() -> a run, once it has saved."""
 
-    def start():
+    def start(before=None):
         argv = [*TINY, '--train', f'--logdir={tmp_path / "run"}', '--total_steps=1000000', '--save_step=10']
-        run = Forked(*argv, '--compile=off', log=tmp_path / 'log')
+        run = Forked(*argv, '--compile=off', log=tmp_path / 'log', before=before)
         wait_for(tmp_path / 'run' / 'ckpt.pt', run)
         return run
 
@@ -66,12 +72,49 @@ def test_the_worker_processes_outlive_a_signal_to_the_group(tmp_path):
     assert 0 < load(tmp_path)['step'] == max(scalars(tmp_path, 'loss')) <= 6
 
 
-def test_a_second_signal_ends_at_once_unsaved(tmp_path, training):
-    run = training()
-    for signum in (signal.SIGSTOP, signal.SIGINT, signal.SIGTERM, signal.SIGCONT):  # so that both come within a step
+def long_steps():
+    """The first step after a signal takes so long that a second one comes within it."""
+    update = train.Run.update
+
+    def slowly(run, *batch):
+        time.sleep(0.01 if run.step < 10 else 2)
+        return update(run, *batch)
+
+    train.Run.update = slowly
+
+
+@pytest.mark.parametrize(
+    'signals, status',
+    [
+        ([signal.SIGINT, signal.SIGINT], 130),
+        ([signal.SIGTERM, signal.SIGTERM], 143),  # a scheduler's and torchrun's
+        ([signal.SIGINT, signal.SIGTERM], 130),
+        ([signal.SIGTERM, signal.SIGINT], 143),
+    ],
+)
+def test_a_second_ctrl_c_alone_ends_at_once_unsaved(tmp_path, training, signals, status):
+    run = training(before=long_steps)
+    for signum in signals:
         os.kill(run.pid, signum)
-    assert run.status() == 143 and 'Traceback' not in run.error()
-    assert load(tmp_path / 'run')['step'] % 10 == 0
+        time.sleep(0.2)
+    assert run.status() == status and 'Traceback' not in run.error()
+    assert run.error().count('stopping after this step; Ctrl-C once more stops at once, unsaved') == 1
+    unsaved = signals == [signal.SIGINT, signal.SIGINT]
+    assert (load(tmp_path / 'run')['step'] == 10) == unsaved
+
+
+@pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('later, ends', [(3, False), (8, True)])
+def test_a_signal_that_comes_later_ends_at_once(monkeypatch, signum, later, ends):
+    ended = []
+    monkeypatch.setattr(signal, 'signal', lambda *_: None)
+    monkeypatch.setattr(os, '_exit', ended.append)
+    clock = iter([100.0, 100.0 + later])
+    monkeypatch.setattr(main, 'time', SimpleNamespace(monotonic=lambda: next(clock)))
+    interrupted = main.Interruption()
+    interrupted.handle(signal.SIGTERM, None)
+    interrupted.handle(signum, None)
+    assert interrupted() and ended == ([128 + signum] if ends else [])
 
 
 def test_sampling_stops_after_the_step(tmp_path, training):

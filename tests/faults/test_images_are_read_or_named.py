@@ -251,7 +251,7 @@ def test_channels_and_background_are_flags_that_a_run_keeps(tmp_path, cli):
     config = load(tmp_path / 'run')['config']
     assert (config['channels'], config['image_channels'], config['background']) == (3, '3', 'black')
     assert {'--channels=3', '--background=black'} <= set((tmp_path / 'run' / 'flagfile.txt').read_text().split())
-    status, _, error = cli(f'--flagfile={tmp_path / "run" / "flagfile.txt"}', '--total_steps=5')
+    status, _, error = cli(f'--flagfile={tmp_path / "run" / "flagfile.txt"}', '--train', '--total_steps=5')
     assert status == 0 and load(tmp_path / 'run')['step'] == 5
     assert cli('--sample', f'--logdir={tmp_path / "run"}', '--num_images=1')[0] == 0
     assert Image.open(tmp_path / 'run' / 'samples' / '000000.png').mode == 'RGB'

@@ -38,6 +38,16 @@ def test_the_run_ends(tmp_path, cli, monkeypatch, what):
     assert cli(*argv, '--total_steps=8')[0] == 0 and load(tmp_path)['step'] == 8
 
 
+def test_what_it_advises_without_a_checkpoint(tmp_path, cli, monkeypatch):
+    whole = train.MeanLoss.forward
+    monkeypatch.setattr(train.MeanLoss, 'forward', lambda mean_loss, **batch: whole(mean_loss, **batch) * torch.nan)
+    line = one_line(cli(*TINY, '--train', f'--logdir={tmp_path}')[2])
+    assert 'there is no checkpoint yet; try a lower --lr or a lower --grad_clip' in line
+    assert line.endswith('--grad_clip')  # float32 is what it was
+    line = one_line(cli(*TINY, '--train', f'--logdir={tmp_path}', '--grad_clip=0', '--precision=bf16')[2])
+    assert line.endswith('try a lower --lr, --grad_clip=1 or --precision=fp32')
+
+
 def test_no_update_is_made(tmp_path):
     run = train.Run(config_of(*TINY, f'--logdir={tmp_path}', '--warmup=0'))
     run.update(torch.zeros(8, 1, 8, 8))

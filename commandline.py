@@ -1,0 +1,104 @@
+"""The words of a command line: those of its flagfiles, what a misspelt flag may mean, and the text of --help."""
+
+import difflib
+import os
+import re
+import shutil
+import textwrap
+from itertools import islice
+
+from absl import flags
+
+# What other programs call our flags.
+MEANT = {
+    'batchsize': 'batch_size', 'bs': 'batch_size', 'cfg_scale': 'guidance', 'guidance_scale': 'guidance',
+    'checkpoint': 'ckpt', 'resume': 'ckpt', 'class': 'labels', 'data': 'dataset', 'data_root': 'data_dir',
+    'ddim_steps': 'sample_steps', 'num_inference_steps': 'sample_steps', 'timestep_respacing': 'sample_steps',
+    'diffusion_steps': 'T', 'num_timesteps': 'T', 'timesteps': 'T', 'epochs': 'total_steps',
+    'iterations': 'total_steps', 'num_steps': 'total_steps', 'steps': 'total_steps', 'train_steps': 'total_steps',
+    'fp16': 'precision',
+    'amp': 'precision', 'bf16': 'precision', 'gpu': 'device', 'image_size': 'img_size', 'resolution': 'img_size',
+    'learning_rate': 'lr', 'n_samples': 'num_images', 'num_samples': 'num_images', 'output': 'out',
+    'output_dir': 'out', 'save_dir': 'logdir', 'workdir': 'logdir', 'objective': 'mean_type', 'workers': 'num_workers',
+}  # fmt: skip
+OFF = ('=false', '=0', '=no')
+
+
+def arrange(argv, known, actions):
+    """The words for absl to parse, the flagfile that each of its flags comes from, and the actions that were left out.
+
+    argv: its first word is the program. known: the names of the flags. actions: those that say what to do. What the
+    command line says of a flag replaces what flagfiles say of it, and an action there replaces all of theirs.
+
+    Returns (words, {name: path}, {path: names}). Raises flags.Error if a flagfile cannot be read.
+    """
+    files, words = [], []
+    rest = iter(argv[1:])
+    for word in rest:
+        name, equals, path = word.lstrip('-').partition('=')
+        if word.startswith('-') and name == 'flagfile':
+            files += [path] if equals else list(islice(rest, 1)) or ['']
+        else:
+            words.append(word)
+    said = {_flag_of(word, known) for word in words if word.startswith('-')}
+    acts = any(_name(word) in actions and not word.lower().endswith(OFF) for word in words)
+    lines, origins, left_out, keep = [], {}, {}, True
+    for path in files:
+        for line in _lines_of(path):
+            if line.startswith('-'):  # else the value of the flag before it
+                name = _flag_of(line, known)
+                keep = name not in said and not (acts and name in actions)
+                if not keep and name not in said and not line.lower().endswith(OFF) and _name(line) == name:
+                    left_out.setdefault(path, []).append(name)
+                if keep:
+                    origins[name] = path
+            lines += [line] if keep else []
+    return [argv[0], *lines, *words], origins, left_out
+
+
+def _name(word):
+    return word.lstrip('-').partition('=')[0]
+
+
+def _flag_of(word, known):
+    name = _name(word)
+    return name[2:] if name not in known and name.startswith('no') and name[2:] in known else name
+
+
+def _lines_of(path):
+    if not os.path.isfile(path):
+        folder = os.path.relpath(os.path.join(os.path.dirname(os.path.abspath(__file__)), 'config'))
+        raise flags.Error(f'there is no flagfile {path}: {folder} holds {" ".join(sorted(os.listdir(folder)))}')
+    return flags.FlagValues().read_flags_from_files([f'--flagfile={path}'])
+
+
+def explain(error, known, origins):
+    """What a flags.Error says and, of a flag that is none of `known`, which one may be meant."""
+    if not isinstance(error, flags.UnrecognizedFlagError):
+        return str(error)
+    name = error.flagname
+    lower = {other.lower(): other for other in known}
+    near = [MEANT.get(name.lower()), *map(lower.get, difflib.get_close_matches(name.lower(), lower, n=2))]
+    near = [f'--{other}' for other in dict.fromkeys(near) if other in known]
+    of_file = f' in {origins[name]}' if name in origins else ''
+    return f'there is no flag --{name}{of_file}: ' + (f'is it {" or ".join(near)}?' if near else '--help lists all')
+
+
+def help_text(doc, sections):
+    """Every flag with its default, and what it is for. doc: text above them. sections: {heading: absl's flags}."""
+    width = max(60, min(120, shutil.get_terminal_size().columns))
+    lines = [doc.strip()]
+    for heading, members in sections.items():
+        lines += ['', f'{heading}:']
+        for flag in members:
+            choices = getattr(flag.parser, 'enum_values', None)
+            name = f'--[no]{flag.name}' if flag.boolean and flag.default else f'--{flag.name}'
+            if not flag.boolean and flag.default not in (None, ''):
+                name += '=' + re.sub(r"[' \[\]]", '', str(flag.default))
+            text = re.sub(r'^<.*?>: |;\s+repeat this option.*', '', flag.help)  # what absl adds
+            text += f' ({" ".join(choices)})' if choices else ''
+            wrapped = textwrap.wrap(text, width - 30)
+            lines += [f'  {name}'] if len(name) > 26 else []
+            first = '' if len(name) > 26 else f'  {name}'
+            lines += [f'{first:30}{wrapped[0]}', *(f'{"":30}{line}' for line in wrapped[1:])]
+    return '\n'.join(lines)

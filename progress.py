@@ -1,0 +1,82 @@
+"""Progress on stderr: a bar in a terminal; elsewhere, as in the log file of a job, a plain line every 30 seconds."""
+
+import os
+import sys
+import time
+
+from tqdm import tqdm
+
+SECONDS = 30  # between plain lines
+_silent = False
+
+
+def silence():
+    """Show nothing from here on: of several processes one is enough."""
+    global _silent
+    _silent = True
+
+
+def bar(iterable=None, desc='', total=None, unit='it', initial=0, leave=True, unit_scale=False, silent=False):
+    """A tqdm bar or, where stderr is no terminal, `Lines`; with TQDM_DISABLE=1 neither shows anything.
+
+    leave: whether even a short task is worth a line that stays. silent: neither, for this task.
+    """
+    if total is None and hasattr(iterable, '__len__'):
+        total = len(iterable)
+    options = {'desc': desc, 'total': total, 'unit': unit, 'initial': initial, 'leave': leave, 'unit_scale': unit_scale}
+    silent = silent or _silent or os.environ.get('TQDM_DISABLE', '0').lower() not in ('', '0', 'false')
+    if sys.stderr.isatty():
+        return tqdm(iterable, dynamic_ncols=True, disable=silent, **options)
+    return Lines(iterable, silent, **options)
+
+
+class Lines:
+    """What the rest of the program uses of tqdm, in plain lines."""
+
+    def __init__(self, iterable, silent, desc, total, unit, initial, leave, unit_scale):
+        self.iterable, self.desc, self.total, self.unit = iterable, desc, total, unit
+        self.n, self.initial, self.leave, self.unit_scale = initial, initial, leave, unit_scale
+        self.silent = silent
+        self.postfix, self.shown = '', None  # n of the last line
+        self.begin = self.last = time.monotonic()
+
+    def __iter__(self):
+        with self:
+            for item in self.iterable:
+                yield item
+                self.update()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def update(self, n=1):
+        """Count n more."""
+        self.n += n
+        if time.monotonic() - self.last >= SECONDS:
+            self.refresh()
+
+    def set_postfix(self, refresh=True, **values):
+        """What to say at the end of a line."""
+        self.postfix = ''.join(f', {key}={value}' for key, value in values.items())
+
+    def refresh(self):
+        """Say now how far it is, once."""
+        told, self.last, self.shown = self.shown, time.monotonic(), self.n
+        if self.silent or told == self.n:
+            return
+        seconds, done = self.last - self.begin, self.n - self.initial
+        rate = done / seconds if seconds else 0
+        n, total = (tqdm.format_sizeof(x) if self.unit_scale and x else x for x in (self.n, self.total))
+        parts = [f'{n}{f"/{total}" if total else ""}{self.unit if self.unit_scale else f" {self.unit}s"}']
+        parts += [f'{tqdm.format_interval(seconds)} gone'] if done else []
+        if rate and self.total and self.n < self.total:
+            parts.append(f'{tqdm.format_interval((self.total - self.n) / rate)} left')
+        print(f'{self.desc}: ' * bool(self.desc) + ', '.join(parts) + self.postfix, file=sys.stderr, flush=True)
+
+    def close(self):
+        """Say where it ended."""
+        if self.leave or self.shown is not None:
+            self.refresh()

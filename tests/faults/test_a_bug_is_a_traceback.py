@@ -1,0 +1,33 @@
+"""A fault of the program inside a mode is raised as it is, never shown as wrong flags or a failure of the user's."""
+
+import pytest
+from conftest import TINY
+
+import interop
+
+MODES = [
+    ('train.Run.update', ['--train', '--logdir=other']),
+    ('sample.denoise', ['--sample']),
+    ('sample.denoise', ['--eval', '--feature_net=classifier']),
+    ('evaluate.compare', ['--eval', '--images=stats/digits.test.classifier.npz', '--feature_net=classifier']),
+    ('nll.variational_term', ['--nll']),
+    ('picture.table', ['--figure=progressive']),
+    ('interop.save_file', ['--export=safetensors']),
+    ('pipeline.save_file', ['--export=diffusers']),
+    ('score.build_statistics', ['--stats', '--feature_net=classifier']),
+    ('interop.read', ['--import_ckpt=x.pt', '--logdir=other']),
+]
+
+
+@pytest.mark.parametrize('place, argv', MODES, ids=[argv[0] for _, argv in MODES])
+def test_a_value_error_of_ours(here, cli, monkeypatch, place, argv):
+    assert cli(*TINY, '--train', '--logdir=run')[0] == 0
+    assert cli(*TINY, '--stats', '--split=test', '--feature_net=classifier')[0] == 0
+    assert set(interop.EXPORTS) == {'safetensors', 'diffusers'}
+
+    def bug(*_, **__):
+        raise ValueError('a bug')
+
+    monkeypatch.setattr(place, bug)
+    with pytest.raises(ValueError, match='^a bug$'):
+        cli(*TINY, '--logdir=run', *argv)

@@ -1,0 +1,37 @@
+"""Without what POSIX alone has, as on Windows, and with workers that are spawned: a run, resumed and made use of."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from conftest import TINY
+from runs import differences, load
+
+WINDOWS = Path(__file__).parent / 'windows.py'
+
+
+def elsewhere(*argv):
+    """What main.py says on stderr there."""
+    done = subprocess.run([sys.executable, str(WINDOWS), *map(str, argv)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and 'Traceback' not in done.stderr, done.stderr
+    return done.stderr
+
+
+def test_a_run_without_workers_is_resumed_and_used(tmp_path, here, cli):
+    run = [*TINY, '--train', '--num_workers=0', '--feature_net=classifier', f'--logdir={tmp_path / "run"}']
+    elsewhere(*run, '--total_steps=2', '--eval')
+    assert 'at step 2' in elsewhere(*run, '--sample', '--nll', '--figure=progressive')
+    assert cli(*TINY, '--train', f'--logdir={tmp_path / "whole"}')[0] == 0
+    whole, parts = (load(tmp_path / name) for name in ('whole', 'run'))
+    assert whole['step'] == 4 and not differences(whole['net_model'], parts['net_model'])
+    assert len(np.load(tmp_path / 'run' / 'samples' / 'samples.npz')['arr_0']) == 4
+    for name in ('eval.txt', 'nll.png', 'figures/progressive.png'):
+        assert (tmp_path / 'run' / name).exists()
+
+
+def test_spawned_workers_bring_the_same_batches(tmp_path, folder_of_images, cli):
+    run = [*TINY, '--train', f'--dataset={folder_of_images}', '--num_workers=2']
+    elsewhere(*run, f'--logdir={tmp_path / "run"}')
+    assert cli(*run, f'--logdir={tmp_path / "plain"}')[0] == 0
+    assert not differences(load(tmp_path / 'run')['net_model'], load(tmp_path / 'plain')['net_model'])

@@ -1,0 +1,60 @@
+"""TensorBoard's files as TensorBoard itself reads them."""
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from events import Events, note, scores_of
+
+
+def steps(folder, tag, reader=None):
+    reader = reader or EventAccumulator(str(folder))
+    reader.Reload()
+    return [event.step for event in reader.Scalars(tag)]
+
+
+def losses(events, *at):
+    for step in at:
+        events.scalar('loss', 1.0, step)
+    events.flush()
+
+
+def test_scores_found_later_stay_and_training_goes_on_being_read(tmp_path):
+    training = Events(tmp_path)
+    training.restart(0)
+    losses(training, 1, 2)
+    open_since_then = EventAccumulator(str(tmp_path))
+    assert steps(tmp_path, 'loss', open_since_then) == [1, 2]
+    note(tmp_path, 2, {'FID_EMA': 3.0})  # an --eval while the training runs
+    losses(training, 3)
+    losses(training, 4)
+    training.close()
+    assert steps(tmp_path, 'loss') == [1, 2, 3, 4] and steps(tmp_path, 'FID_EMA') == [2]
+    assert 4 in steps(tmp_path, 'loss', open_since_then)
+    note(tmp_path, 4, {'FID_EMA': 2.0})
+    resumed = Events(tmp_path)  # of the checkpoint at step 4
+    resumed.restart(5)
+    losses(resumed, 5)
+    assert steps(tmp_path, 'loss') == [1, 2, 3, 4, 5] and steps(tmp_path, 'FID_EMA') == [2, 4]
+
+
+def test_flags_are_text_and_hyperparameters(tmp_path):
+    events = Events(tmp_path)
+    events.flags('--lr=0.1\n--ch_mult=1\n', {'lr': 0.1, 'ch_mult': [1, 2], 'cond': True, 'moments': None})
+    events.close()
+    reader = EventAccumulator(str(tmp_path)).Reload()
+    (text,) = reader.Tensors('flags/text_summary')[0].tensor_proto.string_val
+    assert text == b'    --lr=0.1\n    --ch_mult=1\n'
+    content = reader.SummaryMetadata('_hparams_/session_start_info').plugin_data.content
+    assert all(name in content for name in (b'lr', b'ch_mult', b'[1, 2]', b'cond'))
+
+
+def test_tags_are_legal_and_name_the_weights(tmp_path, caplog):
+    record = {'weights': 'net', 'FID(classifier)': 1.0, 'KID(classifier)_std': 2.0, 'IS': None, 'n': 3, 'seconds': 4}
+    note(tmp_path, None, scores_of(record))
+    reader = EventAccumulator(str(tmp_path)).Reload()
+    assert reader.Tags()['scalars'] == ['FID_classifier_NET', 'KID_classifier_std_NET']
+    assert 'illegal' not in caplog.text
+
+
+def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path, caplog):
+    note(tmp_path / 'missing', 1, {'FID_EMA': 1.0})
+    assert 'not in TensorBoard' in caplog.text

@@ -1,0 +1,61 @@
+"""main.py in a process from which is taken what POSIX alone has: python windows.py FLAG...
+
+Workers are spawned, as Windows and macOS do, and import this file as theirs would import main.py.
+"""
+
+import builtins
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+# First: what torch does when it is imported depends on sys.platform, not on what is there.
+from torch.utils.data._utils import signal_handling
+
+MODULES = 'fcntl', 'grp', 'pwd', 'resource', 'termios'
+NAMES = {
+    os: 'fork forkpty register_at_fork setpgrp setpgid getpgrp killpg setsid sched_getaffinity O_DIRECTORY',
+    signal: 'SIGALRM SIGCHLD SIGHUP SIGUSR1 SIGUSR2 setitimer getitimer alarm pause',
+}
+
+
+class Missing:
+    """Finds nothing of MODULES."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name in MODULES:
+            raise ModuleNotFoundError(f'No module named {name!r}', name=name)
+
+
+def _open(path, *args, plain=os.open, **kwargs):
+    if os.path.isdir(path):
+        raise PermissionError(13, 'Permission denied', path)
+    return plain(path, *args, **kwargs)
+
+
+def _open_file(path, *args, plain=open, **kwargs):
+    if str(path).startswith('/proc/'):
+        raise FileNotFoundError(2, 'No such file or directory', path)
+    return plain(path, *args, **kwargs)
+
+
+for name in MODULES:
+    sys.modules.pop(name, None)
+sys.meta_path.insert(0, Missing())
+for module, names in NAMES.items():
+    for name in names.split():
+        delattr(module, name)
+os.open, builtins.open, shutil._use_fd_functions = _open, _open_file, False
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import loader  # noqa: E402
+import main  # noqa: E402
+
+signal_handling.IS_WINDOWS = True  # which torch reads off sys.platform
+loader.RESIDENT_BYTES = 0  # no data set is small enough to be kept on the device
+
+if __name__ == '__main__':
+    multiprocessing.set_start_method('spawn')
+    main.app.run(main.main, flags_parser=main.parse_flags)
