@@ -1,6 +1,6 @@
 """Image files in a folder, a zip or an LMDB, item by item: what there is, in which classes, and what it looks like."""
 
-import functools
+import contextlib
 import hashlib
 import io
 import logging
@@ -22,7 +22,7 @@ FILE_BYTES, PIXELS = 2**28, 2**26  # of an image: decoding it takes a few times 
 HEADERS, LOOKED_AT = 4096, 64  # how many images of a set are opened, and how many decoded, to say what it is
 DARK = 2**6  # 8-bit grey that 16-bit images must reach: below it their values fit the 10, 12 or 14 bits of a camera
 RUN_PICTURE = re.compile(r'(?<![^/])((sample|figures)/[^/]+|nll|samples_(ema|net))\.png$')  # beside its ckpt.pt
-BLANK = 8  # shades of grey that an image must have more of
+BLANK = 8  # an image whose values are less apart is of one shade
 
 
 class DataError(Exception):
@@ -37,23 +37,24 @@ class LMDB:
 
     def __init__(self, path):
         self.path = path
-        with _environment(path, os.getpid()).begin() as transaction:
+        with self._transaction() as transaction:
             self.keys = list(transaction.cursor().iternext(values=False))
+
+    @contextlib.contextmanager
+    def _transaction(self):
+        # Opened for each read, in 0.1 ms: a process may have it open only once, counting what it was forked with.
+        import lmdb
+
+        options = {'readonly': True, 'lock': False, 'readahead': False, 'meminit': False}
+        with lmdb.open(self.path, **options) as environment, environment.begin() as transaction:
+            yield transaction
 
     def __len__(self):
         return len(self.keys)
 
     def __getitem__(self, i):
-        with _environment(self.path, os.getpid()).begin() as transaction:
+        with self._transaction() as transaction:
             return Image.open(io.BytesIO(transaction.get(self.keys[i])), formats=FORMATS), 0
-
-
-@functools.cache
-def _environment(path, process):
-    """The open database at `path`: a process may open it once only, and not use one that it was forked with."""
-    import lmdb
-
-    return lmdb.open(path, readonly=True, lock=False, readahead=False, meminit=False)
 
 
 class ImageFiles:

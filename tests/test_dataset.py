@@ -183,6 +183,17 @@ def test_named_data_set(name, channels, classes, line, tmp_path, monkeypatch):
         assert x.min() > 0.99  # the centre crop leaves nothing of the black border
 
 
+def test_an_lmdb_is_read_by_several_at_once_and_by_forked_workers(tmp_path, monkeypatch):
+    write('lsun_cat', tmp_path, monkeypatch)
+    train, again = (dataset.load('lsun_cat', str(tmp_path), 16) for _ in range(2))
+    x, _ = train.__getitems__([3])
+    assert torch.equal(x, again.__getitems__([3])[0])
+    resident = first_batches(train, 5)
+    monkeypatch.setattr(loader, 'RESIDENT_BYTES', 0)
+    for (x, _), (x_streamed, _) in zip(resident, first_batches(train, 5, workers=2), strict=True):
+        assert torch.equal(x, x_streamed)
+
+
 def test_all_data_sets_reach_a_process_that_is_spawned(tmp_path, monkeypatch, folder_of_images):
     write('lsun_cat', tmp_path, monkeypatch)
     for name in ('cifar10', 'mnist', 'celeba'):
