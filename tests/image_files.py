@@ -6,6 +6,7 @@ that is to be refused.
 
 import io
 import struct
+import zipfile
 import zlib
 from typing import NamedTuple
 
@@ -228,3 +229,11 @@ KINDS = {  # name, with the ending of the file -> what makes one, and whether it
     'two frames.gif': (_frames('GIF'), False),
     'two frames.webp': (_frames('WEBP'), False),
 }
+
+
+def zip_of(folder, path):
+    """A zip of the files in a folder, at `path`."""
+    with zipfile.ZipFile(path, 'w') as archive:
+        for file in sorted(folder.rglob('*.*')):
+            archive.write(file, file.relative_to(folder))
+    return path

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torchvision
 from conftest import TINY
+from image_files import zip_of
 from PIL import Image
 from runs import one_line
 
@@ -24,13 +25,6 @@ CPU = torch.device('cpu')
 def first_batches(images, n, step=0, batch_size=4, seed=0, flip=False, workers=0):
     stream = loader.batches(images, batch_size, seed, step, CPU, flip, workers)
     return [next(stream) for _ in range(n)]
-
-
-def zip_of(folder, path):
-    with zipfile.ZipFile(path, 'w') as archive:
-        for file in sorted(folder.rglob('*.*')):
-            archive.write(file, file.relative_to(folder))
-    return path
 
 
 # --- order and values

@@ -3,12 +3,12 @@
 import dataclasses
 import os
 import shutil
-import zipfile
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from image_files import zip_of
 from PIL import Image
 from runs import config_of, one_line
 from score_fakes import small_net
@@ -42,13 +42,6 @@ def fill(folder, n=12, seed=0, size=8):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)
     return folder
-
-
-def pack(folder, path):
-    with zipfile.ZipFile(path, 'w') as archive:
-        for file in sorted(folder.rglob('*.ppm')):
-            archive.write(file, file.relative_to(folder))
-    return path
 
 
 def caches():
@@ -109,15 +102,15 @@ def test_a_changed_folder(here, cli, change, why):
 
 def test_a_changed_zip_and_one_packed_again(here, cli):
     folder = fill(here / 'faces')
-    pack(folder, here / 'faces.zip')
+    zip_of(folder, here / 'faces.zip')
     assert cli(*STATS, '--dataset=faces.zip')[0] == 0
     assert caches()[0].startswith('faces-4-')
     overwrite(folder)
     fill(folder)  # the same pixels at another time
-    pack(folder, here / 'faces.zip')
+    zip_of(folder, here / 'faces.zip')
     assert 'building' not in cli(*STATS, '--dataset=faces.zip')[2]
     overwrite(folder)
-    pack(folder, here / 'faces.zip')
+    zip_of(folder, here / 'faces.zip')
     assert 'was made from files that have changed since' in cli(*STATS, '--dataset=faces.zip')[2]
 
 
