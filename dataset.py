@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torchvision
 from PIL import Image, ImageOps
 
 from decode import decode
@@ -30,8 +29,12 @@ class Source(NamedTuple):
 
 
 def _torchvision(name, *properties):
-    kind = getattr(torchvision.datasets, name)
-    return Source(lambda root, split: kind(root, train=split == 'train', download=True), *properties)
+    def download(root, split):
+        from torchvision import datasets  # here, since torchvision takes a second to import
+
+        return getattr(datasets, name)(root, train=split == 'train', download=True)
+
+    return Source(download, *properties)
 
 
 def _mnist(name, address, classes):
@@ -42,7 +45,9 @@ def _mnist(name, address, classes):
 
 
 def _celeba(root, split):
-    return torchvision.datasets.CelebA(root, split, download=True)
+    from torchvision.datasets import CelebA
+
+    return CelebA(root, split, download=True)
 
 
 def _lsun(train, test, address):

@@ -5,7 +5,6 @@ import math
 import torch
 from PIL import Image
 from torch.nn import functional as F
-from torchvision.utils import make_grid
 
 TILE = 64  # pixels that an image has at least, about
 GAP = 3  # white pixels around each image of a grid
@@ -28,6 +27,8 @@ def grid(images, columns=None, tile=TILE):
 
     Each pixel becomes a square of pixels, so that an image is about `tile` wide; larger images stay as they are.
     """
+    from torchvision.utils import make_grid  # here, since torchvision takes a second to import
+
     scale = max(1, round(tile / images.shape[-1]))
     images = F.interpolate(images.float(), scale_factor=scale).to(torch.uint8)
     columns = columns or math.ceil(math.sqrt(len(images)))

@@ -14,7 +14,8 @@ from bench.rivals import Diffusers, Reference
 from inference import Inference
 from score import calculate_frechet_distance
 from score.features import assemble
-from score.inception import FEATURE_DIM, NUM_CLASSES, FIDInception, pytorch_input
+from score.inception import FEATURE_DIM, NUM_CLASSES, pytorch_input
+from score.inception_network import FIDInception
 
 STEPS = 2  # of sampling that a call takes
 # Beyond what --compile=on asks of inductor, on a GPU.

@@ -1,24 +1,13 @@
-"""The FID Inception: the TensorFlow graph of 2015-12-05 as mseitzer/pytorch-fid ported it to torchvision's blocks."""
+"""The input and the weights of the FID Inception, whose network is in inception_network.py."""
 
 from pathlib import Path
 from urllib.error import URLError
 
 import torch
 import torch.nn.functional as F
-from torchvision.models.inception import (
-    BasicConv2d,
-    Inception3,
-    InceptionA,
-    InceptionAux,
-    InceptionB,
-    InceptionC,
-    InceptionD,
-    InceptionE,
-)
 
 from .files import ScoreError, file_sha256, load_torch
 from .images import eight_bit, rgb, unit_range
-from .statistics import exact_device
 
 FEATURE_DIM, NUM_CLASSES, INPUT_SIZE = 2048, 1008, 299
 WEIGHTS_SHA256 = '6726825d'  # the digest's first digits, as in the file's name
@@ -66,79 +55,6 @@ def tf_input(images):
 PROTOCOLS = {'pytorch': pytorch_input, 'tf': tf_input}
 
 
-def average_pool(x):
-    """3x3 mean over the pixels that exist: TensorFlow leaves the padding out of the average."""
-    return F.avg_pool2d(x, kernel_size=3, stride=1, padding=1, count_include_pad=False)
-
-
-def max_pool(x):
-    return F.max_pool2d(x, kernel_size=3, stride=1, padding=1)
-
-
-class FIDInceptionA(InceptionA):
-    def _forward(self, x):
-        return [
-            self.branch1x1(x),
-            self.branch5x5_2(self.branch5x5_1(x)),
-            self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x))),
-            self.branch_pool(average_pool(x)),
-        ]
-
-
-class FIDInceptionC(InceptionC):
-    def _forward(self, x):
-        double = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
-        return [
-            self.branch1x1(x),
-            self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x))),
-            self.branch7x7dbl_5(self.branch7x7dbl_4(double)),
-            self.branch_pool(average_pool(x)),
-        ]
-
-
-class FIDInceptionE(InceptionE):
-    pool = staticmethod(average_pool)
-
-    def _forward(self, x):
-        single = self.branch3x3_1(x)
-        double = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
-        return [
-            self.branch1x1(x),
-            self.branch3x3_2a(single),
-            self.branch3x3_2b(single),
-            self.branch3x3dbl_3a(double),
-            self.branch3x3dbl_3b(double),
-            self.branch_pool(self.pool(x)),
-        ]
-
-
-class FIDInception(Inception3):
-    """Inception v3 (arXiv:1512.00567) with the 2015-12-05 graph's pooling: `head(net(x))` gives features and logits.
-
-    forward: [N, 3, 299, 299] in [-1, 1] -> maps [N, 2048, 8, 8]; head: maps -> features [N, 2048], logits [N, 1008].
-    """
-
-    def __init__(self):
-        blocks = [BasicConv2d, FIDInceptionA, InceptionB, FIDInceptionC, InceptionD, FIDInceptionE, InceptionAux]
-        super().__init__(num_classes=NUM_CLASSES, aux_logits=False, inception_blocks=blocks, init_weights=False)
-        self.Mixed_7c.pool = max_pool  # the published graph pools its last block so, and its scores rest on that
-
-    def forward(self, x):
-        *layers, _avgpool, _dropout, _fc = self.children()  # torchvision registers its layers in the order they run
-        for layer in layers:
-            x = layer(x)
-        return x  # [N, 2048, 8, 8]
-
-    def head(self, maps):
-        """features = mean over space; logits = W features, without fc's bias, as the Inception Score is defined on.
-
-        The logits are float64: a matrix product that no global TF32 setting touches.
-        """
-        features = self.avgpool(maps).flatten(1)  # [N, 2048]
-        exact = exact_device(maps.device)
-        return features, features.to(exact).double() @ self.fc.weight.to(exact).double().T
-
-
 def weights_file(path=None):
     """The weights' file: `path`, else torch's hub cache, into which they are downloaded once.
 
@@ -176,6 +92,8 @@ def load_inception(path=None, sha256=WEIGHTS_SHA256):
             f'{file}: sha256 begins with {digest[:8]}, not {sha256}: truncated, or not the published weights; '
             f'replace it by {WEIGHTS_URL}'
         )
+    from .inception_network import FIDInception  # here, since torchvision takes a second to import
+
     state = load_torch(file)
     with torch.device('meta'):  # no memory, no time and no draw from the global generator for weights to be replaced
         network = FIDInception()

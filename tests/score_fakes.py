@@ -5,7 +5,7 @@ from torch import nn
 
 from score.features import FeatureNet
 from score.images import unit_range
-from score.inception import FIDInception
+from score.inception_network import FIDInception
 
 
 def random_inception_state(seed=0):
