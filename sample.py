@@ -309,6 +309,7 @@ def _claim(out, fingerprint):
     Raises FileExistsError, having touched nothing, if that would move or mingle with what `sample` did not make.
     """
     before, foreign = _held(out)
+    before = {**build.UNSAID, **before}
     changed = [key for key in fingerprint if before.get(key) != fingerprint[key]]
     samples = os.path.isdir(out) and any(name.endswith(('.png', '.npz')) for name in os.listdir(out))
     if samples and changed:

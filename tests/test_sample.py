@@ -149,6 +149,15 @@ def test_samples_of_other_settings_are_set_aside(tmp_path, draw):
         assert len(list(out.glob('0*.png'))) == 5
 
 
+def test_a_record_of_before_a_flag_existed_is_continued(tmp_path, draw):
+    draw('--num_images=2')
+    record = tmp_path / 'out' / 'samples.json'
+    used = json.loads(record.read_text())
+    del used['head_dim']
+    record.write_text(json.dumps(used))
+    assert 'all drawn before' in draw('--num_images=2') and not (tmp_path / 'out.prev').exists()
+
+
 @pytest.mark.parametrize('name', ['cat.png', 'notes.txt', 'mine.npz', 'folder/a.txt'])
 def test_what_others_made_is_not_touched(tmp_path, draw, name):
     out, prev = tmp_path / 'out', tmp_path / 'out.prev'
