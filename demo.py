@@ -16,12 +16,12 @@ from types import SimpleNamespace
 
 import streamlit as st
 
-import build
 import main
-import picture
 import sample
-from checkpoint import CheckpointError
-from inference import Inference
+from draw import picture
+from draw.inference import Inference
+from run import build
+from run.checkpoint import CheckpointError
 
 FRAMES = 150  # of an animation; beyond, every second one is dropped
 SECONDS = 0.05  # at least, between two pictures of a walk

@@ -22,8 +22,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from objective import LOSSES, T_SAMPLERS
-from schedules import known, make_betas, make_timesteps
+from process.losses import LOSSES, T_SAMPLERS
+from process.schedules import known, make_betas, make_timesteps
 
 
 def _xprev_target(alphas_bar):

@@ -14,15 +14,13 @@ from types import SimpleNamespace
 
 import torch
 
-import build
 import dataset
-import distributed
-import loader
-import picture
-import progress
 import reference
 import sample
 import score
+from dataset import loader
+from draw import picture
+from run import build, distributed, progress
 
 FEW = 50000  # below this many images the published protocol's FID is biased upward
 

@@ -5,13 +5,12 @@ from types import SimpleNamespace
 
 import torch
 
-import build
-import picture
-import progress
 import sample
-from errors import UsageError
-from events import note
-from inference import Inference
+from draw import picture
+from draw.inference import Inference
+from run import build, progress
+from run.errors import UsageError
+from run.events import note
 
 WEIGHTS = (0, 1, 2, 5, 10)  # of guidance
 SAMPLES = 4  # at most, in a figure of samples or real images

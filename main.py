@@ -22,24 +22,21 @@ from types import SimpleNamespace
 import torch
 from absl import app, flags
 
-import build
-import commandline
-import distributed
 import evaluate
-import events
 import figure
 import interop
 import nll
 import reference
 import sample
 import train
-from checkpoint import CheckpointError
 from dataset import DATASETS, DataError
 from diffusion import PARAMETERISATIONS, VAR_TYPES
-from errors import OutOfMemory, UsageError, memory, usage
 from model import ARCHS
-from objective import LOSSES, T_SAMPLERS
-from schedules import SCHEDULES, SPACINGS
+from process.losses import LOSSES, T_SAMPLERS
+from process.schedules import SCHEDULES, SPACINGS
+from run import build, commandline, distributed, events
+from run.checkpoint import CheckpointError
+from run.errors import OutOfMemory, UsageError, memory, usage
 from score import FEATURE_NETS, PROTOCOLS, ScoreError, full_fp32
 
 FLAGS = flags.FLAGS

@@ -13,16 +13,14 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-import build
-import distributed
-import picture
-import progress
 import sample
 import score
 from diffusion import extract
-from errors import UsageError, usage
-from inference import Inference
-from likelihood import prior_term, variational_term
+from draw import picture
+from draw.inference import Inference
+from process.bound import prior_term, variational_term
+from run import build, distributed, progress
+from run.errors import UsageError, usage
 
 GOLDEN = (5**0.5 - 1) / 2  # whose multiples, modulo 1, are spread evenly however many there are
 

@@ -8,10 +8,9 @@ import hashlib
 import logging
 import os
 
-import build
-import distributed
 import score
 from dataset import DATASETS, DataError
+from run import build, distributed
 
 
 def load_feature_net(config):

@@ -18,14 +18,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-import build
-import checkpoint
-import distributed
-import picture
-import progress
 from dataset import shown
-from errors import UsageError, usage
-from inference import Inference
+from draw import picture
+from draw.inference import Inference
+from run import build, checkpoint, distributed, progress
+from run.errors import UsageError, usage
 
 BLOCK = 64  # images a generator draws the noise of: one each is too slow on a GPU
 NUM_IMAGES = 100  # to draw, if nothing is said

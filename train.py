@@ -20,14 +20,12 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-import build
-import checkpoint
-import distributed
 import evaluate
-import loader
 import sample
-from errors import memory
-from events import Log, Silence
+from dataset import loader
+from run import build, checkpoint, distributed
+from run.errors import memory
+from run.events import Log, Silence
 
 
 def train(config, flagfile='', interrupted=lambda: False):

@@ -13,10 +13,10 @@ import subprocess
 
 import torch
 
-import build
 import main as flags
 from bench.tasks import TASKS, precisions
 from bench.timing import interleaved, peak_rate
+from run import build
 
 REPEATS, SECONDS = 5, 30  # by default: rounds that count, and how long a task goes on beginning them
 

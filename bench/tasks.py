@@ -8,10 +8,10 @@ import scipy.linalg
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-import build
 import train
 from bench.rivals import Diffusers, Reference
-from inference import Inference
+from draw.inference import Inference
+from run import build
 from score import calculate_frechet_distance
 from score.features import assemble
 from score.inception import FEATURE_DIM, NUM_CLASSES, pytorch_input

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import progress
+from run import progress
 
 from .files import ScoreError, Unscorable, atomic_write, file_sha256, load_torch
 from .images import unit_range

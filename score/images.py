@@ -4,7 +4,7 @@ from itertools import islice
 
 import torch
 
-import progress
+from run import progress
 
 from .files import Unscorable
 

@@ -4,7 +4,7 @@ import warnings
 
 import torch
 
-import progress
+from run import progress
 
 from .fid import calculate_frechet_distance
 from .inception_score import SplitSums

@@ -21,10 +21,10 @@ from absl.testing import flagsaver
 from PIL import Image
 from runs import config_of
 
-import build
 import main
 import score
 from model import UNet
+from run import build
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / 'golden'

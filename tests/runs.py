@@ -10,8 +10,8 @@ import torch
 from absl.testing import flagsaver
 from tensorboardX.proto import event_pb2
 
-import checkpoint
 import main
+from run import checkpoint
 
 TESTS = Path(__file__).parent
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-import checkpoint
-from checkpoint import CheckpointError
+from run import checkpoint
+from run.checkpoint import CheckpointError
 
 
 def state(n):

@@ -16,8 +16,7 @@ from PIL import Image
 from runs import one_line
 
 import dataset
-import loader
-from dataset import DataError
+from dataset import DataError, loader
 
 CPU = torch.device('cpu')
 

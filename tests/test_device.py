@@ -6,9 +6,9 @@ from conftest import TINY
 from runs import config_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import build
 import dataset
-import loader
+from dataset import loader
+from run import build
 
 aten = torch.ops.aten
 

@@ -15,7 +15,7 @@ from diffusion import (
     Parameterisation,
     step_table,
 )
-from schedules import SCHEDULES, SPACINGS, make_betas, make_timesteps
+from process.schedules import SCHEDULES, SPACINGS, make_betas, make_timesteps
 
 T = 50
 BETAS = 1e-4, 0.02

@@ -17,7 +17,7 @@ from PIL import Image
 from ranks import Ranks
 from runs import Forked, differences, load, one_line, scalars, without_logdir
 
-import distributed
+from run import distributed
 
 # 64 channels: with fewer, a GroupNorm of one channel a group cancels biases, whose gradients are then rounding errors
 # that Adam makes steps of. So are those of attention's keys, which are left out.
@@ -88,7 +88,7 @@ def test_a_streamed_data_set_is_shared_without_overlap_or_loss(tmp_path, folder_
 
 def stream():
     """No data set is small enough to keep on the device."""
-    import loader
+    from dataset import loader
 
     loader.RESIDENT_BYTES = 0
 

@@ -12,10 +12,10 @@ from score_fakes import random_inception_state
 
 import dataset
 import evaluate
-import loader
 import reference
 import sample
 import score
+from dataset import loader
 
 CLASSIFIER = '--feature_net=classifier'
 

@@ -2,7 +2,7 @@
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from events import Events, note, scores_of
+from run.events import Events, note, scores_of
 
 
 def steps(folder, tag, reader=None):

@@ -12,11 +12,11 @@ from conftest import TINY
 from PIL import Image
 from runs import config_of, one_line, scalars
 
-import build
 import figure
 import main
-import picture
 import sample
+from draw import picture
+from run import build
 
 TOP, PITCH = 25, 64 + picture.GAP  # pixels of the titles; from one image of 64 pixels to the next
 

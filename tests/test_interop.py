@@ -18,13 +18,12 @@ from conftest import TINY, golden, largest_error
 from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DModel
 from runs import Forked, config_of
 
-import checkpoint
-import formats
 import interop
-import pipeline
 import sample
-from checkpoint import CheckpointError
-from schedules import SCHEDULES, make_betas
+from interop import formats, pipeline
+from process.schedules import SCHEDULES, make_betas
+from run import checkpoint
+from run.checkpoint import CheckpointError
 
 DDPM = {
     'net': 'unet', 'T': 40, 'schedule': 'linear', 'beta_1': 1e-3, 'beta_T': 0.2, 'mean_type': 'epsilon',

@@ -9,12 +9,12 @@ import torch
 from conftest import TINY
 from runs import config_of, load
 
-import build
 import dataset
 import sample
 import train
 from diffusion import PARAMETERISATIONS, GaussianDiffusionSampler, Guidance
 from model import ContextUNet, PointMLP, UNet
+from run import build
 
 T = 10
 

@@ -8,9 +8,9 @@ import pytest
 from conftest import ROOT, TINY, spawn
 from runs import config_of, load, one_line
 
-import build
 import main
 import reference
+from run import build
 
 CONFIGS = sorted((ROOT / 'config').glob('*.txt'))
 # What w86763777/pytorch-ddpm's own flagfile says, each of its lines.

@@ -12,12 +12,12 @@ from conftest import TINY
 from PIL import Image
 from runs import config_of, load, scalars
 
-import build
 import main
 import nll
-import picture
 import sample
+from draw import picture
 from model import ContextUNet, UNet
+from run import build
 
 
 @pytest.fixture(scope='module')

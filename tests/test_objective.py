@@ -8,11 +8,11 @@ import torch
 from conftest import TINY
 from runs import config_of, differences, load, without_logdir
 
-import build
 import train
 from diffusion import PARAMETERISATIONS, GaussianDiffusionTrainer, Parameterisation
-from likelihood import variational_term
-from objective import LossAware
+from process.bound import variational_term
+from process.losses import LossAware
+from run import build
 
 T = 20
 BETAS = 1e-3, 0.2

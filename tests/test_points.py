@@ -11,10 +11,10 @@ from PIL import Image
 from runs import config_of, load, scalars
 from scipy.stats import wasserstein_distance
 
-import build
 import dataset
-import picture
 import sample
+from draw import picture
+from run import build
 from score import sliced_wasserstein
 
 POINTS = ['--dataset=moons', '--net=point_mlp', '--T=12', '--batch_size=500', '--sample_size=50']

@@ -5,8 +5,8 @@ import torch
 from conftest import TINY
 from runs import config_of
 
-import build
 from model import UNet
+from run import build
 
 KINDS = torch.backends.cudnn.conv, torch.backends.cuda.matmul
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from tqdm import tqdm
 
-import progress
+from run import progress
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from PIL import Image
 from runs import config_of
 
 import main
-import picture
 import sample
+from draw import picture
 
 
 @pytest.fixture(scope='module')

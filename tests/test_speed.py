@@ -15,13 +15,13 @@ from conftest import ROOT, TINY, largest_error
 from runs import config_of, differences, load, one_line, without_logdir
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import build
 import sample
 import train
 from bench import __main__ as bench
 from bench.timing import interleaved
-from inference import Inference
+from draw.inference import Inference
 from model import ContextUNet, PointMLP, UNet
+from run import build
 
 T = 20
 

@@ -11,11 +11,10 @@ from conftest import TINY
 from PIL import Image
 from runs import config_of, differences, load, scalars, without_logdir
 
-import build
-import checkpoint
-import loader
 import sample
 import train
+from dataset import loader
+from run import build, checkpoint
 
 # --- resuming
 

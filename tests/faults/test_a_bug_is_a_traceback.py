@@ -11,9 +11,9 @@ MODES = [
     ('sample.denoise', ['--eval', '--feature_net=classifier']),
     ('evaluate.compare', ['--eval', '--images=stats/digits.test.classifier.npz', '--feature_net=classifier']),
     ('nll.variational_term', ['--nll']),
-    ('picture.table', ['--figure=progressive']),
-    ('interop.save_file', ['--export=safetensors']),
-    ('pipeline.save_file', ['--export=diffusers']),
+    ('draw.picture.table', ['--figure=progressive']),
+    ('interop.weights.save_file', ['--export=safetensors']),
+    ('interop.pipeline.save_file', ['--export=diffusers']),
     ('score.build_statistics', ['--stats', '--feature_net=classifier']),
     ('interop.read', ['--import_ckpt=x.pt', '--logdir=other']),
 ]

@@ -5,8 +5,8 @@ import torch
 from conftest import TINY
 from runs import load, one_line
 
-import checkpoint
-from checkpoint import CheckpointError
+from run import checkpoint
+from run.checkpoint import CheckpointError
 
 OTHERS = [
     (['--ch=64'], '--ch=64 (trained with 32)'),

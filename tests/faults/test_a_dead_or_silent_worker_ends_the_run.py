@@ -14,8 +14,7 @@ from conftest import TINY
 from runs import load, one_line
 
 import dataset
-import loader
-from dataset import DataError
+from dataset import DataError, loader
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from runs import differences
 
-import checkpoint
-from checkpoint import CheckpointError
+from run import checkpoint
+from run.checkpoint import CheckpointError
 
 
 def state(n):

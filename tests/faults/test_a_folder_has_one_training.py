@@ -9,9 +9,9 @@ import pytest
 from conftest import TINY
 from runs import Forked, load, one_line
 
-import checkpoint
-import loader
-from checkpoint import CheckpointError
+from dataset import loader
+from run import checkpoint
+from run.checkpoint import CheckpointError
 
 
 def test_a_second_training_is_refused(tmp_path, cli):

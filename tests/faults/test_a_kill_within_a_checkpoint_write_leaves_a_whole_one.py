@@ -13,10 +13,10 @@ STAGES = [
     (partial(kills.on_call, 'torch.save', nth=2), 2),
     (partial(kills.halfway_through_a_write, 'torch.save', file_at=1, nth=2), 2),
     (partial(kills.on_call, 'torch.save', nth=2, before=False), 2),
-    (partial(kills.on_call, 'checkpoint.os.replace', nth=2), 2),
-    (partial(kills.on_call, 'checkpoint.os.replace', nth=2, before=False), 2),
-    (partial(kills.on_call, 'checkpoint.os.replace', nth=3, before=False), 4),
-    (partial(kills.on_call, 'checkpoint.save', nth=2, before=False), 4),
+    (partial(kills.on_call, 'run.checkpoint.os.replace', nth=2), 2),
+    (partial(kills.on_call, 'run.checkpoint.os.replace', nth=2, before=False), 2),
+    (partial(kills.on_call, 'run.checkpoint.os.replace', nth=3, before=False), 4),
+    (partial(kills.on_call, 'run.checkpoint.save', nth=2, before=False), 4),
 ]
 
 

@@ -10,9 +10,9 @@ from conftest import TINY
 from PIL import Image
 from runs import config_of, load, one_line
 
-import build
 import dataset
-import loader
+from dataset import loader
+from run import build
 
 SHADES = {str(i): 20 * i for i in range(1, 13)}  # class -> what its images show
 FLAGS = [*TINY, '--cond', '--norandom_flip']

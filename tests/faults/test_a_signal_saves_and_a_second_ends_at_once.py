@@ -15,9 +15,9 @@ from conftest import TINY
 from runs import Forked, load, scalars
 
 import dataset
-import loader
 import main
 import train
+from dataset import loader
 
 
 def wait_for(path, run):

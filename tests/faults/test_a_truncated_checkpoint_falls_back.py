@@ -6,7 +6,7 @@ import pytest
 from conftest import TINY
 from runs import differences, load
 
-import checkpoint
+from run import checkpoint
 
 
 @pytest.mark.parametrize('kept', [0.5, -1, 0], ids=['half', 'minus one byte', 'empty'])

@@ -13,10 +13,10 @@ from PIL import Image
 from runs import config_of, one_line
 from score_fakes import small_net
 
-import build
 import dataset
 import reference
 import score
+from run import build
 from score.images import rgb, unit_range
 
 STATS = [*TINY, '--stats', '--img_size=4']
@@ -215,8 +215,8 @@ def test_other_ranks_take_what_the_first_leaves(here, cli, monkeypatch):
     config = config_of(*STATS, *CLASSIFIER, '--dataset=train')
     reference.load(config, reference.load_feature_net(config))
     overwrite(here / 'train')
-    monkeypatch.setattr('distributed.local_rank', lambda: 1)
-    monkeypatch.setattr('build.dataset', lambda *_: pytest.fail('opened'))
+    monkeypatch.setattr('run.distributed.local_rank', lambda: 1)
+    monkeypatch.setattr('run.build.dataset', lambda *_: pytest.fail('opened'))
     reference.load(config, reference.load_feature_net(config))
     assert len(caches()) == 2
 

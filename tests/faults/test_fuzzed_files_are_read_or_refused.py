@@ -25,8 +25,8 @@ import dataset
 import sample
 import score
 import train
-from checkpoint import CheckpointError
 from dataset import DataError
+from run.checkpoint import CheckpointError
 from score import ScoreError
 
 TIMES = int(os.environ.get('FUZZ', 0))

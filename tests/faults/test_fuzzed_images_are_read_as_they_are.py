@@ -16,8 +16,8 @@ import pytest
 from image_files import KINDS, turned
 
 import dataset
-import imagefiles
 from dataset import DataError
+from dataset import files as imagefiles
 
 TIMES = int(os.environ.get('FUZZ', 0))
 UNCLEAR = 'two frames', 'pages', 'signed', 'integers', 'floats'  # how kinds begin that are always refused

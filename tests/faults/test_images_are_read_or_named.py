@@ -14,9 +14,8 @@ from PIL import Image
 from runs import load, one_line
 
 import dataset
-import imagefiles
-import loader
-from dataset import DataError
+from dataset import DataError, loader
+from dataset import files as imagefiles
 
 
 def encoded(pixels, format='PNG', mode=None):

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-import checkpoint
+from run import checkpoint
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from conftest import TINY
 from limits import mounted, read_only
 from runs import one_line
 
-import build
+from run import build
 
 STATS = [*TINY, '--stats', '--feature_net=classifier']
 

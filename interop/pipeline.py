@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-import formats
-from checkpoint import CheckpointError
 from diffusion import learns_variance
-from errors import usage
-from formats import DIFFUSERS, TIME_DENSE, TIME_TABLE
+from interop import formats
+from interop.formats import DIFFUSERS, TIME_DENSE, TIME_TABLE
 from model import ARCHS
-from schedules import SCHEDULES, SPACINGS, known, make_betas, make_timesteps
+from process.schedules import SCHEDULES, SPACINGS, known, make_betas, make_timesteps
+from run.checkpoint import CheckpointError
+from run.errors import usage
 
 WEIGHTS = 'diffusion_pytorch_model'
 VERSION = '0.30.0'  # of diffusers, whose arguments these are

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from decode import decode
-from imagefiles import LMDB, DataError, ImageFiles, Survey, read_item, spread, survey
+from dataset.decode import decode
+from dataset.files import LMDB, DataError, ImageFiles, Survey, read_item, spread, survey
 
 
 class Source(NamedTuple):

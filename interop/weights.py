@@ -12,13 +12,11 @@ from typing import NamedTuple
 
 from safetensors.torch import save_file
 
-import build
-import formats
-import pipeline
-import progress
 import sample
-from checkpoint import CheckpointError, blamed, load_weights
 from diffusion import GaussianDiffusionSampler
+from interop import formats, pipeline
+from run import build, progress
+from run.checkpoint import CheckpointError, blamed, load_weights
 
 
 class Source(NamedTuple):

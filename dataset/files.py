@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from decode import GREY_MODES, Refused, bits, decode, eight_bits
+from dataset.decode import GREY_MODES, Refused, bits, decode, eight_bits
 
 EXTENSIONS = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
 FORMATS = ('PNG', 'JPEG', 'BMP', 'GIF', 'WEBP', 'TIFF', 'PPM')  # others, such as EPS, would start programs

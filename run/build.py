@@ -15,13 +15,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import dataset as datasets
-import distributed
-import loader
+from dataset import loader
 from diffusion import GaussianDiffusionSampler, GaussianDiffusionTrainer, Guidance, learns_variance
-from errors import UsageError, usage
-from inference import Inference
+from draw.inference import Inference
 from model import ContextUNet, PointMLP, UNet
-from objective import LOSSES
+from process.losses import LOSSES
+from run import distributed
+from run.errors import UsageError, usage
 
 # What decides the meaning of the weights: a checkpoint is used with these as it was trained. So is a learned variance.
 NETWORK_KEYS = (

@@ -19,9 +19,8 @@ from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
 
-import build
-import picture
-import progress
+from draw import picture
+from run import build, progress
 
 LOG_SECONDS = 1.0  # between two readings of the losses on a GPU, each of which waits for it
 SCORES = ('FID', 'IS', 'KID', 'SW', 'label_accuracy', 'bits_per_dim')  # how the names of a record's scores begin

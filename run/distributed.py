@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-import progress
+from run import progress
 
 # For one rank to wait for another: rank 0 may be building statistics. Dead ranks are torchrun's to notice.
 TIMEOUT = datetime.timedelta(hours=6)

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-import progress
-from dataset import DataError, Images
+from dataset.images import DataError, Images
+from run import progress
 
 RESIDENT_BYTES = 2**30  # a decoded data set up to this size is kept on the device
 

@@ -67,7 +67,7 @@ def _flag_of(word, known):
 
 def _lines_of(path):
     if not os.path.isfile(path):
-        folder = os.path.relpath(os.path.join(os.path.dirname(os.path.abspath(__file__)), 'config'))
+        folder = os.path.relpath(os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'config'))
         raise flags.Error(f'there is no flagfile {path}: {folder} holds {" ".join(sorted(os.listdir(folder)))}')
     return flags.FlagValues().read_flags_from_files([f'--flagfile={path}'])
 

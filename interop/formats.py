@@ -12,9 +12,8 @@ from typing import NamedTuple
 import safetensors
 import torch
 
-import build
-import checkpoint
-from checkpoint import CheckpointError
+from run import build, checkpoint
+from run.checkpoint import CheckpointError
 
 TIME_TABLE = 'time_embedding.timembedding.0'  # computed from T: only pytorch-ddpm keeps it with the weights
 TIME_DENSE = 'time_embedding.timembedding.1'  # [4 ch, ch]: its columns are in the order of the table's

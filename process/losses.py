@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from likelihood import variational_term
+from process.bound import variational_term
 
 
 def _mse(trainer, x_0, x_t, t, out, target):
