@@ -5,7 +5,7 @@ PICTURES = logs/pictures
 # One stamp a set of requirements: a changed list makes the environment stale, a shared one (VENV=...) is not rebuilt.
 STAMP = $(VENV)/.made-from-$(shell cat requirements*.txt | sha256sum | cut -c1-16)
 
-.PHONY: venv demo demo-page pictures test test-avx2 test-browser lint
+.PHONY: venv demo demo-page pictures test test-avx2 test-browser flags lint
 
 venv: $(STAMP)
 
@@ -42,6 +42,9 @@ test-avx2: $(STAMP)
 test-browser: $(STAMP)-browser
 	$(RUN) -m pytest -m browser
 	@echo "Look at logs/screenshots"
+
+flags: $(STAMP)
+	$(RUN) -c "import main; print(main.commandline.flags_page(main.own_flags()), end='')" > docs/flags.md
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

@@ -17,11 +17,12 @@ from types import SimpleNamespace
 import streamlit as st
 
 import main
-import sample
 from draw import picture
 from draw.inference import Inference
-from run import build
+from draw.noise import Noise
+from run import build, hardware, labels
 from run.checkpoint import CheckpointError
+from run.restore import restore
 
 FRAMES = 150  # of an animation; beyond, every second one is dropped
 SECONDS = 0.05  # at least, between two pictures of a walk
@@ -38,7 +39,7 @@ def page():
         st.error(f'This checkpoint cannot be used: {error}')
         st.stop()
     config, asked = choose(config)
-    sampler = build.sampler(config, net).to(build.device(config))
+    sampler = build.sampler(config, net).to(hardware.device(config))
     size = sum(p.numel() for p in net.parameters())
     st.caption(f'{path}: {size:,} parameters, {config.T} steps of diffusion, trained for {trained} steps')
     walk = current_walk(config, sampler, (path, os.path.getmtime(path), config.seed, asked.n), asked.n)
@@ -73,8 +74,8 @@ def load(path, modified, weights):
         main.FLAGS(['demo.py'])
     config, _ = main.configuration()
     config.ckpt, config.weights = path, weights
-    config, net, trained = sample.restore(config, {'weights'})
-    return config, Inference(net, build.precision(config)), trained
+    config, net, trained = restore(config, {'weights'})
+    return config, Inference(net, hardware.precision(config)), trained
 
 
 def choose(config):
@@ -87,10 +88,10 @@ def choose(config):
     chosen.spacing = 'leading'
     chosen.clip_denoised = side.checkbox('Clip outputs', config.clip_denoised)
     if config.num_classes:
-        chosen.labels = side.selectbox('Label', ['all', *build.label_names(config)])
+        chosen.labels = side.selectbox('Label', ['all', *labels.names(config)])
         chosen.guidance = side.slider('Guidance', 0.0, 10.0, 1.0, 0.5)
     chosen.seed = side.number_input('Seed', 0, 2**31 - 1, 0)
-    points = build.of_points(config)
+    points = build.is_points(config)
     n = side.number_input('Points', 1, 10000, 2000) if points else side.number_input('Images', 1, 64, 9)
     return chosen, SimpleNamespace(
         n=n,
@@ -107,7 +108,7 @@ def current_walk(config, sampler, key, n):
     """
     walk = st.session_state.get('walk')
     if walk is None or walk.key != key:
-        noise = sample.Noise(config.seed, range(n), build.shape(config), build.device(config))
+        noise = Noise(config.seed, range(n), build.shape(config), hardware.device(config))
         walk = SimpleNamespace(key=key, z=noise(), noise=noise, t=None, x0_hat=None, frames=[])
         st.session_state.walk = walk
     if not walk.frames:  # not yet begun: it starts as the sampler chosen now does
@@ -128,7 +129,7 @@ def controls(config, sampler, walk, asked):
     view.pictures = [column.empty() for column in view.pictures]
     show(config, walk, view)
     if denoise or diffuse:
-        y = build.labels(config, range(asked.n))
+        y = labels.of_indices(config, range(asked.n))
         if not walk.frames:
             remember(walk)
         states = (

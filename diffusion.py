@@ -1,136 +1,28 @@
-"""Gaussian diffusion in three tables: a schedule, a parameterisation and a sampler's steps.
+"""Gaussian diffusion: a loss to train with and walks from noise to images and back, of three tables in process/.
 
 Notation (Ho et al. 2020, https://arxiv.org/abs/2006.11239). `x_0` is an image in [-1, 1], `x_T` is noise. Arrays, the
 network and every `t` argument count from 0, as in w86763777/pytorch-ddpm: `alphas_bar[t]` is what t + 1 noisings leave
 of the image's variance. `trajectory` and `diffuse` label their states as the paper does, by the number of noisings:
 `x_0` has none, `x_T` has T.
 
-A schedule, of `schedules.py`, is an array of betas. A parameterisation is what the network is trained to output, two
-numbers a timestep. A sampler is three numbers a step: `x_s = c0 * x0_hat + cx * x_t + std * z`. A variance is two:
-`log std^2 = a + b * v`, where v is the second half of the network's channels, if it learns a variance. Each is a
-registry, and its keys are the choices of the flag of the same name.
+A schedule is an array of betas (process/schedules.py). A parameterisation says what the network outputs, by two numbers
+for each timestep (process/parameterisations.py). A sampler is a row of numbers for each step (process/solvers.py):
+`x_s = cx x_t + c_0 m_0 + c_1 m_1 + ... + std z`, m_0 being the x0_hat of this step and m_1 that of the step before. A
+learned variance is two more: `log std^2 = a + b v`, v being the second half of the network's channels.
 
 Tables are computed in float64 on the CPU and stay there; what a step looks up by t is a float32 copy, a buffer that
 moves with the module, since some devices have no float64.
 """
 
 from collections import deque
-from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from process.losses import LOSSES, T_SAMPLERS
+from process.parameterisations import Parameterisation, extract
 from process.schedules import known, make_betas, make_timesteps
-
-
-def _xprev_target(alphas_bar):
-    c0, cx, _ = step_table(alphas_bar, range(len(alphas_bar))).unbind(1)
-    return c0 + cx * alphas_bar.sqrt(), cx * (1 - alphas_bar).sqrt()
-
-
-# name -> function of alphas_bar [T] giving (a, b): the network's target is a * x_0 + b * eps.
-# epsilon: paper eq. 14. xprev: the posterior mean, eq. 7, of the full chain. v: Salimans and Ho 2022, section 4.
-PARAMETERISATIONS = {
-    'epsilon': lambda alphas_bar: (torch.zeros_like(alphas_bar), torch.ones_like(alphas_bar)),
-    'xstart': lambda alphas_bar: (torch.ones_like(alphas_bar), torch.zeros_like(alphas_bar)),
-    'xprev': _xprev_target,
-    'v': lambda alphas_bar: (-(1 - alphas_bar).sqrt(), alphas_bar.sqrt()),
-}
-
-
-class Parameterisation(nn.Module):
-    """out = a_t x_0 + b_t eps, and back: x_0 = (sigma_t out - b_t x_t) / (a_t sigma_t - b_t alpha_t).
-
-    Here alpha_t = sqrt(alphas_bar_t), sigma_t = sqrt(1 - alphas_bar_t) and x_t = alpha_t x_0 + sigma_t eps.
-
-    Raises ValueError where the way back does not exist at some t in float32, as for epsilon where alphas_bar is 0.
-    """
-
-    def __init__(self, mean_type, alphas_bar):
-        super().__init__()
-        a, b = PARAMETERISATIONS[known('mean_type', mean_type, PARAMETERISATIONS)](alphas_bar)
-        alpha, sigma = alphas_bar.sqrt(), (1 - alphas_bar).sqrt()
-        scale = a * sigma - b * alpha
-        inverse = torch.stack([sigma / scale, -b / scale])
-        if not inverse.float().isfinite().all():
-            raise ValueError(
-                f'mean_type {mean_type} gives no x_0 where alphas_bar falls to {alphas_bar.min():.3g}: '
-                'choose a schedule whose last beta is below 1, or mean_type v or xstart'
-            )
-        for name, table in zip(('a', 'b', 'from_out', 'from_x_t'), (a, b, *inverse), strict=True):
-            self.register_buffer(name, table.float(), persistent=False)
-
-    def target(self, x_0, eps, t):
-        """What the network should output at x_t = alpha_t x_0 + sigma_t eps; the shape of x_0."""
-        return extract(self.a, t, x_0.shape) * x_0 + extract(self.b, t, x_0.shape) * eps
-
-    def to_x0(self, out, x_t, t):
-        """The x_0 that the network's output stands for at x_t; the shape of x_t."""
-        return extract(self.from_out, t, x_t.shape) * out + extract(self.from_x_t, t, x_t.shape) * x_t
-
-
-class VarType(NamedTuple):
-    std: Callable  # (beta, sigma, beta_t) -> of a step at eta = 1, where v = 0
-    slope: Callable | None = None  # (beta, sigma) -> b of log std^2 = a + b v; None where the network gives no v
-
-
-# name -> the std of a step, from the variance beta = 1 - ab_t / ab_s of x_t given x_s, the posterior's sigma, and
-# beta_t, to which beta comes where every step is taken. Paper section 3.2: fixedlarge is optimal for x_0 ~ N(0, I),
-# fixedsmall for a single x_0. learned: v is log std^2 of a single step, which a longer one scales as it does beta.
-# learned_range: from sigma^2 at v = -1 to beta at v = 1 (Nichol and Dhariwal 2021, eq. 15, their v from 0 to 1).
-VAR_TYPES = {
-    'fixedlarge': VarType(lambda beta, sigma, beta_t: beta.sqrt()),
-    'fixedsmall': VarType(lambda beta, sigma, beta_t: sigma),
-    'learned': VarType(lambda beta, sigma, beta_t: (beta / beta_t).sqrt(), lambda beta, sigma: torch.ones_like(beta)),
-    'learned_range': VarType(
-        lambda beta, sigma, beta_t: (beta.sqrt() * sigma).sqrt(), lambda beta, sigma: (beta / sigma**2).log() / 2
-    ),
-}
-
-
-def learns_variance(var_type):
-    """Whether the network of a var_type has 2C channels, the second half v. Raises ValueError where there is none."""
-    return VAR_TYPES[known('var_type', var_type, VAR_TYPES)].slope is not None
-
-
-def step_table(alphas_bar, timesteps, eta=1.0, var_type='fixedsmall'):
-    """x_s = c0 x0_hat + cx x_t + std z (paper eq. 7 at eta = 1; DDIM eq. 12), float64 [S, 3] of (c0, cx, std).
-
-    alphas_bar: [T]. timesteps: S ascending timesteps t; row i goes from timesteps[i] to s = timesteps[i - 1], row 0 to
-    the image, whose alphas_bar is 1, and adds no noise. Below eta = 1 the std is DDIM's sigma for every var_type. Of a
-    learned variance it is that where v = 0.
-    """
-    return _wide_table(alphas_bar, timesteps, eta, var_type)[:, :3]
-
-
-def _wide_table(alphas_bar, timesteps, eta, var_type):
-    """`step_table` and log variances, float64 [S, 6] of (c0, cx, std, log sigma^2, a, b): log std^2 = a + b v.
-
-    The step to the image has no variance but that of its likelihood (paper eq. 13). There sigma, and with it a fixed
-    std, is that of the step before, as in pytorch-ddpm and the authors' code.
-    """
-    var_type = VAR_TYPES[known('var_type', var_type, VAR_TYPES)]
-    timesteps = torch.as_tensor(list(timesteps), device=alphas_bar.device)
-    ab_t = alphas_bar[timesteps]
-    ab_s = F.pad(ab_t[:-1], (1, 0), value=1.0)
-    beta = 1 - ab_t / ab_s
-    beta_t = (1 - alphas_bar / F.pad(alphas_bar[:-1], (1, 0), value=1.0))[timesteps]
-    sigma = eta * ((1 - ab_s) / (1 - ab_t) * beta).sqrt()
-    cx = ((1 - ab_s - sigma**2).clamp(min=0) / (1 - ab_t)).sqrt()
-    c0 = ab_s.sqrt() - ab_t.sqrt() * cx
-    sigma[0] = sigma[1] if len(sigma) > 1 else beta[0].sqrt()
-    std = var_type.std(beta, sigma, beta_t) if eta == 1 else sigma
-    b = var_type.slope(beta, sigma) if eta == 1 and var_type.slope else torch.zeros_like(beta)
-    a = torch.where((ab_s == 1) & (var_type.slope is None), sigma, std).log() * 2
-    return torch.stack([c0, cx, std * (ab_s < 1), 2 * sigma.log(), a, b], dim=1)
-
-
-def extract(v, t, x_shape):
-    """v[t], shaped [B, 1, 1, 1] to broadcast over x. v: float32 [T], t: int64 [B], x_shape: that of x [B, ...]."""
-    return v.gather(0, t).view(-1, *[1] * (len(x_shape) - 1))
+from process.solvers import VAR_TYPES, learns_variance, posterior_table, solver_steps
 
 
 def standard_normal(x):
@@ -218,13 +110,13 @@ class GaussianDiffusionTrainer(nn.Module):
         ):
             self.register_buffer(name, table.float(), persistent=False)
 
-    def draw(self, x_0):
-        """t, int64 [B], then eps ~ N(0, I), the shape of x_0: pytorch-ddpm's order of draws."""
-        B = x_0.shape[0]
-        t = self.t_sampler.draw((B + 1) // 2 if self.antithetic_t else B, x_0.device)
+    def draw(self, shape, device):
+        """Draw t, int64 [B], then eps ~ N(0, I), float32 of this shape [B, ...]: pytorch-ddpm's order of draws."""
+        B = shape[0]
+        t = self.t_sampler.draw((B + 1) // 2 if self.antithetic_t else B, device)
         if self.antithetic_t:
             t = torch.cat([t, self.T - 1 - t])[:B]
-        return t, standard_normal(x_0)
+        return t, torch.randn(shape, device=device)
 
     def snr(self, t, x_shape):
         """alphas_bar_t / (1 - alphas_bar_t), the signal-to-noise ratio of x_t, as `extract` shapes it."""
@@ -236,7 +128,7 @@ class GaussianDiffusionTrainer(nn.Module):
         x_0: [B, ...] in [-1, 1]. y: int64 labels [B] or None. t, eps: drawn by `draw` unless given.
         """
         if t is None:
-            t, eps = self.draw(x_0)
+            t, eps = self.draw(x_0.shape, x_0.device)
         x_t = extract(self.sqrt_alphas_bar, t, x_0.shape) * x_0
         x_t = x_t + extract(self.sqrt_one_minus_alphas_bar, t, x_0.shape) * eps
         target = self.parameterisation.target(x_0, eps, t)
@@ -248,8 +140,9 @@ class GaussianDiffusionSampler(nn.Module):
     """Algorithm 2 and its relatives: ancestral sampling (eta = 1), DDIM (eta = 0) and what lies between.
 
     model, var_type: as in `GaussianDiffusionTrainer`. steps: None for all T, an int for S of them spaced by `spacing`,
-    or the timesteps themselves. eta: in [0, 1]. clip_denoised: clip each x0_hat to [-1, 1] as the official code does,
-    in which an output that is the mean itself, xprev, stays as it is.
+    or the timesteps themselves. eta: in [0, 1]. order: a key of `SOLVERS`, how many x0_hats a step
+    is made of. clip_denoised: clip each x0_hat to [-1, 1] as the official code does, but not the output of xprev, which
+    is the mean itself.
     data_moments: mean and standard deviation of x_0, a tensor [2, ...], which `start` takes into account.
 
     Raises ValueError as `make_betas`, `Parameterisation` and `make_timesteps` do, and where eta is outside [0, 1].
@@ -269,6 +162,7 @@ class GaussianDiffusionSampler(nn.Module):
         steps=None,
         spacing='leading',
         eta=1.0,
+        order=1,
         clip_denoised=False,
         data_moments=None,
     ):
@@ -278,7 +172,7 @@ class GaussianDiffusionSampler(nn.Module):
         self.model = model
         self.T = T
         self.img_size = img_size
-        self.eta, self.var_type = eta, var_type
+        self.eta, self.var_type, self.order = eta, var_type, order
         self.clip_denoised = clip_denoised and mean_type != 'xprev'
         self.learns_variance = learns_variance(var_type)
         self.betas = make_betas(schedule, beta_1, beta_T, T)
@@ -287,7 +181,7 @@ class GaussianDiffusionSampler(nn.Module):
         self.timesteps = make_timesteps(T, steps, spacing)
         self.states = [0, *(t + 1 for t in self.timesteps)]  # the noisings left at each stop of a trajectory, ascending
         self.table = torch.full((T, 6), torch.nan, dtype=torch.float64)  # row t: c0, cx, std, log sigma^2, a, b
-        self.table[self.timesteps] = _wide_table(self.alphas_bar, self.timesteps, eta, var_type)
+        self.table[self.timesteps] = posterior_table(self.alphas_bar, self.timesteps, eta, var_type)
         self.register_buffer('columns', self.table.T.float().contiguous(), persistent=False)  # [6, T]
         self.register_buffer('data_moments', data_moments, persistent=False)
 
@@ -353,34 +247,41 @@ class GaussianDiffusionSampler(nn.Module):
         return mean, a + b * v if self.learns_variance else a
 
     def _chain(self, start, stop):
-        """Timesteps from state `start` down to state `stop`, ascending, and the rows of `_wide_table` of each step."""
+        """The timesteps from state `start` down to state `stop`, ascending, and the `Step` of each."""
         start = self.timesteps[-1] + 1 if start is None else start
         if not 0 <= stop < start <= self.T:
             raise ValueError(f'a trajectory needs 0 <= stop < start <= T = {self.T}, not start {start}, stop {stop}')
         chain = sorted({start - 1, *(t for t in self.timesteps if stop <= t < start)})
-        known = chain if stop == 0 else [stop - 1, *chain]
-        table = _wide_table(self.alphas_bar, known, self.eta, self.var_type)
-        return chain, table[-len(chain) :].tolist()
+        known = chain if stop == 0 else [stop - 1, *chain]  # the step to `stop` is not one to the image
+        return chain, solver_steps(self.alphas_bar, known, self.eta, self.var_type, self.order)[-len(chain) :]
 
     @torch.no_grad()
-    def trajectory(self, x_T, y=None, start=None, stop=0, noise=standard_normal):
+    def trajectory(self, x_T, y=None, start=None, stop=0, noise=standard_normal, project=None):
         """Walk p from x_T to x_0 (Algorithm 2), yielding (t, x_t, x0_hat) after each step.
 
         t is the number of noisings left in x_t: T - 1 to 0 where every step is taken. x0_hat is the prediction that led
         to x_t. With `start` and `stop` the walk goes from a state x_start (passed as x_T) to x_stop, so that
         trajectory(x_t, start=t) continues one that was left at t. x_T: [B, ...]. y: int64 [B] or None. noise: x -> z.
-        The last x_t is not clipped. Raises ValueError unless 0 <= stop < start <= T.
+        project: (t, x_t, x0_hat) -> x_t, called after each step to change the state, as inpainting does. The last x_t
+        is not clipped. Raises ValueError unless 0 <= stop < start <= T.
         """
         x_t = x_T
-        chain, table = self._chain(start, stop)
+        chain, steps = self._chain(start, stop)
+        x0_hats = deque(maxlen=len(steps[0].c))  # the newest first
         for i in reversed(range(len(chain))):
-            c0, cx, std, _, _, b = table[i]
+            cx, c, std, slope = steps[i]
             t = torch.full((1,), chain[i], device=x_t.device).expand(len(x_t))
             x0_hat, v = self.split(_apply(self.model, x_t, t, y), x_t, t)
-            x_t = c0 * x0_hat + cx * x_t
+            x0_hats.appendleft(x0_hat)
+            x_t = c[0] * x0_hat + cx * x_t
+            for c_j, m_j in list(zip(c, x0_hats, strict=False))[1:]:  # the first steps have fewer before them
+                x_t = x_t + c_j * m_j
             if std > 0:
-                x_t = x_t + (std * torch.exp(0.5 * b * v) if self.learns_variance else std) * noise(x_t)
-            yield (chain[i - 1] + 1 if i else stop), x_t, x0_hat
+                x_t = x_t + (std * torch.exp(0.5 * slope * v) if self.learns_variance else std) * noise(x_t)
+            left = chain[i - 1] + 1 if i else stop
+            if project:
+                x_t = project(left, x_t, x0_hat)
+            yield left, x_t, x0_hat
 
     @torch.no_grad()
     def diffuse(self, x_0, start=0, stop=None, noise=standard_normal):

@@ -1,16 +1,17 @@
 """Pictures of a diffusion of images: the way from noise and to it, what guidance does, what lies between two images."""
 
 import os
-from types import SimpleNamespace
 
 import torch
 
-import sample
-from draw import picture
+from draw import picture, walk
 from draw.inference import Inference
-from run import build, progress
+from draw.noise import Noise
+from run import build, hardware, inputs, labels, progress
+from run.config import replace
 from run.errors import UsageError
 from run.events import note
+from run.restore import run_folder
 
 WEIGHTS = (0, 1, 2, 5, 10)  # of guidance
 SAMPLES = 4  # at most, in a figure of samples or real images
@@ -19,27 +20,27 @@ SAMPLES = 4  # at most, in a figure of samples or real images
 def figure(config, net, step, interrupted=lambda: False):
     """Draw --figure of a checkpoint to <kind>.png in --out, by default figures/ beside it, and to TensorBoard.
 
-    config, net, step: of `sample.restore`. Raises UsageError for a figure that this network or these flags cannot give,
+    config, net, step: of `restore`. Raises UsageError for a figure that this network or these flags cannot give,
     DataError where it needs images of the data set and they cannot be read.
     """
-    if build.of_points(config):
+    if build.is_points(config):
         raise UsageError(f'--figure={config.figure} is of images: of points, --sample draws figure.png')
     drawn = FIGURES[config.figure](config, net, interrupted)
     if interrupted():
         return
-    out = config.out or os.path.join(sample.folder(config), 'figures')
+    out = config.out or os.path.join(run_folder(config), 'figures')
     os.makedirs(out, exist_ok=True)
     path = os.path.join(out, f'{config.figure}.png')
-    sample.save(path, drawn)
-    note(sample.folder(config), step, images={f'figure/{config.figure}': drawn})
+    picture.save(path, drawn)
+    note(run_folder(config), step, images={f'figure/{config.figure}': drawn})
     print(f'{config.figure} in {path}')
 
 
 def progressive(config, net, interrupted):
     """x_t, and below it the x0_hat predicted from it, at ten times of Algorithm 2 (paper figure 6)."""
-    film = sample.Film(build.sampler(config, None))
+    film = walk.Snapshots(build.sampler(config, None))
     n = min(config.num_images or SAMPLES, SAMPLES)
-    for _ in sample.draw(config, net, list(range(n)), interrupted, film):
+    for _ in walk.draw(config, net, list(range(n)), interrupted, film):
         pass
     if interrupted():
         return None
@@ -51,26 +52,26 @@ def progressive(config, net, interrupted):
 def forward(config, net, interrupted):
     """x_t of real images at ten times of the forward process q (paper eq. 2)."""
     sampler = build.sampler(config, None)
-    film = sample.Film(sampler)
-    x_0 = build.some(config, build.dataset(config), min(config.num_images or SAMPLES, SAMPLES))
-    sample.diffuse(config, sampler, x_0, observe=film)
+    film = walk.Snapshots(sampler)
+    x_0 = inputs.sample_items(config, inputs.dataset(config), min(config.num_images or SAMPLES, SAMPLES))
+    walk.diffuse(config, sampler, x_0, observe=film)
     rows = torch.stack([x_t for (x_t,) in film.frames.values()], dim=1)  # [n, times, C, H, W]
     return picture.table(rows, [f'$t = {t}$' for t in film.frames], ['$x_t$'] * len(rows), group=1)
 
 
 def guidance(config, net, interrupted):
     """Each label, by row, at the guidance weights, by column, from one noise throughout (Ho and Salimans 2022)."""
-    chosen = build.chosen_labels(config)
+    chosen = labels.chosen(config)
     if chosen is None:
         raise UsageError('--figure=guidance needs a checkpoint trained with --cond')
-    net = Inference(net, build.precision(config))
+    net = Inference(net, hardware.precision(config))
     n, columns = len(chosen), []
     for w in progress.bar(WEIGHTS, 'guidance', unit='weight'):
-        guided = SimpleNamespace(**{**vars(config), 'guidance': w})
-        columns.append(_denoise(guided, net, [0] * n, interrupted, y=build.labels(config, range(n))))
+        guided = replace(config, guidance=w)
+        columns.append(_denoise(guided, net, [0] * n, interrupted, y=labels.of_indices(config, range(n))))
         if interrupted():
             return None
-    names = [name.replace('$', r'\$') for name in build.label_names(config)]  # which are no mathtext
+    names = [name.replace('$', r'\$') for name in labels.names(config)]  # which are no mathtext
     return picture.table(torch.stack(columns, dim=1), [f'$w = {w}$' for w in WEIGHTS], [names[y] for y in chosen])
 
 
@@ -79,15 +80,15 @@ def interpolate(config, net, interrupted):
 
     The noise of a and b, and that of the steps back, is the same for every lambda. Labels are left out.
     """
-    net = Inference(net, build.precision(config))
+    net = Inference(net, hardware.precision(config))
     sampler = build.sampler(config, net)
     t = config.figure_t or sampler.T // 2
     if t > sampler.T:
         raise UsageError(f'--figure_t={t}: the checkpoint has T = {sampler.T} steps')
-    data = build.dataset(config)
-    build.check_channels(config, data)
-    pairs = build.some(config, data, 2 * SAMPLES).chunk(2)
-    x_t = sample.diffuse(config, sampler, torch.cat(pairs), stop=t).chunk(2)
+    data = inputs.dataset(config)
+    inputs.check_channels(config, data)
+    pairs = inputs.sample_items(config, data, 2 * SAMPLES).chunk(2)
+    x_t = walk.diffuse(config, sampler, torch.cat(pairs), stop=t).chunk(2)
     quadruples, rows = list(zip(*pairs, *x_t, strict=True)), []
     for i, (a, b, a_t, b_t) in enumerate(progress.bar(quadruples, 'interpolating', unit='pair')):
         mixed = torch.stack([torch.lerp(a_t, b_t, tenths / 10) for tenths in range(11)])
@@ -101,12 +102,10 @@ def interpolate(config, net, interrupted):
 
 def _denoise(config, net, indices, interrupted, x=None, y=None, start=None):
     """x_0 from the state x, by default x_T, with the noise of the images of `indices`, which may repeat."""
-    device = build.device(config)
-    noise = sample.Noise(config.seed, indices, build.shape(config), device)
+    device = hardware.device(config)
+    noise = Noise(config.seed, indices, build.shape(config), device)
     sampler = build.sampler(config, net).to(device)
-    return sample.denoise(
-        config, sampler, sampler.start(noise()) if x is None else x, y, noise, interrupted, start=start
-    )
+    return walk.denoise(config, sampler, sampler.start(noise()) if x is None else x, y, noise, interrupted, start=start)
 
 
 FIGURES = {'progressive': progressive, 'forward': forward, 'guidance': guidance, 'interpolate': interpolate}

@@ -8,19 +8,20 @@ import json
 import logging
 import os
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 
-import sample
 import score
-from diffusion import extract
-from draw import picture
+from draw import picture, walk
 from draw.inference import Inference
+from draw.noise import Noise, derive_seed
 from process.bound import prior_term, variational_term
-from run import build, distributed, progress
+from process.parameterisations import extract
+from run import build, compiling, distributed, files, hardware, inputs, progress
+from run.config import recorded_keys, replace
 from run.errors import UsageError, usage
+from run.restore import run_folder
 
 GOLDEN = (5**0.5 - 1) / 2  # whose multiples, modulo 1, are spread evenly however many there are
 
@@ -32,16 +33,16 @@ def nll(config, net, step=None, interrupted=lambda: False):
     timestep its mean term and the mean squared error of x0_hat, clipped as an image is; for each image, in order, L_T
     and the total. Returns the record, or None once interrupted.
 
-    config, net, step: of `sample.restore`. The chain is that of the flags at eta = 1, all T steps unless --sample_steps
+    config, net, step: of `restore`. The chain is that of the flags at eta = 1, all T steps unless --sample_steps
     says otherwise. Each rank takes a share of the images; rank 0 has the record.
 
     Raises UsageError for points and as `chances`, DataError where there are no images for the network.
     """
-    if build.of_points(config):
+    if build.is_points(config):
         raise UsageError('--nll is of 8-bit images: points are scored by --eval')
     begin = time.monotonic()
-    config = SimpleNamespace(**{**vars(config), 'eta': 1.0, 'split': config.split or 'test'})
-    device = build.device(config)
+    config = replace(config, eta=1.0, split=config.split or 'test')
+    device = hardware.device(config)
     # As scores are: in float32 unless bf16 is asked for.
     model = Inference(net, torch.bfloat16 if config.precision == 'bf16' else torch.float32)
     sampler = build.sampler(config, model).to(device)
@@ -49,13 +50,13 @@ def nll(config, net, step=None, interrupted=lambda: False):
     with usage():
         p = chances(sampler.alphas_bar[sampler.timesteps], steps)
     with distributed.first_here():  # to download
-        data = build.dataset(config, config.split)
-    build.check_channels(config, data)
-    build.check_classes(config, data)
-    size = config.sample_batch_size or sample.batch_that_fits(config, sampler)
+        data = inputs.dataset(config, config.split)
+    inputs.check_channels(config, data)
+    inputs.check_classes(config, data)
+    size = config.sample_batch_size or walk.batch_that_fits(config, sampler)
     share = range(len(data))[distributed.share(len(data))]
-    if build.compiles(config, len(share) * steps):
-        logging.info(build.COMPILING)
+    if compiling.compiles(config, len(share) * steps):
+        logging.info(compiling.COMPILING)
         model.compile()
     total, what = -(-len(share) // size) * steps, f'{len(data)} images of {config.split}'
     with progress.bar(total=total, desc=what, unit='step') as bar:
@@ -72,28 +73,29 @@ def nll(config, net, step=None, interrupted=lambda: False):
     if distributed.rank():
         return None
     result, arrays = bound.result()
-    sampling = {key: getattr(config, key) for key in (*build.SAMPLER_KEYS, *build.LABEL_KEYS, 'T', 'seed', 'split')}
+    sampling = {key: getattr(config, key) for key in (*recorded_keys(), 'T', 'seed', 'split')}
     made = {'n': len(data), 'nll_steps': steps, 'precision': str(model.dtype), 'seconds': time.monotonic() - begin}
     record = {'step': step, 'weights': config.weights, **result, **sampling, **made}
-    folder = sample.folder(config)
+    folder = run_folder(config)
     with open(os.path.join(folder, 'nll.txt'), 'a') as file:
         file.write(json.dumps(record) + '\n')
     t = np.array(sampler.timesteps)
-    np.savez(os.path.join(folder, 'nll.npz'), t=t, **{name: values.numpy() for name, values in arrays.items()})
+    with files.replacing(os.path.join(folder, 'nll.npz')) as temporary, open(temporary, 'wb') as file:
+        np.savez(file, t=t, **{name: values.numpy() for name, values in arrays.items()})
     name = os.path.basename(os.path.abspath(config.dataset)).replace('$', r'\$')  # a folder's, which is no mathtext
     scored = f'{len(data)} images of {name} ({config.split})'
-    sample.save(os.path.join(folder, 'nll.png'), draw(t, result['L_T'], arrays['terms'], arrays['x0_mse'], scored))
+    picture.save(os.path.join(folder, 'nll.png'), draw(t, result['L_T'], arrays['terms'], arrays['x0_mse'], scored))
     _report(config, record, len(t))
     return record
 
 
 def _batches(config, data, size, share):
     start = share.start
-    for x, y in build.in_order(config, data, size, slice(share.start, share.stop)):
+    for x, y in inputs.in_order(config, data, size, slice(share.start, share.stop)):
         indices = torch.arange(start, start + len(x))
         start += len(x)
-        y = y.to(build.device(config)) if config.num_classes else None
-        yield indices, data.prepare(x.to(build.device(config))), y
+        y = y.to(hardware.device(config)) if config.num_classes else None
+        yield indices, data.prepare(x.to(hardware.device(config))), y
 
 
 def _report(config, record, terms):
@@ -200,7 +202,7 @@ def chances(alphas_bar, steps):
 
 def asked(p, indices, seed):
     """Rows [B, S] of the S terms that each image is asked: row r with probability p[r] (systematic sampling)."""
-    u = (build.derive_seed('nll', seed) / 2**63 + GOLDEN * indices.double()) % 1
+    u = (derive_seed('nll', seed) / 2**63 + GOLDEN * indices.double()) % 1
     teeth = u[:, None] + torch.arange(round(p.sum().item()))
     return torch.searchsorted(p.cumsum(0), teeth, right=True).clamp(max=len(p) - 1)
 
@@ -217,7 +219,7 @@ def estimate(sampler, batches, n, p, seed, advance=lambda: True):
     alpha, sigma = (x.sqrt().float().to(device) for x in (sampler.alphas_bar, 1 - sampler.alphas_bar))
     bound = Bound(len(timesteps), n)
     for indices, x_0, y in batches:
-        noise = sample.Noise(build.derive_seed('nll', seed), indices.tolist(), x_0.shape[1:], device)
+        noise = Noise(derive_seed('nll', seed), indices.tolist(), x_0.shape[1:], device)
         rows = asked(p, indices, seed)
         found = []
         for t in timesteps[rows].to(device).unbind(1):

@@ -14,33 +14,35 @@ import math
 import os
 import shlex
 import time
-from types import SimpleNamespace
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-import evaluate
-import sample
 from dataset import loader
-from run import build, checkpoint, distributed
+from draw import picture, walk
+from draw.inference import Inference
+from draw.noise import Noise, derive_seed
+from run import build, checkpoint, checks, compiling, distributed, files, hardware, inputs, labels
+from run.config import disagreements, replace
 from run.errors import memory
 from run.events import Log, Silence
 
 
-def train(config, flagfile='', interrupted=lambda: False):
+def train(config, flagfile='', interrupted=lambda: False, evaluate=None):
     """Train to --total_steps in --logdir, from its checkpoint if there is one; once `interrupted()`, save and return.
 
-    config: the value of every flag. flagfile: text written to logdir/flagfile.txt.
+    config: the value of every flag. flagfile: text written to logdir/flagfile.txt. evaluate: what --eval_step calls
+    with (config, net, step, interrupted), `evaluate.evaluate`.
 
     Raises UsageError, DataError, CheckpointError or OSError where the run cannot start or go on, and FloatingPointError
     where a loss or gradient is not finite; no update with it was made and none is saved.
     """
     with distributed.first_here():  # to download
-        data = build.dataset(config)
-    config = build.fit(config, data)
+        data = inputs.dataset(config)
+    config = inputs.fit(config, data)
     loader.check_batch_size(data, config.batch_size)
-    build.check(config, training=True)
+    checks.check(config, training=True)
     with contextlib.nullcontext() if distributed.rank() else checkpoint.exclusive(config.logdir):
         os.makedirs(os.path.join(config.logdir, 'sample'), exist_ok=True)
         run = Run(config)
@@ -52,10 +54,10 @@ def train(config, flagfile='', interrupted=lambda: False):
                 f'{run.path} is not the same on every rank: --logdir must be one they share'
             )
         if config.num_classes:
-            build.go_on_with_classes(config, data)
+            inputs.go_on_with_classes(config, data)
         write_flagfile(config, flagfile)
         begun = run.step
-        loop(run, data, flagfile, interrupted)
+        loop(run, data, flagfile, interrupted, evaluate)
         if not distributed.rank() and (interrupted() or run.step > begun):
             print(_ending(run, interrupted()))
 
@@ -72,10 +74,10 @@ def _ending(run, interrupted):
 def begin(config, net, ema, flagfile=''):
     """A run at step 0 in --logdir, of state dicts of a network and its average, which may lack what is not trained.
 
-    Raises FileExistsError where --logdir holds a run, ValueError as `build.check`, CheckpointError where the weights
+    Raises FileExistsError where --logdir holds a run, ValueError as `checks.check`, CheckpointError where the weights
     are not of the config's network or the checkpoint cannot be written, OSError.
     """
-    build.check(config, training=True)
+    checks.check(config, training=True)
     run = Run(config, trains=False)
     for module, weights in ((run.net, net), (run.ema, ema)):
         fixed = {key: value for key, value in module.named_parameters() if not value.requires_grad}
@@ -92,27 +94,26 @@ def write_flagfile(config, text):
     """Write logdir/flagfile.txt, on rank 0."""
     if distributed.rank():
         return
-    with open(os.path.join(config.logdir, 'flagfile.txt'), 'w') as file:
-        file.write(text)
+    files.write_text(os.path.join(config.logdir, 'flagfile.txt'), text)
 
 
-def loop(run, data, flagfile='', interrupted=lambda: False):
+def loop(run, data, flagfile='', interrupted=lambda: False, evaluate=None):
     """Steps from `run.step` to --total_steps, in pytorch-ddpm's order but for saving before sampling."""
     config = run.config
     if run.step >= config.total_steps:
         logging.info('%s is at step %d of %d: raise --total_steps to go on', run.path, run.step, config.total_steps)
         return
-    stream = build.batches(config, data, run.step)
+    stream = inputs.batches(config, data, run.step)
     agree, due = distributed.Consensus(), Alarm(config.save_minutes)
     with Silence() if distributed.rank() else Log(run, flagfile) as log:
         while run.step < config.total_steps:
             stop, save = agree(interrupted(), due())
             if stop:
                 break
-            torch.manual_seed(build.derive_seed('step', config.seed, 0, run.step))
+            torch.manual_seed(derive_seed('step', config.seed, 0, run.step))
             x_0, y = next(stream)
             if run.step == 0:
-                log.image('real_sample', x_0[: config.sample_size])
+                show(log, 'real_sample', x_0[: config.sample_size])
             lr = run.optim.param_groups[0]['lr']
             log.add(*run.update(x_0, y if config.num_classes else None), lr)
             if save or run.is_at(config.save_step) or run.is_at(config.keep_every):
@@ -124,19 +125,29 @@ def loop(run, data, flagfile='', interrupted=lambda: False):
                 with memory('lower --sample_size'):
                     drawn = run.preview(interrupted)
                 if drawn is not None:
-                    log.image('sample', drawn, os.path.join(config.logdir, 'sample', f'{run.step}.png'))
+                    show(log, 'sample', drawn, os.path.join(config.logdir, 'sample', f'{run.step}.png'))
                 log.restart_clock()
             if run.is_at(config.eval_step):
                 log.flush()
-                averaged = SimpleNamespace(**{**vars(config), 'weights': 'ema', 'ckpt': ''})
+                averaged = replace(config, weights='ema', ckpt='')
                 with memory('lower --sample_batch_size'):
-                    record = evaluate.evaluate(averaged, run.ema, run.step, interrupted)
+                    record = evaluate(averaged, run.ema, run.step, interrupted)
                 if record:
                     log.scores(record)
                 log.restart_clock()
         log.flush()
     if run.saved != run.step:
         run.save()
+
+
+def show(log, name, x, path=None):
+    """A picture of a batch to TensorBoard and, given a path, to a file, on rank 0."""
+    if distributed.rank():
+        return
+    drawn = picture.of(x)
+    if path:
+        picture.save(path, drawn)
+    log.image(name, drawn)
 
 
 def lr_factor(config, step):
@@ -192,9 +203,9 @@ class Run:
         """trains: whether steps will be taken, for which it may pay to compile."""
         self.config = config
         self.path = os.path.join(config.logdir, 'ckpt.pt')
-        self.device = build.device(config)
-        self.autocast = build.autocast(config)
-        torch.manual_seed(build.derive_seed('init', config.seed))
+        self.device = hardware.device(config)
+        self.autocast = hardware.autocast(config)
+        torch.manual_seed(derive_seed('init', config.seed))
         self.net = build.network(config).to(self.device)
         if self.device.type == 'cuda':
             self.net.to(memory_format=torch.channels_last)  # on a CPU it slows the way back through GroupNorm
@@ -202,7 +213,7 @@ class Run:
         self.trainer = build.trainer(config, self.net).to(self.device)
         self.loss = MeanLoss(self.trainer)
         images = config.total_steps * config.batch_size / distributed.world()
-        self.compiled = trains and build.compiles(config, images, backward=True)
+        self.compiled = trains and compiling.compiles(config, images, backward=True)
         if self.compiled:
             self.loss.compile()
         self.loss = distributed.parallel(self.loss, accumulates=config.grad_accum > 1)
@@ -221,10 +232,10 @@ class Run:
         """Say what trains, on what, and where that is to be seen."""
         millions = sum(p.numel() for p in self.trained) / 1e6
         compiled = ', compiled' if self.compiled else ''
-        logging.info('%.2f M parameters on %s%s', millions, build.hardware(self.config), compiled)
+        logging.info('%.2f M parameters on %s%s', millions, hardware.describe(self.config), compiled)
         logging.info('the run is in %s: tensorboard --logdir=%s', *2 * [shlex.quote(self.config.logdir)])
         if self.compiled:
-            logging.info(build.COMPILING)
+            logging.info(compiling.COMPILING)
 
     def is_at(self, every):
         """Whether this step is one of every so many; 0 for none."""
@@ -239,13 +250,13 @@ class Run:
         """
         config, share = self.config, distributed.share(self.config.batch_size)
         self.optim.zero_grad()
-        t, eps = self.trainer.draw(x_0.new_empty(config.batch_size, *x_0.shape[1:]))
+        t, eps = self.trainer.draw((config.batch_size, *x_0.shape[1:]), self.device)
         batch = {'x_0': x_0, 't': t[share], 'eps': eps[share]}
         if y is not None:
             dropped = torch.rand(config.batch_size, device=y.device)[share] < p_uncond(config, self.step)
             batch['y'] = torch.where(dropped, config.num_classes, y)
         if distributed.rank():  # masks of dropout of its own
-            torch.manual_seed(build.derive_seed('dropout', config.seed, distributed.rank(), self.step))
+            torch.manual_seed(derive_seed('dropout', config.seed, distributed.rank(), self.step))
         loss = torch.zeros((), device=self.device)
         parts = list(zip(*(value.chunk(config.grad_accum) for value in batch.values()), strict=True))
         for part in parts:
@@ -272,13 +283,13 @@ class Run:
         """x_0 [sample_size, ...] of the EMA network from the fixed x_T, a share a rank; None once interrupted."""
         n = len(self.x_T)
         share = distributed.share(n)
-        seed, indices = build.derive_seed('preview', self.config.seed), range(n)[share]
+        seed, indices = derive_seed('preview', self.config.seed), range(n)[share]
         x_0 = self.x_T[share]
         if indices:
-            noise = sample.Noise(seed, indices, self.x_T.shape[1:], self.device)
-            sampler = build.sampler(self.config, self.ema).to(self.device)
-            y = build.labels(self.config, indices)
-            x_0 = sample.denoise(self.config, sampler, sampler.start(x_0), y, noise, interrupted)
+            noise = Noise(seed, indices, self.x_T.shape[1:], self.device)
+            sampler = build.sampler(self.config, Inference(self.ema, hardware.precision(self.config))).to(self.device)
+            y = labels.of_indices(self.config, indices)
+            x_0 = walk.denoise(self.config, sampler, sampler.start(x_0), y, noise, interrupted)
         return None if distributed.any_rank(x_0 is None) else distributed.whole(x_0, share, n)
 
     def save(self):
@@ -328,7 +339,7 @@ class Run:
 
     def _restore(self, state):
         stored = state.get('config', {})
-        if wrong := build.disagreements(self.config, stored):
+        if wrong := disagreements(self.config, stored):
             raise checkpoint.CheckpointError(
                 f'{self.path} cannot go on with {", ".join(wrong)}: choose another --logdir'
             )

@@ -16,7 +16,7 @@ import torch
 import main as flags
 from bench.tasks import TASKS, precisions
 from bench.timing import interleaved, peak_rate
-from run import build
+from run import compiling, hardware
 
 REPEATS, SECONDS = 5, 30  # by default: rounds that count, and how long a task goes on beginning them
 
@@ -79,10 +79,10 @@ def main():
     options = parse()
     flags.parse_flags(['bench', f'--flagfile={options.flagfile}', '--logdir=', '--sample_size=1'])
     config, _ = flags.configuration()
-    device = build.device(config)
+    device = hardware.device(config)
     best = precisions(config)[-1]
     ceiling = peak_rate(device, torch.bfloat16 if best == 'bf16' else torch.float32)
-    per_image = {'sample': build.flops(config), 'train': 3 * build.flops(config)}
+    per_image = {'sample': compiling.flops(config), 'train': 3 * compiling.flops(config)}
     about = {
         'machine': machine(),
         'torch': torch.__version__,

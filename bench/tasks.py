@@ -1,7 +1,6 @@
 """The work that is timed: each task gives {candidate: function}, the first the one that ratios are to."""
 
 import copy
-from types import SimpleNamespace
 
 import numpy as np
 import scipy.linalg
@@ -11,7 +10,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 import train
 from bench.rivals import Diffusers, Reference
 from draw.inference import Inference
-from run import build
+from run import build, hardware
+from run.config import replace
 from score import calculate_frechet_distance
 from score.features import assemble
 from score.inception import FEATURE_DIM, NUM_CLASSES, pytorch_input
@@ -23,20 +23,20 @@ GPU_OPTIONS = {'CUDA graphs': {'triton.cudagraphs': True}, 'max-autotune': {'max
 
 
 def _variants(config, **flags):
-    return SimpleNamespace(**{**vars(config), **flags})
+    return replace(config, **flags)
 
 
 def _rivals(config, options):
     rivals = {}
     if options.reference:
-        rivals['pytorch-ddpm'] = Reference(options.reference, config, build.device(config))
-    rivals['diffusers'] = Diffusers(config, build.device(config))
+        rivals['pytorch-ddpm'] = Reference(options.reference, config, hardware.device(config))
+    rivals['diffusers'] = Diffusers(config, hardware.device(config))
     return rivals
 
 
 def precisions(config):
     """The precisions that the device computes in; one that it emulates tells nothing, and takes an hour to do so."""
-    native = build.precision(_variants(config, precision='auto')) == torch.bfloat16
+    native = hardware.precision(_variants(config, precision='auto')) == torch.bfloat16
     return ['fp32', 'bf16'] if native else ['fp32']
 
 
@@ -46,14 +46,14 @@ def _ours(config, options):
     if options.compile:
         best = precisions(config)[-1]
         kinds[f'ours, {best} compiled'] = best, {}
-        if build.device(config).type == 'cuda':
+        if hardware.device(config).type == 'cuda':
             kinds |= {f'ours, {best} {name}': (best, wanted) for name, wanted in GPU_OPTIONS.items()}
     return kinds
 
 
 def training(config, options):
     """One training step: forward, backward, clipping, Adam, EMA, of a batch that is on the device."""
-    x_0 = torch.randn(options.batch_size, 3, config.img_size, config.img_size, device=build.device(config))
+    x_0 = torch.randn(options.batch_size, 3, config.img_size, config.img_size, device=hardware.device(config))
     steps = {name: lambda rival=rival: rival.train_step(x_0) for name, rival in _rivals(config, options).items()}
     for name, (precision, wanted) in _ours(config, options).items():
         run = train.Run(_variants(config, precision=precision, compile='off', batch_size=options.batch_size))
@@ -65,14 +65,14 @@ def training(config, options):
 
 def sampling(config, options, steps=STEPS):
     """One step of ancestral sampling, noise included, of a batch."""
-    device = build.device(config)
+    device = hardware.device(config)
     config = _variants(config, sample_steps=steps)
     x_T = torch.randn(options.batch_size, 3, config.img_size, config.img_size, device=device)
     walks = {name: lambda rival=rival: rival.sample(x_T, steps) for name, rival in _rivals(config, options).items()}
     net = build.network(config).to(device).eval()
     kinds = _ours(config, options) | ({'ours, fp32 compiled': ('fp32', {})} if options.compile else {})
     for name, (precision, wanted) in kinds.items():
-        model = Inference(net, build.precision(_variants(config, precision=precision)))
+        model = Inference(net, hardware.precision(_variants(config, precision=precision)))
         if wanted is not None:
             model.compile(**wanted)
         sampler = build.sampler(config, model).to(device)
@@ -87,7 +87,7 @@ def ema(config, options):
     averages = {'pytorch-ddpm': rival.average} if rival else {}
     diffusers = rivals['diffusers']
     averages['diffusers'] = lambda: diffusers.ema.step(diffusers.net.parameters())
-    net = build.network(config).to(build.device(config))
+    net = build.network(config).to(hardware.device(config))
     trained = [p for p in net.parameters() if p.requires_grad]
     averaged = [p for p in copy.deepcopy(net).parameters() if p.requires_grad]
     average = get_ema_multi_avg_fn(config.ema_decay)
@@ -97,7 +97,7 @@ def ema(config, options):
 
 def optimizer(config, options):
     """Adam's step on gradients that are there: torch's default, and the fused kernel we use."""
-    net = build.network(config).to(build.device(config))
+    net = build.network(config).to(hardware.device(config))
     steps = {}
     for name, how in {'torch default': {}, 'ours, fused': {'fused': True}}.items():
         params = [p for p in copy.deepcopy(net).parameters() if p.requires_grad]
@@ -133,7 +133,7 @@ def inception(config, options):
     about = {'name': 'inception', 'weights_hash': '', 'protocol': 'pytorch', 'prepare': pytorch_input}
     nets = {
         precision: assemble(
-            FIDInception().eval(), precision, build.device(config), dim=FEATURE_DIM, num_classes=NUM_CLASSES, **about
+            FIDInception().eval(), precision, hardware.device(config), dim=FEATURE_DIM, num_classes=NUM_CLASSES, **about
         )
         for precision in precisions(config)
     }

@@ -6,6 +6,8 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from run import files
+
 TILE = 64  # pixels that an image has at least, about
 GAP = 3  # white pixels around each image of a grid
 APART, MARGIN = 12, 6  # pixels of white between the groups of a table, and around it
@@ -20,6 +22,12 @@ def of(x, tile=TILE):
 def to_uint8(x):
     """[-1, 1] -> 0..255, rounded to the nearest as torchvision's save_image does."""
     return ((x + 1) * 127.5 + 0.5).clamp(0, 255).to(torch.uint8)
+
+
+def save(path, image):
+    """Write a PIL image as PNG, whole or not at all."""
+    with files.replacing(path) as temporary:
+        image.save(temporary, format='PNG')
 
 
 def grid(images, columns=None, tile=TILE):

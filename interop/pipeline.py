@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from diffusion import learns_variance
 from interop import formats
 from interop.formats import DIFFUSERS, TIME_DENSE, TIME_TABLE
 from model import ARCHS
 from process.schedules import SCHEDULES, SPACINGS, known, make_betas, make_timesteps
+from process.solvers import learns_variance
 from run.checkpoint import CheckpointError
 from run.errors import usage
 

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 from safetensors.torch import save_file
 
-import sample
 from diffusion import GaussianDiffusionSampler
 from interop import formats, pipeline
-from run import build, progress
+from run import build, files, progress
 from run.checkpoint import CheckpointError, blamed, load_weights
+from run.restore import run_folder
 
 
 class Source(NamedTuple):
@@ -163,16 +163,16 @@ def _fetch(url, part):
 def export(config, net, step):
     """Write --export to --out, by default beside the checkpoint, whole or not at all; returns where it is.
 
-    config, net, step: of `sample.restore`.
+    config, net, step: of `restore`.
 
     Raises UsageError where the format cannot represent the model, FileExistsError where there is something at --out.
     """
     write, name = EXPORTS[config.export]
-    out = (config.out or os.path.join(sample.folder(config), name)).rstrip(os.sep) or os.sep
+    out = (config.out or os.path.join(run_folder(config), name)).rstrip(os.sep) or os.sep
     if os.path.exists(out) and not (os.path.isdir(out) and not os.listdir(out)):
         raise FileExistsError(f'{out} is there already: choose another --out or remove it')
     os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
-    with sample.replacing(out) as temporary:
+    with files.replacing(out) as temporary:
         write(temporary, config, net, step)
         if os.path.isdir(out):
             os.rmdir(out)
@@ -228,7 +228,7 @@ From the same noise it draws what `python main.py` draws with the flags in its c
 
 def model_card(config, net, step):
     """The README.md of an exported model: what it is, how to load it, how it scored and how it was trained."""
-    folder = sample.folder(config)
+    folder = run_folder(config)
     weights = {'ema': 'averaged weights', 'net': 'last weights'}[config.weights]
     said = {
         **vars(config),

@@ -1,23 +1,16 @@
 """Checkpoints that survive: written atomically, verified when read, with the one before kept as `ckpt.prev.pt`."""
 
 import contextlib
-import errno
 import logging
 import os
 import pickle
 import re
-import shutil
-import time
 import zipfile
 
 import torch
 from filelock import FileLock, Timeout
 
-# What a file system says that has no locks, or no fsync of a folder.
-UNSUPPORTED = [
-    code for code, name in errno.errorcode.items() if name in ('ENOSYS', 'ENOLCK', 'EOPNOTSUPP', 'ENOTSUP', 'EINVAL')
-]
-PATIENCE = 5.0 if os.name == 'nt' else 0.0  # seconds; Windows replaces no file that another process has open
+from run import files
 
 
 class CheckpointError(Exception):
@@ -41,58 +34,19 @@ def save(path, state, kept=None):
 
     Raises CheckpointError, with what was there untouched, where the disk is full or the folder cannot be written.
     """
-    temporary = f'{path}.tmp'
-    try:
-        with open(temporary, 'wb') as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
+
+    def rotate(temporary):
         if kept:
-            _link(temporary, kept)
+            files.link(temporary, kept)
         if os.path.exists(path):
-            _replace(path, previous(path))
-        _replace(temporary, path)
-        _sync_folder(path)
+            files.replace(path, previous(path))
+
+    try:
+        with files.replacing(path, durable=True, first=rotate) as temporary, open(temporary, 'wb') as file:
+            torch.save(state, file)
     except (OSError, RuntimeError) as error:  # torch's writer turns some I/O errors into RuntimeError
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
         reason = _root_cause(error)
         raise CheckpointError(f'cannot write {path}: {reason}; the checkpoint before it is kept') from error
-
-
-def _link(path, other):
-    temporary = f'{other}.tmp'
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(temporary)
-    try:
-        os.link(path, temporary)
-    except OSError:  # of a file system without links
-        shutil.copyfile(path, temporary)
-    _replace(temporary, other)
-
-
-def _replace(source, target):
-    deadline = time.monotonic() + PATIENCE  # be it a run that samples, or a virus scanner
-    while True:
-        try:
-            return os.replace(source, target)
-        except PermissionError:
-            if time.monotonic() >= deadline:
-                raise
-            time.sleep(0.1)
-
-
-def _sync_folder(path):
-    if not hasattr(os, 'O_DIRECTORY'):  # Windows opens no folder
-        return
-    folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    except OSError as error:
-        if error.errno not in UNSUPPORTED:
-            raise
-    finally:
-        os.close(folder)
 
 
 def _root_cause(error):
@@ -144,7 +98,7 @@ def load(path, map_location='cpu', repair=False):
             raise CheckpointError(f'{error}; {second}') from second
         logging.warning('%s: using %s instead', error, fallback)
         if repair and os.path.exists(path):
-            os.replace(path, '.bad'.join(os.path.splitext(path)))
+            files.replace(path, '.bad'.join(os.path.splitext(path)))
         return state
 
 
@@ -254,6 +208,6 @@ def _acquire(lock, logdir):
     try:
         lock.acquire()
     except OSError as error:
-        if error.errno not in UNSUPPORTED:
+        if error.errno not in files.UNSUPPORTED:
             raise
         logging.warning('%s has no locks (%s): see to it that one training alone uses it', logdir, error.strerror)

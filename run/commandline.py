@@ -9,6 +9,8 @@ from itertools import islice
 
 from absl import flags
 
+from run.config import GROUPS
+
 # What other programs call our flags.
 MEANT = {
     'batchsize': 'batch_size', 'bs': 'batch_size', 'cfg_scale': 'guidance', 'guidance_scale': 'guidance',
@@ -84,21 +86,47 @@ def explain(error, known, origins):
     return f'there is no flag --{name}{of_file}: ' + (f'is it {" or ".join(near)}?' if near else '--help lists all')
 
 
-def help_text(doc, sections):
-    """Every flag with its default, and what it is for. doc: text above them. sections: {heading: absl's flags}."""
+def written(flag, value):
+    """One absl flag of another value, as a flagfile has it."""
+    return flag._serialize(value)  # serialize() writes the value that it has
+
+
+def sections(argv):
+    """The groups of flags in the order of --help: what to do, the groups of the verbs in argv, the others."""
+    verbs = {_name(word) for word in argv[1:] if word.startswith('-')}
+    first, *others = GROUPS
+    return [first, *sorted(others, key=lambda group: not verbs.intersection(group.verbs))]
+
+
+def help_text(doc, groups, flags):
+    """Every flag with its default, and what it is for. doc: text above them. flags: {name: absl's flag}."""
     width = max(60, min(120, shutil.get_terminal_size().columns))
     lines = [doc.strip()]
-    for heading, members in sections.items():
-        lines += ['', f'{heading}:']
-        for flag in members:
-            choices = getattr(flag.parser, 'enum_values', None)
-            name = f'--[no]{flag.name}' if flag.boolean and flag.default else f'--{flag.name}'
-            if not flag.boolean and flag.default not in (None, ''):
-                name += '=' + re.sub(r"[' \[\]]", '', str(flag.default))
-            text = re.sub(r'^<.*?>: |;\s+repeat this option.*', '', flag.help)  # what absl adds
-            text += f' ({" ".join(choices)})' if choices else ''
+    for group in groups:
+        lines += ['', f'{group.heading}:']
+        for flag in group.flags:
+            name, text = _described(flags[flag.name])
             wrapped = textwrap.wrap(text, width - 30)
             lines += [f'  {name}'] if len(name) > 26 else []
             first = '' if len(name) > 26 else f'  {name}'
             lines += [f'{first:30}{wrapped[0]}', *(f'{"":30}{line}' for line in wrapped[1:])]
     return '\n'.join(lines)
+
+
+def flags_page(flags):
+    """The text of docs/flags.md. flags: {name: absl's flag}."""
+    lines = ['# Flags', '', '`make flags` writes this page from the declarations in `run/config.py`.']
+    for group in GROUPS:
+        lines += ['', f'## {group.heading}', '', '| flag | what it says |', '| --- | --- |']
+        lines += ['| `{}` | {} |'.format(*_described(flags[flag.name])).replace('<', '&lt;') for flag in group.flags]
+    return '\n'.join(lines) + '\n'
+
+
+def _described(flag):
+    """An absl flag as it is written with its default, and its help with the choices."""
+    choices = getattr(flag.parser, 'enum_values', None)
+    name = f'--[no]{flag.name}' if flag.boolean and flag.default else f'--{flag.name}'
+    if not flag.boolean and flag.default not in (None, ''):
+        name += '=' + re.sub(r"[' \[\]]", '', str(flag.default))
+    text = re.sub(r'^<.*?>: |;\s+repeat this option.*', '', flag.help)  # what absl adds
+    return name, text + (f' ({" ".join(choices)})' if choices else '')

@@ -19,8 +19,7 @@ from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
 
-from draw import picture
-from run import build, progress
+from run import hardware, progress
 
 LOG_SECONDS = 1.0  # between two readings of the losses on a GPU, each of which waits for it
 SCORES = ('FID', 'IS', 'KID', 'SW', 'label_accuracy', 'bits_per_dim')  # how the names of a record's scores begin
@@ -210,15 +209,12 @@ class Log:
         config, saved = self.run.config, self.run.saved
         kept = f'the checkpoint is of step {saved}' if saved >= 0 else 'there is no checkpoint yet'
         tips = ['a lower --lr', 'a lower --grad_clip' if config.grad_clip else '--grad_clip=1']
-        tips += ['--precision=fp32'] if build.precision(config) != torch.float32 else []
+        tips += ['--precision=fp32'] if hardware.precision(config) != torch.float32 else []
         return f'stopped before the update; {kept}; try {", ".join(tips[:-1])} or {tips[-1]}'
 
-    def image(self, name, x, path=None):
-        """A picture of a batch, a grid or a plot, to TensorBoard and, given a path, to a file."""
-        drawn = picture.of(x)
-        if path:
-            drawn.save(path)
-        self.events.image(name, drawn, self.run.step)
+    def image(self, name, picture):
+        """A PIL image to TensorBoard."""
+        self.events.image(name, picture, self.run.step)
         self.events.flush()
 
     def scores(self, record):

@@ -24,7 +24,7 @@ from runs import config_of
 import main
 import score
 from model import UNet
-from run import build
+from run import inputs
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / 'golden'
@@ -110,7 +110,7 @@ def classifier(tmp_path_factory):
     folder = tmp_path_factory.getbasetemp()
     path = (folder.parent if 'PYTEST_XDIST_WORKER' in os.environ else folder) / 'digits.classifier.pt'
     with filelock.FileLock(f'{path}.lock'):
-        score.FEATURE_NETS['classifier'](path, data=lambda: build.labelled(config_of(*TINY)))
+        score.FEATURE_NETS['classifier'](path, data=lambda: inputs.labelled(config_of(*TINY)))
     return path
 
 

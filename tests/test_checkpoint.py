@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from run import checkpoint
+from run import checkpoint, files
 from run.checkpoint import CheckpointError
 
 
@@ -78,7 +78,7 @@ def test_a_file_that_another_process_has_open_is_waited_for(tmp_path, monkeypatc
     monkeypatch.setattr(os, 'replace', refused)
     with pytest.raises(CheckpointError, match='Access is denied'):
         checkpoint.save(str(tmp_path / 'ckpt.pt'), {'step': 1})
-    monkeypatch.setattr(checkpoint, 'PATIENCE', 5.0)
+    monkeypatch.setattr(files, 'PATIENCE', 5.0)
     checkpoint.save(str(tmp_path / 'ckpt.pt'), {'step': 2})
     assert checkpoint.load(str(tmp_path / 'ckpt.pt'))['step'] == 2
 

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import dataset
 from dataset import loader
-from run import build
+from run import checks, hardware
 
 aten = torch.ops.aten
 
@@ -52,7 +52,7 @@ class PlainAdam(torch.optim.Adam):
 
 @pytest.fixture
 def device(monkeypatch):
-    monkeypatch.setattr(build, 'device', lambda config: torch.device('meta'))
+    monkeypatch.setattr(hardware, 'device', lambda config: torch.device('meta'))
     monkeypatch.setattr(torch.optim, 'Adam', PlainAdam)
     return Device()
 
@@ -139,17 +139,17 @@ def test_which_device_is_taken(monkeypatch, asked, found, count, chosen):
     monkeypatch.setattr(torch.accelerator, 'device_count', lambda: count)
     config = config_of(f'--device={asked}')
     if chosen:
-        assert build.device(config) == torch.device(chosen)
+        assert hardware.device(config) == torch.device(chosen)
     else:
         with pytest.raises(ValueError, match=f'--device={asked}: .* here it is one of auto, cpu'):
-            build.device(config)
+            hardware.device(config)
 
 
 def test_precision_of_a_device_that_is_neither_cpu_nor_cuda(device):
     config = config_of(*TINY, '--precision=auto')
-    assert build.precision(config) == torch.float32
-    with build.autocast(config):
+    assert hardware.precision(config) == torch.float32
+    with hardware.autocast(config):
         pass
     config.precision = 'bf16'
     with pytest.raises(ValueError, match='--precision=bf16: torch has no autocast for meta'):
-        build.check(config)
+        checks.check(config)

@@ -12,10 +12,9 @@ from score_fakes import random_inception_state
 
 import dataset
 import evaluate
-import reference
-import sample
 import score
 from dataset import loader
+from run.restore import restore
 
 CLASSIFIER = '--feature_net=classifier'
 
@@ -212,7 +211,7 @@ def test_evaluation_while_training(here, cli):
 
 
 def test_an_interrupted_evaluation_writes_nothing(trained):
-    config, net, _ = sample.restore(config_of('--logdir=run', '--num_images=20', CLASSIFIER), set())
+    config, net, _ = restore(config_of('--logdir=run', '--num_images=20', CLASSIFIER), set())
     assert evaluate.evaluate(config, net, None, lambda: True) is None
     assert not (trained / 'run' / 'eval.txt').exists()
 
@@ -226,7 +225,7 @@ def test_where_statistics_are_kept():
         (['--dataset=digits', '--img_size=8', CLASSIFIER], 'stats/digits.train.classifier.npz'),
         (['--fid_cache=a.npz', CLASSIFIER], 'a.npz'),
     ):
-        assert reference.path_of(config_of(*flags)) == path
+        assert evaluate.statistics_path(config_of(*flags)) == path
 
 
 @pytest.mark.parametrize(

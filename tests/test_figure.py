@@ -14,9 +14,10 @@ from runs import config_of, one_line, scalars
 
 import figure
 import main
-import sample
-from draw import picture
-from run import build
+from draw import picture, walk
+from draw.noise import Noise
+from run import inputs
+from run.restore import restore
 
 TOP, PITCH = 25, 64 + picture.GAP  # pixels of the titles; from one image of 64 pixels to the next
 
@@ -67,7 +68,7 @@ def draw(logdir, tmp_path, cli):
 def restored(logdir, *flags):
     argv = [f'--logdir={logdir / "digits"}', '--precision=fp32', '--num_images=4', *flags]
     given = {flag.lstrip('-').partition('=')[0] for flag in flags}
-    config, net, _ = sample.restore(config_of(*argv), given)
+    config, net, _ = restore(config_of(*argv), given)
     return config, net
 
 
@@ -78,8 +79,8 @@ def uint8(x):
 def test_progressive_goes_from_the_noise_to_the_samples(logdir, draw):
     tiles = draw('progressive', 8, 10, group=2)
     config, net = restored(logdir)
-    ((_, x_0),) = sample.draw(config, net, [0, 1, 2, 3])
-    noise = sample.Noise(0, range(4), (1, 8, 8), torch.device('cpu'))()
+    ((_, x_0),) = walk.draw(config, net, [0, 1, 2, 3])
+    noise = Noise(0, range(4), (1, 8, 8), torch.device('cpu'))()
     for i in range(4):
         x_t, x0_hat = tiles[2 * i], tiles[2 * i + 1]
         assert abs(x_t[0] - uint8(noise)[i]).max() <= 1 and abs(x_t[-1] - uint8(x_0)[i]).max() <= 1
@@ -94,7 +95,7 @@ def test_progressive_of_few_steps_shows_them_all(draw):
 def test_forward_goes_from_the_data_to_noise(logdir, draw):
     tiles = draw('forward', 4, 10, group=1)
     config, _ = restored(logdir)
-    real = build.some(config, build.dataset(config), 4)
+    real = inputs.sample_items(config, inputs.dataset(config), 4)
     assert np.array_equal(tiles[:, 0], uint8(real))
     likeness = [np.corrcoef(tiles[:, j].ravel(), tiles[:, 0].ravel())[0, 1] for j in range(10)]
     assert likeness[1] > 0.9 and abs(likeness[-1]) < 0.3 and sorted(likeness[:5], reverse=True) == likeness[:5]
@@ -105,7 +106,7 @@ def test_guidance_is_of_each_label_and_weight_from_one_noise(logdir, draw):
     assert figure.WEIGHTS == (0, 1, 2, 5, 10)
     for column, w in enumerate(figure.WEIGHTS):
         config, net = restored(logdir, f'--guidance={w}', '--labels=7')
-        ((_, x_0),) = sample.draw(config, net, [0])
+        ((_, x_0),) = walk.draw(config, net, [0])
         assert abs(tiles[7, column] - uint8(x_0)[0]).max() <= 1, w
     assert abs(tiles[:, 0] - tiles[0, 0]).max() <= 1  # unconditional: the noise alone
     assert abs(tiles[3, 1] - tiles[7, 1]).max() > 1
@@ -115,7 +116,7 @@ def test_guidance_is_of_each_label_and_weight_from_one_noise(logdir, draw):
 def test_interpolation_lies_between_two_real_images(logdir, draw):
     near = draw('interpolate', 4, 13, '--figure_t=1', group=1)
     config, _ = restored(logdir)
-    real = uint8(build.some(config, build.dataset(config), 8))
+    real = uint8(inputs.sample_items(config, inputs.dataset(config), 8))
     assert np.array_equal(near[:, 0], real[:4]) and np.array_equal(near[:, -1], real[4:])
     middle = (near[:, 0] + near[:, -1]) / 2
     assert abs(near[:, 6] - middle).mean() < abs(near[:, 1] - middle).mean()  # after one noising: nearly the mean

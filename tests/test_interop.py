@@ -20,10 +20,13 @@ from runs import Forked, config_of
 
 import interop
 import sample
+from draw import walk
 from interop import formats, pipeline
 from process.schedules import SCHEDULES, make_betas
 from run import checkpoint
 from run.checkpoint import CheckpointError
+from run.config import replace
+from run.restore import restore
 
 DDPM = {
     'net': 'unet', 'T': 40, 'schedule': 'linear', 'beta_1': 1e-3, 'beta_T': 0.2, 'mean_type': 'epsilon',
@@ -63,10 +66,10 @@ def outputs(net, arrays):
 
 
 def restored(logdir, **options):
-    return sample.restore(SimpleNamespace(**{**RESTORING, 'logdir': str(logdir), **options}), set())
+    return restore(SimpleNamespace(**{**RESTORING, 'logdir': str(logdir), **options}), set())
 
 
-# What `sample.restore` needs beside a checkpoint's config.
+# What `restore` needs beside a checkpoint's config.
 RESTORING = {
     'ckpt': '', 'weights': 'ema', 'device': 'cpu', 'labels': 'all', 'guidance': 1.0, 'batch_size': 1, 'grad_accum': 1,
     'compile': 'off', 'ema_decay': 0.9999, 'figure': None, 'precision': 'fp32', 'antithetic_t': False, 'dropout': 0.0,
@@ -162,7 +165,7 @@ class Kept:
 
 
 class SharedNoise:
-    """In place of `sample.Noise`: what torch.randn gives, which diffusers draws its noise by."""
+    """In place of `Noise`: what torch.randn gives, which diffusers draws its noise by."""
 
     def __init__(self, seed, indices, shape, device):
         self.shape = len(indices), *shape
@@ -202,7 +205,7 @@ def errors_of_the_card(folder, flags, monkeypatch):
         exec(way, drawn)
         theirs = drawn[name.lower()]
         share_noise(monkeypatch)
-        ((_, x_0),) = sample.draw(run_of(*flags, *said.split()[1:])[0], net, list(range(len(theirs))))
+        ((_, x_0),) = walk.draw(run_of(*flags, *said.split()[1:])[0], net, list(range(len(theirs))))
         assert theirs.shape == x_0.shape and theirs.std() > 0.01
         errors[said] = largest_error((x_0 / 2 + 0.5).clamp(0, 1), theirs)
     return errors
@@ -437,7 +440,7 @@ def run(tmp_path_factory):
 
 def test_a_sampler_of_a_run_a_file_and_a_folder(run, tmp_path, cli):
     config, net, _ = restored(run)
-    pipeline.write(tmp_path / 'exported', SimpleNamespace(**{**vars(config), 'eta': 0.0}), net, 'card')
+    pipeline.write(tmp_path / 'exported', replace(config, eta=0.0), net, 'card')
     torch.save(net.state_dict(), tmp_path / 'weights.pt')
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([0, 7])
     with torch.no_grad():

@@ -10,11 +10,13 @@ from conftest import TINY
 from runs import config_of, load
 
 import dataset
-import sample
 import train
-from diffusion import PARAMETERISATIONS, GaussianDiffusionSampler, Guidance
+from diffusion import GaussianDiffusionSampler, Guidance
+from draw import walk
 from model import ContextUNet, PointMLP, UNet
-from run import build
+from process.parameterisations import PARAMETERISATIONS
+from run import inputs
+from run.restore import restore
 
 T = 10
 
@@ -116,7 +118,7 @@ def test_guidance_1_and_0_take_one_pass_and_others_one_of_twice_the_batch():
 
 def test_labels_are_left_out_at_the_rate_asked_for(tmp_path):
     config = config_of(*TINY, '--cond', f'--logdir={tmp_path}', '--p_uncond=0.25', '--batch_size=64')
-    run = train.Run(build.fit(config, dataset.load('digits', '', 8)))
+    run = train.Run(inputs.fit(config, dataset.load('digits', '', 8)))
     seen = []
     run.trainer.model.register_forward_pre_hook(lambda module, args: seen.append(args[2]))
     torch.manual_seed(0)
@@ -137,7 +139,7 @@ def test_micro_batches_keep_each_label_with_its_image(tmp_path):
     gradients = []
     for parts in (1, 4):
         config = config_of(*TINY, '--cond', f'--logdir={tmp_path}', f'--grad_accum={parts}')
-        run = train.Run(build.fit(config, dataset.load('digits', '', 8)))
+        run = train.Run(inputs.fit(config, dataset.load('digits', '', 8)))
         torch.manual_seed(0)
         run.update(torch.linspace(-1, 1, 512).view(8, 1, 8, 8), torch.arange(8))
         gradients.append(torch.cat([p.grad.flatten() for p in run.trained]))
@@ -224,10 +226,10 @@ def test_labels_where_there_are_none(tmp_path, cli, folder_of_images):
 
 def test_image_i_does_not_depend_on_the_batch_with_labels_and_guidance(trained):
     argv = [f'--logdir={trained}', '--precision=fp32', '--guidance=3']
-    config, net, _ = sample.restore(config_of(*argv), {'guidance'})
+    config, net, _ = restore(config_of(*argv), {'guidance'})
     drawn = {}
     for size in (12, 5):
         config.sample_batch_size = size
-        for chunk, x_0 in sample.draw(config, net, list(range(12))):
+        for chunk, x_0 in walk.draw(config, net, list(range(12))):
             for i, image in zip(chunk, x_0, strict=True):
                 torch.testing.assert_close(image, drawn.setdefault(i, image), atol=1e-5, rtol=0)

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 import nll
 import sample
-from diffusion import VAR_TYPES, GaussianDiffusionSampler, Guidance, step_table
+from diffusion import GaussianDiffusionSampler, Guidance
 from process.bound import discretised_log_likelihood, normal_kl, prior_term, variational_term
 from process.schedules import make_betas, make_timesteps
+from process.solvers import VAR_TYPES, step_table
 
 T = 50
 BETAS = 1e-4, 0.02

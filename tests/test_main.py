@@ -8,9 +8,9 @@ import pytest
 from conftest import ROOT, TINY, spawn
 from runs import config_of, load, one_line
 
+import evaluate
 import main
-import reference
-from run import build
+from run import checks
 
 CONFIGS = sorted((ROOT / 'config').glob('*.txt'))
 # What w86763777/pytorch-ddpm's own flagfile says, each of its lines.
@@ -36,13 +36,13 @@ def flagfile(tmp_path):
 def test_each_config_describes_a_run_and_opens_with_its_command(path):
     config = config_of(f'--flagfile={path}')
     assert not (config.train or config.sample or config.eval)
-    build.check(config, training=True)
+    checks.check(config, training=True)
     assert path.read_text().startswith(f'# python main.py --flagfile config/{path.name} --train\n')
 
 
 def test_cifar10_is_pytorch_ddpms(flagfile):
     theirs, ours = config_of(f'--flagfile={flagfile}'), config_of(f'--flagfile={ROOT}/config/CIFAR10.txt')
-    assert os.path.normpath(theirs.fid_cache) == reference.path_of(ours)
+    assert os.path.normpath(theirs.fid_cache) == evaluate.statistics_path(ours)
     different = {'train', 'fid_cache', 'num_images'}  # the last is the default of --eval
     assert {key for key, value in vars(ours).items() if value != getattr(theirs, key)} == different
 
@@ -97,7 +97,7 @@ def test_help_is_grouped_as_the_flags_are(cli, word):
     assert (status, error) == (0, '')
     headings = re.findall('^([A-Z].*):$', out, re.MULTILINE)
     assert headings[:3] == ['What to do', 'Network', 'Diffusion'] and headings[-1] == 'Evaluation'
-    assert set(re.findall(r'^  --(?:\[no\])?(\w+)', out, re.MULTILINE)) == {flag.name for flag in main.own_flags()}
+    assert set(re.findall(r'^  --(?:\[no\])?(\w+)', out, re.MULTILINE)) == set(main.own_flags())
     assert '--ch_mult=1,2,2,2 ' in out and 'unet context_unet point_mlp' in out and 'repeat this option' not in out
     assert max(map(len, out.splitlines())) <= 120
 

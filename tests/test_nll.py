@@ -14,10 +14,12 @@ from runs import config_of, load, scalars
 
 import main
 import nll
-import sample
+from dataset import loader
 from draw import picture
+from draw.noise import Noise, derive_seed
 from model import ContextUNet, UNet
-from run import build
+from run import build, inputs
+from run.restore import restore
 
 
 @pytest.fixture(scope='module')
@@ -66,10 +68,10 @@ def test_what_nll_says_and_writes(runs, cli, monkeypatch, name):
 
 def test_the_bound_is_that_of_the_weights_and_the_noise_is_each_images_own(runs, tmp_path, cli):
     """Term by term with the trainer's own loss, at each image's noise; whatever the batch."""
-    config, net, _ = sample.restore(config_of(f'--logdir={runs / "fixed"}', '--precision=fp32'), set())
-    data = build.dataset(config, 'test')
-    x_0 = data.prepare(build.loader.decode_all(data)[0])
-    noise = sample.Noise(build.derive_seed('nll', 0), range(359), (1, 8, 8), torch.device('cpu'))
+    config, net, _ = restore(config_of(f'--logdir={runs / "fixed"}', '--precision=fp32'), set())
+    data = inputs.dataset(config, 'test')
+    x_0 = data.prepare(loader.decode_all(data)[0])
+    noise = Noise(derive_seed('nll', 0), range(359), (1, 8, 8), torch.device('cpu'))
     config.loss = 'kl'
     trainer = build.trainer(config, net)
     with torch.no_grad():
@@ -104,7 +106,7 @@ def test_labels_count(runs, cli):
 
 
 def test_an_interrupted_nll_writes_nothing(runs, tmp_path):
-    config, net, _ = sample.restore(config_of(f'--logdir={runs / "fixed"}'), set())
+    config, net, _ = restore(config_of(f'--logdir={runs / "fixed"}'), set())
     config.logdir = str(tmp_path)
     assert nll.nll(config, net, interrupted=lambda: True) is None and not os.listdir(tmp_path)
 

@@ -9,9 +9,10 @@ from conftest import TINY
 from runs import config_of, differences, load, without_logdir
 
 import train
-from diffusion import PARAMETERISATIONS, GaussianDiffusionTrainer, Parameterisation
+from diffusion import GaussianDiffusionTrainer
 from process.bound import variational_term
 from process.losses import LossAware
+from process.parameterisations import PARAMETERISATIONS, Parameterisation
 from run import build
 
 T = 20

@@ -12,9 +12,9 @@ from runs import config_of, load, scalars
 from scipy.stats import wasserstein_distance
 
 import dataset
-import sample
-from draw import picture
-from run import build
+from draw import picture, walk
+from run import build, inputs
+from run.restore import restore
 from score import sliced_wasserstein
 
 POINTS = ['--dataset=moons', '--net=point_mlp', '--T=12', '--batch_size=500', '--sample_size=50']
@@ -88,11 +88,11 @@ def test_what_sampling_writes(logdir, cli, monkeypatch):
 
 
 def test_point_i_does_not_depend_on_the_batch(logdir):
-    config, net, _ = sample.restore(config_of(f'--logdir={logdir}', '--precision=fp32'), set())
+    config, net, _ = restore(config_of(f'--logdir={logdir}', '--precision=fp32'), set())
     drawn = []
     for size in (150, 64, 7):
         config.sample_batch_size = size
-        drawn.append(torch.cat([x_0 for _, x_0 in sample.draw(config, net, list(range(150)))]))
+        drawn.append(torch.cat([x_0 for _, x_0 in walk.draw(config, net, list(range(150)))]))
         torch.testing.assert_close(drawn[-1], drawn[0], atol=1e-5, rtol=1e-4)
 
 
@@ -113,11 +113,11 @@ def test_a_prior_of_the_data(logdir, tmp_path, cli):
     assert status == 2 and '--prior=data needs a checkpoint trained with it' in error
     short = [*TINY, *POINTS, '--beta_T=0.002', '--prior=data', '--train', f'--logdir={tmp_path / "short"}']
     assert cli(*short)[0] == 0
-    config, net, _ = sample.restore(config_of(f'--logdir={tmp_path / "short"}'), set())
+    config, net, _ = restore(config_of(f'--logdir={tmp_path / "short"}'), set())
     sampler = build.sampler(config, net)
     seen = []
-    list(sample.draw(config, net, list(range(128)), observe=lambda t, x_t, x0_hat: seen.append(x_t)))
+    list(walk.draw(config, net, list(range(128)), observe=lambda t, x_t, x0_hat: seen.append(x_t)))
     alphas_bar = sampler.alphas_bar[-1]
-    x = build.dataset(config).x
+    x = inputs.dataset(config).x
     expected = (1 - alphas_bar + alphas_bar * x.var(0)).sqrt()
     assert alphas_bar > 0.98 and (seen[0].std(0) / expected - 1).abs().max() < 0.2

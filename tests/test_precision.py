@@ -6,7 +6,7 @@ from conftest import TINY
 from runs import config_of
 
 from model import UNet
-from run import build
+from run import hardware
 
 KINDS = torch.backends.cudnn.conv, torch.backends.cuda.matmul
 
@@ -45,7 +45,7 @@ def test_fp32_is_no_tf32(tmp_path, cli, flags_seen):
 
 
 def test_bits_per_dim_are_in_fp32_unless_asked(tmp_path, cli, flags_seen, monkeypatch):
-    monkeypatch.setattr(build, 'computes_bf16', lambda device: True)
+    monkeypatch.setattr(hardware, 'computes_bf16', lambda device: True)
     flags = [*TINY, f'--logdir={tmp_path}', '--precision=auto', '--compile=off']
     assert cli(*flags, '--train')[0] == 0 and flags_seen == {TF32}
     flags_seen.clear()
@@ -54,11 +54,11 @@ def test_bits_per_dim_are_in_fp32_unless_asked(tmp_path, cli, flags_seen, monkey
 
 @pytest.mark.parametrize('native', [True, False])
 def test_bf16_where_it_is_slow(tmp_path, cli, monkeypatch, native):
-    monkeypatch.setattr(build, 'computes_bf16', lambda device: native)
+    monkeypatch.setattr(hardware, 'computes_bf16', lambda device: native)
     said = '--precision=bf16: this CPU does not compute in bf16 itself'
     for precision in ('bf16', 'fp32', 'auto'):
         argv = [*TINY, '--train', '--total_steps=1', f'--logdir={tmp_path / precision}', f'--precision={precision}']
         status, _, error = cli(*argv)
         assert status == 0 and error.count(said) == (precision == 'bf16' and not native)
     config = config_of('--precision=auto')
-    assert build.precision(config) == (torch.bfloat16 if native else torch.float32)
+    assert hardware.precision(config) == (torch.bfloat16 if native else torch.float32)

@@ -15,7 +15,8 @@ from runs import config_of
 
 import main
 import sample
-from draw import picture
+from draw import picture, walk
+from run.restore import restore
 
 
 @pytest.fixture(scope='module')
@@ -80,28 +81,26 @@ def test_what_sampling_writes(logdir, tmp_path, cli, kind, shape):
 
 
 def test_batch_size_and_the_set_asked_for_change_no_image(logdir):
-    config, net, _ = sample.restore(
-        config_of(f'--logdir={logdir / "rgb"}', '--precision=fp32', '--num_images=150'), set()
-    )
+    config, net, _ = restore(config_of(f'--logdir={logdir / "rgb"}', '--precision=fp32', '--num_images=150'), set())
     drawn = {}
     for size in (150, 64, 7, 1):
         config.sample_batch_size = size
         wanted = range(150) if size > 1 else (0, 63, 64, 149)
-        for chunk, x_0 in sample.draw(config, net, list(wanted)):
+        for chunk, x_0 in walk.draw(config, net, list(wanted)):
             for i, image in zip(chunk, x_0, strict=True):
                 if i in drawn:
                     torch.testing.assert_close(image, drawn[i], atol=1e-5, rtol=0)
                 drawn[i] = image
     assert len(drawn) == 150
     config.seed, config.sample_batch_size = 1, 4
-    other = dict(zip(range(4), next(sample.draw(config, net, [0, 1, 2, 3]))[1], strict=True))
+    other = dict(zip(range(4), next(walk.draw(config, net, [0, 1, 2, 3]))[1], strict=True))
     assert all((other[i] - drawn[i]).abs().max() > 0.01 for i in other)
 
 
 def test_an_interrupted_call_continues_to_the_same_images(logdir, tmp_path, cli):
     argv = ['--sample', f'--logdir={logdir / "grey"}', '--num_images=9', '--sample_batch_size=3', '--precision=fp32']
     assert cli(*argv, f'--out={tmp_path / "whole"}')[0] == 0
-    config, net, _ = sample.restore(config_of(*argv, f'--out={tmp_path / "parts"}'), set())
+    config, net, _ = restore(config_of(*argv, f'--out={tmp_path / "parts"}'), set())
     polls = iter(range(1000))
     sample.sample(config, net, lambda: next(polls) > 13)  # within the second batch of 8 steps
     assert len(list((tmp_path / 'parts').glob('0*.png'))) == 3 and not (tmp_path / 'parts' / 'samples.npz').exists()
@@ -195,7 +194,7 @@ def test_the_checkpoint_decides_the_network_and_the_flags_given_the_sampler(logd
 
 def test_an_interrupted_call_says_how_to_go_on(logdir, tmp_path, capsys):
     argv = [f'--logdir={logdir / "grey"}', '--num_images=9', '--sample_batch_size=3', f'--out={tmp_path}']
-    config, net, _ = sample.restore(config_of(*argv), {})
+    config, net, _ = restore(config_of(*argv), {})
     polls = iter(range(1000))
     sample.sample(config, net, lambda: next(polls) > 13)
     assert f'stopped: 3 of 9 images in {tmp_path}; the same command draws the others' in capsys.readouterr().out

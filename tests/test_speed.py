@@ -15,13 +15,15 @@ from conftest import ROOT, TINY, largest_error
 from runs import config_of, differences, load, one_line, without_logdir
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import sample
 import train
 from bench import __main__ as bench
 from bench.timing import interleaved
+from draw import walk
 from draw.inference import Inference
+from draw.noise import Noise
 from model import ContextUNet, PointMLP, UNet
-from run import build
+from run import build, compiling, inputs, labels
+from run.restore import restore
 
 T = 20
 
@@ -36,7 +38,7 @@ def unet(ch_mult=(1, 2), attn=(1,), num_classes=None):
     return net
 
 
-def inputs(shape=(4, 3, 8, 8)):
+def call_arguments(shape=(4, 3, 8, 8)):
     generator = torch.Generator().manual_seed(1)
     return torch.randn(shape, generator=generator), torch.tensor([7]).expand(4), torch.tensor([0, 1, 2, 3])
 
@@ -45,7 +47,7 @@ def test_bf16_loss_and_gradient():
     """Of the digits' network, after some steps on them."""
     argv = [*TINY, '--ch_mult=1,2', '--lr=0.003', '--warmup=0', '--grad_clip=0', '--T=200', '--beta_T=0.1']
     plain, fast = (train.Run(config_of(*argv, f'--precision={precision}')) for precision in ('fp32', 'bf16'))
-    stream = build.batches(plain.config, build.dataset(plain.config), 0)
+    stream = inputs.batches(plain.config, inputs.dataset(plain.config), 0)
     torch.manual_seed(0)
     for _ in range(100):
         plain.update(next(stream)[0])
@@ -72,7 +74,7 @@ def test_bf16_loss_and_gradient():
     ],
 )
 def test_drawing_in_bf16_and_float32(net):
-    x, t, y = inputs((4, 2) if isinstance(net, PointMLP) else (4, 3, 8, 8))
+    x, t, y = call_arguments((4, 2) if isinstance(net, PointMLP) else (4, 3, 8, 8))
     y = y if net.num_classes else None
     before = copy.deepcopy(net.state_dict())
     exact, fast = (Inference(net, dtype) for dtype in (torch.float32, torch.bfloat16))
@@ -89,21 +91,21 @@ def test_projections_of_time_are_not_tabulated_where_that_would_outgrow_the_netw
     net = UNet(10_000, 32, [1], [], 3, 0.0)
     model = Inference(net, torch.float32)
     assert sum(p.numel() for p in model.parameters()) < 4 * sum(p.numel() for p in net.parameters())
-    x, t, _ = inputs()
+    x, t, _ = call_arguments()
     with torch.no_grad():
         assert largest_error(model(x, t), net(x, t.contiguous())) < 1e-5
 
 
 def test_a_call_and_a_chain_are_the_same_compiled_or_not():
     config = config_of(*TINY, f'--T={T}')
-    x, t, _ = inputs()
+    x, t, _ = call_arguments()
     calls, images = [], []
     for compiled in (True, False):
         model = Inference(unet([1], []), torch.float32)
         if compiled:
             model.compile()
         calls.append(model(x, t))
-        noise = sample.Noise(0, range(len(x)), x.shape[1:], x.device)
+        noise = Noise(0, range(len(x)), x.shape[1:], x.device)
         images.append(build.sampler(config, model)(noise(), noise=noise))
         with torch.no_grad():
             model.net.tail[-1].bias += 1  # weights are read at each call, no constants of the compiled code
@@ -120,7 +122,7 @@ def test_batches_are_filled_up_to_the_size_that_is_compiled(monkeypatch):
     images = []
     for config.compile, expected in (('off', {2, 3}), ('on', {3})):
         sizes.clear()
-        chunks = list(sample.draw(config, net, list(range(5))))
+        chunks = list(walk.draw(config, net, list(range(5))))
         assert [chunk for chunk, _ in chunks] == [[0, 1, 2], [3, 4]] and set(sizes) == expected
         images.append(torch.cat([x_0 for _, x_0 in chunks]))
     assert images[1].shape == (5, 3, 8, 8) and largest_error(*images) < 1e-4
@@ -147,19 +149,21 @@ def test_a_compiled_run_resumes_to_the_same_bits(tmp_path, cli):
 
 
 def test_auto_compiles_long_runs_alone(monkeypatch):
-    monkeypatch.setattr(build, 'compile_failure', lambda kind: '')
+    monkeypatch.setattr(compiling, 'compile_failure', lambda kind: '')
     config = config_of('--device=cpu')
-    assert not build.compiles(config, 1000) and build.compiles(config, 50_000 * 1000)
-    assert not build.compiles(config, 1000, backward=True) and build.compiles(config, 800_000 * 128, backward=True)
+    assert not compiling.compiles(config, 1000) and compiling.compiles(config, 50_000 * 1000)
+    assert not compiling.compiles(config, 1000, backward=True) and compiling.compiles(
+        config, 800_000 * 128, backward=True
+    )
     config.compile = 'on'
-    assert build.compiles(config, 1) and build.compiles(config, 1, backward=True)
+    assert compiling.compiles(config, 1) and compiling.compiles(config, 1, backward=True)
     config.compile = 'off'
-    assert not build.compiles(config, 50_000 * 1000)
+    assert not compiling.compiles(config, 50_000 * 1000)
 
 
 def test_without_a_compiler_auto_goes_on(tmp_path):
     environment = {**os.environ, 'PATH': '/nonexistent', 'TORCHINDUCTOR_CACHE_DIR': str(tmp_path / 'cache')}
-    script = 'import build, main; build.COMPILE_SECONDS = 0; main.app.run(main.main, flags_parser=main.parse_flags)'
+    script = 'import build, main; compiling.COMPILE_SECONDS = 0; main.app.run(main.main, flags_parser=main.parse_flags)'
     argv = [sys.executable, '-c', script, *TINY, '--train', '--sample', f'--logdir={tmp_path}']
     done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True)
     said = 'WARNING: torch.compile does not work here (No working C++ compiler found'
@@ -168,7 +172,7 @@ def test_without_a_compiler_auto_goes_on(tmp_path):
 
 
 def test_without_a_compiler_on_is_refused(tmp_path, cli, monkeypatch):
-    monkeypatch.setattr(build, 'compile_failure', lambda kind: 'no g++')
+    monkeypatch.setattr(compiling, 'compile_failure', lambda kind: 'no g++')
     status, _, error = cli(*TINY, '--train', '--compile=on', f'--logdir={tmp_path / "run"}')
     assert status == 2 and '--compile=on: torch.compile does not work here (no g++). It needs' in one_line(error)
     assert not (tmp_path / 'run').exists()
@@ -177,8 +181,8 @@ def test_without_a_compiler_on_is_refused(tmp_path, cli, monkeypatch):
 def test_a_batch_that_fits(tmp_path, cli):
     assert cli(*TINY, '--train', f'--logdir={tmp_path}')[0] == 0
     argv = [f'--logdir={tmp_path}', '--sample_batch_size=0', '--device=cpu', '--num_images=70']
-    config, net, _ = sample.restore(config_of(*argv), {'sample_batch_size', 'device'})
-    assert [len(x_0) for _, x_0 in sample.draw(config, net, list(range(70)))] == [64, 6]
+    config, net, _ = restore(config_of(*argv), {'sample_batch_size', 'device'})
+    assert [len(x_0) for _, x_0 in walk.draw(config, net, list(range(70)))] == [64, 6]
 
 
 @pytest.fixture
@@ -261,11 +265,11 @@ OBJECTIVES = [
 @pytest.mark.parametrize('flags', OBJECTIVES)
 def test_neither_a_training_nor_a_sampling_step_reads_the_device(flags):
     run = train.Run(config_of(*TINY, *flags))
-    config, stream = run.config, build.batches(run.config, build.dataset(run.config), 0)
+    config, stream = run.config, inputs.batches(run.config, inputs.dataset(run.config), 0)
     run.update(next(stream)[0])
-    sampler = build.sampler(config, run.ema)
-    noise = sample.Noise(0, range(2), build.shape(config), run.device)
-    _, x_t, _ = next(walk := sampler.trajectory(noise(), build.labels(config, range(2)), noise=noise))
+    sampler = build.sampler(config, Inference(run.ema, torch.float32))
+    noise = Noise(0, range(2), build.shape(config), run.device)
+    _, x_t, _ = next(walk := sampler.trajectory(noise(), labels.of_indices(config, range(2)), noise=noise))
     with NoReads():
         x_0, y = next(stream)
         run.update(x_0, y if config.num_classes else None)
@@ -285,7 +289,7 @@ def test_the_same_images_compiled_and_graph_captured_on_a_gpu(options):
         model = Inference(unet().to('cuda'), torch.float32)
         if wanted is not None:
             model.compile(**wanted)
-        noise = sample.Noise(0, range(4), (3, 8, 8), torch.device('cuda'))
+        noise = Noise(0, range(4), (3, 8, 8), torch.device('cuda'))
         images.append(build.sampler(config, model).to('cuda')(x_T, noise=noise))
     torch.testing.assert_close(*images, atol=1e-2, rtol=0)  # TF32 in another order
 

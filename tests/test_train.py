@@ -11,9 +11,10 @@ from conftest import TINY
 from PIL import Image
 from runs import config_of, differences, load, scalars, without_logdir
 
-import sample
 import train
 from dataset import loader
+from draw.inference import Inference
+from draw.noise import Noise, derive_seed
 from run import build, checkpoint
 
 # --- resuming
@@ -147,8 +148,8 @@ def test_previews_are_of_the_ema_network_in_eval_mode_from_the_fixed_noise(tmp_p
     run = train.Run(config)
     for _ in range(3):
         run.update(torch.randn(8, 1, 8, 8))
-    noise = sample.Noise(build.derive_seed('preview', 0), range(4), (1, 8, 8), run.device)
-    expected = build.sampler(config, copy.deepcopy(run.ema).eval())(run.x_T, noise=noise)
+    noise = Noise(derive_seed('preview', 0), range(4), (1, 8, 8), run.device)
+    expected = build.sampler(config, Inference(copy.deepcopy(run.ema), torch.float32))(run.x_T, noise=noise)
     images = run.preview(lambda: False)
     assert torch.equal(images, expected) and torch.equal(images, run.preview(lambda: False))
     assert run.preview(lambda: True) is None

@@ -7,8 +7,8 @@ import interop
 
 MODES = [
     ('train.Run.update', ['--train', '--logdir=other']),
-    ('sample.denoise', ['--sample']),
-    ('sample.denoise', ['--eval', '--feature_net=classifier']),
+    ('draw.walk.denoise', ['--sample']),
+    ('draw.walk.denoise', ['--eval', '--feature_net=classifier']),
     ('evaluate.compare', ['--eval', '--images=stats/digits.test.classifier.npz', '--feature_net=classifier']),
     ('nll.variational_term', ['--nll']),
     ('draw.picture.table', ['--figure=progressive']),

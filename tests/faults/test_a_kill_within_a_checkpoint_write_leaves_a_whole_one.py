@@ -8,14 +8,15 @@ import pytest
 from conftest import TINY
 from runs import Forked, load
 
-# The stages in their order, and the step of the checkpoint that each leaves: 2 was saved before, 4 is on the way.
+# The stages in their order, and the step of the checkpoint that each leaves: 2 was saved before, 4 is on the way. The
+# first file that is replaced is flagfile.txt.
 STAGES = [
     (partial(kills.on_call, 'torch.save', nth=2), 2),
     (partial(kills.halfway_through_a_write, 'torch.save', file_at=1, nth=2), 2),
     (partial(kills.on_call, 'torch.save', nth=2, before=False), 2),
-    (partial(kills.on_call, 'run.checkpoint.os.replace', nth=2), 2),
-    (partial(kills.on_call, 'run.checkpoint.os.replace', nth=2, before=False), 2),
-    (partial(kills.on_call, 'run.checkpoint.os.replace', nth=3, before=False), 4),
+    (partial(kills.on_call, 'run.checkpoint.os.replace', nth=3), 2),
+    (partial(kills.on_call, 'run.checkpoint.os.replace', nth=3, before=False), 2),
+    (partial(kills.on_call, 'run.checkpoint.os.replace', nth=4, before=False), 4),
     (partial(kills.on_call, 'run.checkpoint.save', nth=2, before=False), 4),
 ]
 

@@ -12,7 +12,8 @@ from runs import config_of, load, one_line
 
 import dataset
 from dataset import loader
-from run import build
+from run import inputs, labels
+from run.config import adopt
 
 SHADES = {str(i): 20 * i for i in range(1, 13)}  # class -> what its images show
 FLAGS = [*TINY, '--cond', '--norandom_flip']
@@ -46,23 +47,23 @@ def test_another_split_is_numbered_by_name(tmp_path):
     folder_of(tmp_path / 'train', SHADES)
     folder_of(tmp_path / 'test', {top: shade for top, shade in SHADES.items() if top not in ('1', '7')})
     flags = [*FLAGS, f'--dataset={tmp_path / "train"}', f'--test_dataset={tmp_path / "test"}']
-    images, labels, test_images, test_labels = build.labelled(config_of(*flags))
+    images, labels, test_images, test_labels = inputs.labelled(config_of(*flags))
     by_label = dict(zip(labels.tolist(), images[:, 0, 4, 4].tolist(), strict=True))
     assert len(test_labels) == 20 and {0, 6}.isdisjoint(test_labels.tolist())
     assert [by_label[y] for y in test_labels.tolist()] == test_images[:, 0, 4, 4].tolist()
     folder_of(tmp_path / 'test', {'13': 250})
     with pytest.raises(dataset.DataError, match='test has 1 class: 13, .*train has 12 classes: 1 2 3 ... 12'):
-        build.labelled(config_of(*flags))
+        inputs.labelled(config_of(*flags))
 
 
 def test_splits_are_of_one_colour(tmp_path):
     grey, colour = (folder_of(tmp_path / name, {'a': 20, 'b': 200}) for name in ('grey', 'colour'))
     noise = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
     Image.fromarray(noise).save(colour / 'a' / '0.png')
-    images, _, test_images, _ = build.labelled(config_of(*FLAGS, f'--dataset={colour}', f'--test_dataset={grey}'))
+    images, _, test_images, _ = inputs.labelled(config_of(*FLAGS, f'--dataset={colour}', f'--test_dataset={grey}'))
     assert images.shape[1] == test_images.shape[1] == 3
     with pytest.raises(dataset.DataError, match='colour is in colour, .*grey is grey: --channels=3'):
-        build.labelled(config_of(*FLAGS, f'--dataset={grey}', f'--test_dataset={colour}'))
+        inputs.labelled(config_of(*FLAGS, f'--dataset={grey}', f'--test_dataset={colour}'))
 
 
 @pytest.fixture
@@ -78,10 +79,10 @@ def test_names_are_kept_and_chosen_by(run, tmp_path, cli):
     assert status == 0 and '24 images of 8x8, grey, 12 classes: 1 2 3 ... 12' in error
     assert load(tmp_path / 'run')['config']['class_names'] == list(SHADES)
     config = config_of()
-    adopted = build.adopt(config, load(tmp_path / 'run')['config'], set())
-    for asked, labels in (('12,1', [11, 0]), ('2', [1]), ('all', list(range(12)))):
+    adopted = adopt(config, load(tmp_path / 'run')['config'], set())
+    for asked, chosen in (('12,1', [11, 0]), ('2', [1]), ('all', list(range(12)))):
         adopted.labels = asked
-        assert list(build.chosen_labels(adopted)) == labels
+        assert list(labels.chosen(adopted)) == chosen
     status, _, error = cli('--sample', f'--logdir={tmp_path / "run"}', '--labels=12,3', '--num_images=2')
     assert status == 0 and 'labels in turn: 12 3' in error
     status, _, error = cli('--sample', f'--logdir={tmp_path / "run"}', '--labels=0')  # no class is called so
@@ -91,12 +92,12 @@ def test_names_are_kept_and_chosen_by(run, tmp_path, cli):
 def test_classes_that_are_words_are_chosen_by_name_or_number():
     config = config_of('--labels=dog,0, big cat')
     config.num_classes, config.class_names = 3, ['big cat', 'cat, small', 'dog']
-    assert build.chosen_labels(config) == [2, 0, 0]
+    assert labels.chosen(config) == [2, 0, 0]
     config.labels = 'cat, small'
-    assert build.chosen_labels(config) == [1]
+    assert labels.chosen(config) == [1]
     config.labels = 'bird'
     with pytest.raises(ValueError, match='--labels=bird: the classes are big cat cat, small dog, by name or number'):
-        build.chosen_labels(config)
+        labels.chosen(config)
 
 
 def without_names(path):
@@ -117,9 +118,9 @@ def test_a_checkpoint_without_names_goes_on_with_the_order_it_was_trained_in(run
     state = load(tmp_path / 'run')
     assert state['step'] == 5 and state['config']['class_names'] == by_letters.split()
     # From now on as with any other: its data are numbered so, and labels chosen by name.
-    adopted = build.adopt(config_of('--labels=10'), state['config'], set())
-    data = build.dataset(adopted)
-    assert build.chosen_labels(adopted) == [1] and shades_by_label(data)[1] == SHADES['10']
+    adopted = adopt(config_of('--labels=10'), state['config'], set())
+    data = inputs.dataset(adopted)
+    assert labels.chosen(adopted) == [1] and shades_by_label(data)[1] == SHADES['10']
     status, _, error = run('--total_steps=6')
     assert status == 0 and 'holds no names' not in error
     assert load(tmp_path / 'run')['config']['class_names'] == by_letters.split()
@@ -128,9 +129,9 @@ def test_a_checkpoint_without_names_goes_on_with_the_order_it_was_trained_in(run
 def test_a_checkpoint_without_names_is_drawn_from_by_number(run, tmp_path, cli):
     assert run()[0] == 0
     without_names(tmp_path / 'run')
-    for labels, status in (('11,0', 0), ('12', 2)):
-        out = tmp_path / labels
-        argv = [f'--logdir={tmp_path / "run"}', f'--labels={labels}', f'--out={out}', '--num_images=2']
+    for asked, status in (('11,0', 0), ('12', 2)):
+        out = tmp_path / asked
+        argv = [f'--logdir={tmp_path / "run"}', f'--labels={asked}', f'--out={out}', '--num_images=2']
         found, _, error = cli('--sample', *argv)
         assert found == status, error
     assert one_line(error).endswith('--labels=12: the labels are 0 to 11')

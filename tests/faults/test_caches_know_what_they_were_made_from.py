@@ -14,9 +14,9 @@ from runs import config_of, one_line
 from score_fakes import small_net
 
 import dataset
-import reference
+import evaluate
 import score
-from run import build
+from run import inputs
 from score.images import rgb, unit_range
 
 STATS = [*TINY, '--stats', '--img_size=4']
@@ -178,7 +178,7 @@ def test_a_database_that_grew(here):
     config, found = config_of('--dataset=lsun_cat', '--data_dir=.'), []
     for size in (10, 20):
         (here / 'lsun' / 'cat' / 'data.mdb').write_bytes(bytes(size))
-        found.append(build.identity(config))
+        found.append(inputs.identity(config))
     with pytest.raises(score.StaleError, match='made with bytes 10, not 20'):
         score.check_source('lsun.npz', *found)
 
@@ -213,11 +213,11 @@ def test_a_class_more(here, cli):
 def test_other_ranks_take_what_the_first_leaves(here, cli, monkeypatch):
     fill(here / 'train')
     config = config_of(*STATS, *CLASSIFIER, '--dataset=train')
-    reference.load(config, reference.load_feature_net(config))
+    evaluate.load_statistics(config, evaluate.load_feature_net(config))
     overwrite(here / 'train')
     monkeypatch.setattr('run.distributed.local_rank', lambda: 1)
-    monkeypatch.setattr('run.build.dataset', lambda *_: pytest.fail('opened'))
-    reference.load(config, reference.load_feature_net(config))
+    monkeypatch.setattr('run.inputs.dataset', lambda *_: pytest.fail('opened'))
+    evaluate.load_statistics(config, evaluate.load_feature_net(config))
     assert len(caches()) == 2
 
 

@@ -22,11 +22,11 @@ from runs import Forked, config_of
 from score_fakes import small_images, small_net
 
 import dataset
-import sample
 import score
 import train
 from dataset import DataError
 from run.checkpoint import CheckpointError
+from run.restore import restore
 from score import ScoreError
 
 TIMES = int(os.environ.get('FUZZ', 0))
@@ -87,7 +87,7 @@ def write_statistics(path, _):
 def read_checkpoint(path, config):
     run = train.Run(config)
     run.resume()
-    sample.restore(config, set())
+    restore(config, set())
 
 
 def read_images(path, _):

@@ -11,11 +11,11 @@ TRAINING, DRAWING = 'lower --batch_size or raise --grad_accum', 'lower --sample_
 WHERE = [
     ('train.Run.update', ['--train', '--logdir=other'], TRAINING),
     ('train.Run.preview', ['--train', '--logdir=other', '--sample_step=2'], 'lower --sample_size'),
-    ('sample.denoise', ['--train', '--logdir=other', '--eval_step=2', '--feature_net=classifier'], DRAWING),
-    ('sample.denoise', ['--sample'], DRAWING),
-    ('sample.denoise', ['--eval', '--feature_net=classifier'], DRAWING),
+    ('draw.walk.denoise', ['--train', '--logdir=other', '--eval_step=2', '--feature_net=classifier'], DRAWING),
+    ('draw.walk.denoise', ['--sample'], DRAWING),
+    ('draw.walk.denoise', ['--eval', '--feature_net=classifier'], DRAWING),
     ('nll.variational_term', ['--nll'], DRAWING),
-    ('sample.denoise', ['--figure=progressive'], DRAWING),
+    ('draw.walk.denoise', ['--figure=progressive'], DRAWING),
 ]
 
 

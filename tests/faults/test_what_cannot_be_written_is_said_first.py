@@ -8,7 +8,7 @@ from conftest import TINY
 from limits import mounted, read_only
 from runs import one_line
 
-from run import build
+from run import inputs
 
 STATS = [*TINY, '--stats', '--feature_net=classifier']
 
@@ -40,7 +40,7 @@ def test_the_folder_of_a_run(disk, cli, monkeypatch):
 
 
 def test_the_folder_of_statistics(disk, cli, monkeypatch):
-    monkeypatch.setattr(build, 'in_order', never)
+    monkeypatch.setattr(inputs, 'in_order', never)
     with read_only(disk):
         status, _, error = cli(*STATS)
         assert status == 1 and 'stats/digits.train.classifier.npz is missing, and stats cannot be written' in error
@@ -49,7 +49,7 @@ def test_the_folder_of_statistics(disk, cli, monkeypatch):
 
 def test_the_folder_of_the_classifier(disk, cli, monkeypatch):
     os.remove('stats/digits.classifier.pt')
-    monkeypatch.setattr(build, 'labelled', never)
+    monkeypatch.setattr(inputs, 'labelled', never)
     with read_only(disk):
         status, _, error = cli(*STATS)
         assert status == 1 and 'stats/digits.classifier.pt is missing' in one_line(error)

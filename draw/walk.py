@@ -1,0 +1,102 @@
+"""Walks from noise to x_0 and back, in batches, with one progress bar."""
+
+import logging
+
+import numpy as np
+import torch
+
+from draw.inference import Inference
+from draw.noise import BLOCK, Noise, derive_seed
+from run import build, compiling, hardware, labels, progress
+
+
+def denoise(config, sampler, x, y, noise, interrupted, observe=lambda t, x_t, x0_hat: None, start=None):
+    """x_0, the shape of x, that the sampler walks to from the state x; None if interrupted.
+
+    x: x_T, or the state `start`. y: int64 labels [B] or None. Images come clipped to [-1, 1].
+    observe: called with the noisings left, x_t, and the x0_hat predicted from it, of every state, from x to x_0.
+    """
+    t, x_t = sampler.states[-1] if start is None else start, x
+    for s, x_s, x0_hat in sampler.trajectory(x, y, start, noise=noise):
+        observe(t, x_t, x0_hat)
+        if interrupted():
+            return None
+        t, x_t = s, x_s
+    observe(0, x_t, x_t)
+    return x_t if build.is_points(config) else x_t.clamp(-1, 1)
+
+
+def diffuse(config, sampler, x_0, stop=None, observe=lambda t, x_t: None):
+    """x_t with `stop` noisings, by default those of x_T, the shape of x_0. observe: called from x_0 on, (t, x_t)."""
+    seed = derive_seed('diffuse', config.seed)  # not the noise of the way back
+    noise = Noise(seed, range(len(x_0)), x_0.shape[1:], x_0.device)
+    x_t = x_0
+    observe(0, x_t)
+    for t, x_t in sampler.diffuse(x_0, stop=stop or sampler.states[-1], noise=noise):
+        observe(t, x_t)
+    return x_t
+
+
+class Snapshots:
+    """An observer of `denoise` or `diffuse`: what it sees at ten of a sampler's states, spread evenly, or at all.
+
+    `frames`: noisings t, ascending -> what came with t, a list of tensors [N, ...].
+    """
+
+    def __init__(self, sampler):
+        states = sampler.states
+        picked = np.linspace(0, len(states) - 1, min(10, len(states))).round().astype(int)
+        self.frames = {states[i]: None for i in picked}
+
+    def __call__(self, t, *seen):
+        if t in self.frames:
+            seen = [x.cpu() for x in seen]
+            before = self.frames[t]  # of earlier batches
+            self.frames[t] = seen if before is None else [torch.cat(pair) for pair in zip(before, seen, strict=True)]
+
+
+def draw(config, net, indices, interrupted=lambda: False, observe=lambda t, x_t, x0_hat: None):
+    """Yield (indices, x_0) a batch of --sample_batch_size, x_0 as of `denoise`; ends early once interrupted."""
+    device = hardware.device(config)
+    model = Inference(net, hardware.precision(config))
+    sampler = build.sampler(config, model).to(device)
+    size = max(1, min(config.sample_batch_size or batch_that_fits(config, sampler), len(indices)))
+    chunks = [indices[i : i + size] for i in range(0, len(indices), size)]
+    if compiling.compiles(config, len(indices) * len(sampler.timesteps)):
+        logging.info(compiling.COMPILING)
+        model.compile()
+    if len(sampler.timesteps) < config.sample_steps:
+        left = len(sampler.timesteps)
+        logging.info('--spacing=%s: %d of --sample_steps=%d are left', config.spacing, left, config.sample_steps)
+    total, what = len(chunks) * len(sampler.timesteps), 'points' if build.is_points(config) else 'images'
+    with progress.bar(total=total, desc=f'sampling {len(indices)} {what}', unit='step') as bar:
+        for chunk in chunks:
+            n = len(chunk)
+            filled = [*chunk, *chunk[-1:] * (size - n if model.compiled else 0)]  # one size, compiled once
+
+            def step(t, x_t, x0_hat, n=n):
+                observe(t, x_t[:n], x0_hat[:n])
+                bar.update(t > 0)
+
+            noise = Noise(config.seed, filled, build.shape(config), device)
+            y = labels.of_indices(config, filled)
+            x_0 = denoise(config, sampler, sampler.start(noise()), y, noise, interrupted, step)
+            if x_0 is None:
+                return
+            yield chunk, x_0[:n]
+
+
+def batch_that_fits(config, sampler):
+    """A multiple of 64 images that uses most of a CUDA device's memory, up to 1024; elsewhere 64.
+
+    On a CPU more is no faster, and of other devices torch does not say how much memory is free.
+    """
+    device = hardware.device(config)
+    if device.type != 'cuda':
+        return BLOCK
+    noise = Noise(0, range(BLOCK), build.shape(config), device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    next(sampler.trajectory(noise(), labels.of_indices(config, range(BLOCK)), noise=noise))
+    each = (torch.cuda.max_memory_allocated(device) - before) / BLOCK
+    return max(BLOCK, min(1024, int(0.7 * torch.cuda.mem_get_info(device)[0] / each) // BLOCK * BLOCK))

@@ -1,0 +1,55 @@
+"""The checks of a config before anything is made: its device, network, trainer and sampler."""
+
+import math
+import warnings
+
+import torch
+
+from run import build, compiling, distributed, hardware
+from run.errors import usage
+
+
+@usage()
+def check(config, training=False, drawing=True):
+    """Raise UsageError, naming what is wrong, if a config describes no device, or no trainer, network or sampler.
+
+    training, drawing: whether a trainer is wanted, and a network and sampler. Warns of a precision that is slow here.
+    """
+    for key, value in vars(config).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f'{key} must be finite, not {value}')
+    _check_device(config)
+    if not drawing:
+        return
+    for key, limit in (('T', 10**6), ('num_res_blocks', 100)):  # a damaged checkpoint may say anything
+        if not 1 <= getattr(config, key) <= limit:
+            raise ValueError(f'{key} must be between 1 and {limit}, not {getattr(config, key)}')
+    with torch.device('meta'):
+        build.network(config)
+    if training:
+        _check_batch(config)
+        build.trainer(config, None)
+    build.sampler(config, None)
+
+
+def _check_device(config):
+    where = hardware.device(config)
+    if config.precision == 'bf16' and not torch.amp.is_autocast_available(where.type):
+        raise ValueError(f'--precision=bf16: torch has no autocast for {where.type}; use --precision=fp32')
+    if config.precision == 'bf16' and not hardware.computes_bf16(where):
+        warnings.warn(  # once, though this is called again with the config of a checkpoint
+            f'--precision=bf16: this {where.type.upper()} does not compute in bf16 itself and may take ten times as '
+            'long as in fp32; without the flag the faster one is taken',
+            stacklevel=1,
+        )
+    if config.compile == 'on' and (failure := compiling.compile_failure(where.type)):
+        raise ValueError(
+            f'--compile=on: torch.compile does not work here ({failure}). {compiling.TO_COMPILE}; or --compile=off'
+        )
+
+
+def _check_batch(config):
+    if config.batch_size < distributed.world():
+        raise ValueError(f'batch_size {config.batch_size} gives nothing to some of {distributed.world()} processes')
+    if config.batch_size % config.grad_accum:
+        raise ValueError(f'grad_accum {config.grad_accum} must divide batch_size {config.batch_size}')

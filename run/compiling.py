@@ -1,0 +1,74 @@
+"""Whether torch.compile pays for a run, and whether it works here."""
+
+import functools
+import getpass
+import logging
+import os
+import re
+import tempfile
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from run import build, hardware
+
+
+def _cpu():
+    """A name for this user on this kind of CPU."""
+    try:
+        user = re.sub(r'\W', '_', getpass.getuser())
+    except (ImportError, KeyError, OSError):  # in a container that does not know its user
+        user = 'user'
+    amx = '_amx' if torch.cpu._is_amx_tile_supported() else ''
+    return f'{user}_{torch.backends.cpu.get_cpu_capability()}{amx}'
+
+
+# torch's cache of compiled code takes no notice of the CPU: what another kind of CPU left there gives NaN.
+os.environ.setdefault('TORCHINDUCTOR_CACHE_DIR', os.path.join(tempfile.gettempdir(), f'torchinductor_{_cpu()}'))
+
+COMPILING = 'compiling: a minute or two before the first step'
+
+# What an uncompiled network comes to, roughly, in floating-point operations a second, and how many seconds of it must
+# lie ahead for the minute or two of compiling to be won back. Other kinds of device compile with --compile=on alone.
+RATE = {'cuda': 2e14, 'cpu': 2e11}
+
+COMPILE_SECONDS = 600
+
+
+def compiles(config, images, backward=False):
+    """Whether to compile for the network to see so many images: --compile or, with auto, if it is long enough a run.
+
+    With auto, where torch.compile does not work, the answer is no, with a warning.
+    """
+    kind = hardware.device(config).type
+    if config.compile != 'auto' or kind not in RATE:
+        return config.compile == 'on'
+    seconds = flops(config) * (3 if backward else 1) * images / RATE[kind]
+    return seconds > COMPILE_SECONDS and not _warned(compile_failure(kind))
+
+
+@functools.cache
+def compile_failure(kind):
+    """Why torch.compile does not work on this kind of device, in one line; '' if it does. Tried once, in seconds."""
+    try:
+        torch.compile(lambda x: 2 * x + 1, fullgraph=True)(torch.zeros(8, device=kind))
+    except Exception as error:  # whatever inductor, triton or a missing compiler lead to
+        return str(getattr(error, 'inner_exception', error)).strip().partition('\n')[0] or type(error).__name__
+    return ''
+
+
+@functools.cache
+def _warned(failure):
+    if failure:
+        logging.warning('torch.compile does not work here (%s): going on without it, slower. %s', failure, TO_COMPILE)
+    return bool(failure)
+
+
+TO_COMPILE = "It needs a C++ compiler, such as g++, and Python's headers"
+
+
+def flops(config):
+    """Floating-point operations of one network call on one image, two a multiplication and addition."""
+    with torch.device('meta'), FlopCounterMode(display=False) as counter:
+        build.network(config)(torch.zeros(1, *build.shape(config)), torch.zeros(1, dtype=torch.int64))
+    return counter.get_total_flops()

@@ -1,0 +1,251 @@
+"""The flags, each declared once with its role, and what a checkpoint fixes and suggests of their values.
+
+A config is a bag of the values of all flags, with what only the data decides: `channels`, `class_names` and `moments`.
+"""
+
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from dataset import DATASETS
+from model import ARCHS
+from process.losses import LOSSES, T_SAMPLERS
+from process.parameterisations import PARAMETERISATIONS
+from process.schedules import SCHEDULES, SPACINGS
+from process.solvers import SOLVERS, VAR_TYPES, learns_variance
+from run.build import NETWORKS
+from run.errors import UsageError, usage
+from score import FEATURE_NETS, PROTOCOLS
+
+
+class Flag(NamedTuple):
+    """A flag of the command line. Its kind is that of its default: bool, int, float, str, or list of int.
+
+    choices: a registry, whose keys of the moment are the choices. low, high: the smallest and largest value. key: the
+    name in a config, if it is another. before: the value of checkpoints that were written before the flag existed.
+    """
+
+    role: str
+    name: str
+    default: Any
+    help: str
+    choices: Any = None
+    low: float | None = None
+    high: float | None = None
+    key: str | None = None
+    before: Any = None
+
+    @property
+    def config_key(self):
+        """The name of its value in a config."""
+        return self.key or self.name
+
+
+class Group(NamedTuple):
+    """Flags under a heading of --help, which comes first if one of these verbs is asked for."""
+
+    heading: str
+    verbs: tuple
+    flags: list
+
+
+# What a checkpoint does with the value of a flag, by role:
+# network, process: it fixes them, for they decide what the weights mean. sampler, data, score, suggested: it suggests
+# them, and a flag that is given overrides it. labels, action, run: nothing. Samples are of one network, process,
+# sampler and labels; the records of scores keep sampler and labels.
+ROLES = 'action', 'network', 'process', 'sampler', 'labels', 'data', 'score', 'suggested', 'run'
+action, network, process, sampler, labels, data, score, suggested, run = (partial(Flag, role) for role in ROLES)
+
+GROUPS = [
+    Group('What to do', (), [
+        action('train', False, 'train to --total_steps, going on from the checkpoint in --logdir if there is one'),
+        action('sample', False, 'draw --num_images images from a checkpoint'),
+        action('eval', False, 'FID, IS and KID of a checkpoint, or of --images'),
+        action('figure', None, 'draw one picture of the diffusion of a checkpoint', ()),
+        action('nll', False, 'the variational bound of a checkpoint in bits/dim'),
+        action('import_ckpt', '', 'make a run in --logdir of this file or folder of weights, or published name'),
+        action('export', None, 'write the model of a checkpoint to --out, for other programs', ()),
+        action('stats', False, 'build the statistics of the data set that --eval compares with'),
+    ]),
+    Group('Network', ('train', 'import_ckpt'), [
+        network('net', 'unet', 'the network: context_unet is small, point_mlp is for 2-D points', NETWORKS),
+        network('arch', 'pytorch_ddpm', 'details of the U-Net: those of pytorch-ddpm or of the authors', ARCHS),
+        network('ch', 128, 'channels of the first level', low=1),
+        network('ch_mult', [1, 2, 2, 2], "each level's multiple of --ch"),
+        network('attn', [1], 'levels with attention, counted from 0; the middle always has it'),
+        network('head_dim', 0, 'channels of each head of attention, 0 for a single head', low=0, before=0),
+        network('num_res_blocks', 2, 'residual blocks of each level', low=1),
+        network('img_size', 32, 'height and width of the images', low=1),
+        network('num_classes', 0, 'number of labels with --cond, 0 for as many as the data set has', low=0),
+        suggested('dropout', 0.1, 'dropout rate in residual blocks', low=0, high=1),
+    ]),
+    Group('Diffusion', ('train', 'import_ckpt'), [
+        process('schedule', 'linear', 'how beta goes from --beta_1 to --beta_T', SCHEDULES),
+        process('beta_1', 1e-4, 'first beta'),
+        process('beta_T', 0.02, 'last beta'),
+        process('T', 1000, 'number of diffusion steps', low=1),
+        process('mean_type', 'epsilon', 'what the network predicts', PARAMETERISATIONS),
+    ]),
+    Group('Sampler', ('sample', 'figure', 'eval', 'nll', 'export'), [
+        sampler('sample_steps', 0, 'number of sampling steps, 0 for all T', low=0),
+        sampler('spacing', 'leading', 'which timesteps --sample_steps takes', SPACINGS),
+        sampler('eta', 1.0, '1 for ancestral sampling, 0 for DDIM', low=0, high=1),
+        sampler('order', 1, 'number of predictions that a sampling step is made of', SOLVERS, before=1),
+        sampler('var_type', 'fixedlarge', 'variance of a step at --eta=1; the network gives learned ones', VAR_TYPES),
+        sampler('clip_denoised', False, 'clip the predicted x_0 to [-1, 1] at every sampling step'),
+        sampler('prior', 'standard', "x_T: N(0, I), or with the data's moments for short chains", ('standard', 'data')),
+    ]),
+    Group('Labels', ('sample', 'figure'), [
+        labels('labels', 'all', 'classes to draw in turn, by name or number, such as cat,dog or 0,1,2'),
+        labels('guidance', 1.0, 'weight of the label: 1 conditional, 0 unconditional, more for guidance'),
+        run('cond', False, "train on the data set's labels"),
+        run('p_uncond', 0.1, 'probability of leaving out a label in training', low=0, high=1),
+        run('p_uncond_schedule', 'constant', 'linear: from 1 down to --p_uncond', ('constant', 'linear')),
+    ]),
+    Group('Drawing from a checkpoint', ('sample', 'figure', 'eval', 'nll', 'export'), [
+        run('ckpt', '', 'checkpoint, or folder with a ckpt.pt, to use instead of the one in --logdir'),
+        run('weights', 'ema', 'averaged weights or the last ones', ('ema', 'net')),
+        run('num_images', None, 'number of images to draw, by default 100, or 50,000 for --eval to score', low=1),
+        run('sample_batch_size', 128, 'number of images drawn at once, 0 for as many as fit the device', low=0),
+        run('out', '', 'where to write; by default samples/, figures/ or the export beside the checkpoint'),
+        run('license', 'unknown', 'license on the card of an exported model, an identifier such as mit'),
+        run('figure_t', 0, 'number of noisings before the mixing of --figure=interpolate, 0 for half of --T', low=0),
+    ]),
+    Group('Data', ('train', 'stats'), [
+        data('dataset', 'cifar10', f'one of {", ".join(DATASETS)}, or a folder or zip of images'),
+        data('test_dataset', '', 'folder or zip that is the test split, if --dataset is a folder or zip'),
+        data('data_dir', './data', 'folder of the named data sets'),
+        data(
+            'channels', 'auto', '1: grey, 3: colour, auto: grey if all are', ('auto', '1', '3'), key='image_channels'
+        ),
+        data('background', 'white', 'colour behind transparent images', ('white', 'black')),
+        run('random_flip', True, 'mirror images with probability 1/2'),
+        run('num_workers', 4, 'worker processes for data sets too large to keep on the device', low=0),
+        run('loader_timeout', 300.0, 'seconds to wait for a batch of those processes, 0 for ever', low=0),
+    ]),
+    Group('Training', ('train',), [
+        run('loss', 'mse', 'kl: the variational bound; hybrid: mse, and the bound for the variance', LOSSES),
+        run('min_snr_gamma', 5.0, "largest signal-to-noise ratio by which --loss=min_snr weights x_0's error"),
+        run('t_sampler', 'uniform', 'how t is drawn; loss_aware: more often if its loss is large', T_SAMPLERS),
+        run('antithetic_t', False, 'half of each batch at t, the other half at T - 1 - t'),
+        run('lr', 2e-4, 'learning rate', low=0),
+        run('lr_schedule', 'constant', 'learning rate after the warm-up', ('constant', 'cosine')),
+        run('warmup', 5000, 'number of steps of linear warm-up', low=0),
+        run('grad_clip', 1.0, 'largest global norm of the gradient, 0 for any', low=0),
+        run('total_steps', 800000, 'number of training steps', low=1),
+        run('batch_size', 128, 'number of images in a training step', low=1),
+        run('grad_accum', 1, 'parts that a batch is computed in, to save memory', low=1),
+        run('ema_decay', 0.9999, 'decay of the averaged weights', low=0, high=1),
+        run('parallel', False, 'share the work with the other processes that torchrun starts'),
+        run('seed', 0, 'random seed', low=0),
+        run(
+            'precision',
+            'auto',
+            'auto: bf16 if the hardware computes in it, fp32 for scores; bf16: scores too, shifting FID by about -0.8%',
+            ('auto', 'bf16', 'fp32'),
+        ),
+        run('compile', 'auto', 'torch.compile; auto: if a run is long enough to gain', ('auto', 'on', 'off')),
+        run('device', 'auto', 'cpu, cuda, cuda:1, mps, xpu ...; auto: the accelerator of this machine, if any'),
+    ]),
+    Group('Logging and previews', ('train',), [
+        run('logdir', './logs/DDPM_CIFAR10_EPS', 'folder of the run: checkpoints, previews, TensorBoard, flags'),
+        run('sample_size', 64, 'number of images in a preview', low=1),
+        run('sample_step', 1000, 'training steps between previews, 0 for none', low=0),
+        run('save_step', 5000, 'training steps between checkpoints, 0 for one at the end alone', low=0),
+        run('log_step', 50, 'training steps whose mean is one point of TensorBoard', low=1),
+        run('save_minutes', 0.0, 'minutes between checkpoints, beside --save_step; 0 for none', low=0),
+        run('keep_every', 0, 'steps between checkpoints kept for good as ckpt-<step>.pt, 0 for none', low=0),
+    ]),
+    Group('Evaluation', ('eval', 'stats', 'nll'), [
+        score('feature_net', 'inception', 'network of features: classifier if images are not natural', FEATURE_NETS),
+        score('fid_protocol', 'pytorch', "Inception's input: that of pytorch-fid, or torch-fidelity's", PROTOCOLS),
+        run('inception_weights', '', 'file of the FID Inception; by default downloaded once'),
+        run('split', None, 'split of the data: by default train to compare with, test for --nll', ('train', 'test')),
+        run('nll_steps', 0, 'terms of the bound that --nll computes for each image, 0 for all', low=0),
+        run('fid_cache', '', 'statistics to compare with; by default stats/<dataset>.<split>.npz, built if missing'),
+        run('images', '', 'score this folder, zip or npz of images, or npz of statistics, in place of a model'),
+        run('eval_step', 0, 'training steps between evaluations, 0 for none', low=0),
+        run('fid_use_torch', False, 'the linear algebra of FID on the GPU'),
+    ]),
+]  # fmt: skip
+
+
+def declared():
+    """Every `Flag`, in the order of --help."""
+    return [flag for group in GROUPS for flag in group.flags]
+
+
+def keys(*roles):
+    """The config keys of the flags of these roles."""
+    return tuple(flag.config_key for flag in declared() if flag.role in roles)
+
+
+def fixed_keys():
+    """What decides the meaning of the weights: a checkpoint is used with these as it was trained."""
+    return (*keys('network', 'process'), 'channels')
+
+
+def recorded_keys():
+    """What a record of scores keeps of the config."""
+    return keys('sampler', 'labels')
+
+
+def drawn_keys():
+    """What decides, with the weights, which images --sample draws."""
+    return (*fixed_keys(), *keys('sampler', 'labels'), 'seed')
+
+
+def replace(config, **changes):
+    """A copy of a config with other values."""
+    return SimpleNamespace(**{**vars(config), **changes})
+
+
+def complete(stored):
+    """A dict of config values with those that were written before a flag existed."""
+    return {**{flag.config_key: flag.before for flag in declared() if flag.before is not None}, **stored}
+
+
+def disagreements(config, stored, origins=None):
+    """One phrase for each key of `fixed_keys`, and a learned variance, in which a config differs from a checkpoint's.
+
+    origins: {name: the flagfile that says it}, to name in the phrase.
+    """
+    files = {key: f' in {path}' for key, path in (origins or {}).items() if path}
+    stored = _complete_checkpoint(stored)
+    learned = any(learns_variance(side.get('var_type', 'fixedlarge')) for side in (vars(config), stored))
+    return [
+        f'--{key}={getattr(config, key)}{files.get(key, "")} (trained with {stored[key]})'
+        for key in (*fixed_keys(), *(['var_type'] if learned else []))
+        if key in stored and stored[key] != getattr(config, key)
+    ]
+
+
+def _complete_checkpoint(stored):
+    return complete(stored) if 'T' in stored else stored  # pytorch-ddpm's have no config, and the flags speak
+
+
+@usage()
+def adopt(config, stored, given):
+    """The config to use a checkpoint with: its network, and its sampler unless a flag of `given` says otherwise.
+
+    config: of the flags. stored: dict of the checkpoint's. given: names of the flags that the user gave; as a dict,
+    {name: the flagfile it comes from, or ''}.
+
+    Raises UsageError if a given flag contradicts the checkpoint's network.
+    """
+    stored = _complete_checkpoint(stored)
+    said = SimpleNamespace(**{key: value for key, value in vars(config).items() if key in given})
+    if getattr(said, 'image_channels', 'auto') != 'auto':
+        said.channels = int(said.image_channels)
+    origins = given if isinstance(given, dict) else {}
+    wrong = disagreements(SimpleNamespace(**{**stored, **vars(said)}), stored, origins)
+    if wrong:
+        remedy = 'leave the flag out'
+        if any(origins.values()):
+            remedy += ', or the flagfile: --logdir alone is enough'
+        raise UsageError(f'the checkpoint is of another network than {", ".join(wrong)}: {remedy}')
+    adopted = {key: stored[key] for key in (*fixed_keys(), 'moments') if key in stored}
+    adopted['class_names'] = stored.get('class_names') if stored.get('num_classes') else []
+    suggested = keys('sampler', 'data', 'score', 'suggested')
+    adopted |= {key: stored[key] for key in suggested if key in stored and key not in given}
+    return replace(config, **adopted)

@@ -1,0 +1,183 @@
+"""The data set of a config: opened, described, checked against a checkpoint, and its batches."""
+
+import logging
+import os
+
+import torch
+
+import dataset as datasets
+from dataset import loader
+from run import build, distributed, hardware, labels
+from run.config import replace
+
+
+def dataset(config, split='train', like=None):
+    """The images or points of --dataset, of which it says in one line what they are.
+
+    Classes are numbered as the checkpoint does, or as another data set, `like`, does.
+
+    Raises DataError as `dataset.load`, where there is no such split, and where it has classes or colour that `like`
+    has not.
+    """
+    name = _name(config, split)
+    data = _opened(config, split, 3 if like is not None and like.channels == 3 else config.image_channels, like)
+    if like is not None and data.classes != like.classes:
+        found, known = (datasets.listed(classes) for classes in (data.classes[like.num_classes :], like.classes))
+        raise datasets.DataError(f'{name} has {found}, {config.dataset} has {known}: name its folders alike')
+    if like is not None and data.channels != like.channels:
+        raise datasets.DataError(f'{name} is in colour, {config.dataset} is grey: --channels=3 takes both as colour')
+    logging.info('%s, %s: %s', name, split, data)
+    return data
+
+
+def _name(config, split):
+    if split == 'train' or config.dataset in datasets.DATASETS:
+        return config.dataset
+    if not config.test_dataset:
+        raise datasets.DataError(f'{config.dataset} has no test split of its own: name one with --test_dataset')
+    return config.test_dataset
+
+
+def _opened(config, split, channels, like=None):
+    name = _name(config, split)
+    data = datasets.load(name, config.data_dir, config.img_size, split, channels, config.background)
+    data.arrange(_class_names(config, data) if like is None else like.classes)
+    return data
+
+
+def _class_names(config, data):
+    """The classes in the order that the checkpoint of a config has them, or that of the data where it has none."""
+    if config.class_names is not None or config.dataset in datasets.DATASETS:
+        return config.class_names or data.classes
+    names = sorted(data.classes)  # as they were numbered before checkpoints held their names
+    if names != data.classes:
+        logging.warning(
+            'the checkpoint holds no names of classes: they are numbered as when it was trained, by their letters: %s',
+            ' '.join(names),
+        )
+    return names
+
+
+def go_on_with_classes(config, data):
+    """Number the classes of a data set as the checkpoint that training goes on from does, and those new to it last.
+
+    config: its `class_names` are the checkpoint's, and become the data's. Raises DataError where the network has no
+    room for them.
+    """
+    data.arrange(_class_names(config, data))
+    if data.num_classes > config.num_classes:
+        check_classes(config, data)
+    config.class_names = data.classes
+
+
+def check_channels(config, data):
+    """Raise DataError where images of a data set have other channels than the network of a config."""
+    if data.channels != config.channels:
+        found, wanted = ('grey' if n == 1 else 'in colour' for n in (data.channels, config.channels))
+        raise datasets.DataError(
+            f'the images of the data set are {found}, those of the checkpoint {wanted}: '
+            f'--channels={config.channels} takes them as {wanted}'
+        )
+
+
+def check_classes(config, data):
+    """Raise DataError where the labels of a data set are not those that the network of a config was trained on."""
+    known = config.num_classes if config.class_names is None else len(config.class_names)
+    if config.num_classes and data.num_classes != known:
+        raise datasets.DataError(
+            f'the data set has {datasets.listed(data.classes[known:] or data.classes)}, the checkpoint was trained on '
+            f'{datasets.listed(labels.names(config))}'
+        )
+
+
+def identity(config, split='train', data=None):
+    """What `dataset(config, split)` is, a dict as JSON can keep it, for caches made from it to be checked by.
+
+    data: that data set, if it is open already. A named one is not opened, which might download it: its name tells, and
+    the size of a database that the user brought. Raises DataError as `dataset`.
+    """
+    source = datasets.DATASETS.get(config.dataset)
+    if source is None:
+        return (data or _opened(config, split, config.image_channels)).identity()
+    channels = source.channels if config.image_channels == 'auto' else int(config.image_channels)
+    made = {'from': config.dataset, 'split': split, 'img_size': config.img_size, 'channels': channels}
+    if source.database and os.path.exists(path := source.database(config.data_dir, split)):
+        made['bytes'] = os.path.getsize(path)
+    return made
+
+
+def fit(config, data):
+    """The config with what the data decides: channels, classes with --cond, mean and std with --prior=data.
+
+    Raises DataError where --net is not for such data, --cond finds no labels or more than --num_classes, or --labels
+    names others.
+    """
+    wants_points = build.is_points(config)
+    if wants_points != isinstance(data, datasets.Points):
+        fitting = ' or '.join(name for name, kind in build.NETWORKS.items() if kind.is_points != wants_points)
+        raise datasets.DataError(f'--net={config.net} is not for {config.dataset}: use --net={fitting}')
+    num_classes = (config.num_classes or data.num_classes) if config.cond else 0
+    if config.cond and not 0 < data.num_classes <= num_classes:
+        raise datasets.DataError(f'--cond with {num_classes} classes: {config.dataset} has {data.num_classes}')
+    decided = {
+        'channels': data.channels,
+        'num_classes': num_classes,
+        'class_names': data.classes if config.cond else [],
+    }
+    fitted = replace(config, **decided)
+    if config.prior == 'data':
+        fitted.moments = torch.stack(torch.std_mean(sample_items(config, data, 4096), dim=0, correction=0)[::-1]).cpu()
+    try:
+        labels.chosen(fitted)  # of the previews
+    except ValueError as error:
+        raise datasets.DataError(str(error)) from error
+    return fitted
+
+
+def batches(config, data, step):
+    """Endless training batches from `step` on, this rank's share of each, as `loader.batches` gives them."""
+    how = (hardware.device(config), config.random_flip, config.num_workers, config.loader_timeout)
+    share = distributed.share(config.batch_size)
+    return loader.batches(data, config.batch_size, config.seed, step, *how, share)
+
+
+def in_order(config, data, batch_size=256, share=slice(None)):
+    """Every item of a data set, or a share of it, once, as `loader.in_order` gives them."""
+    return loader.in_order(data, config.num_workers, config.loader_timeout, batch_size, share)
+
+
+def sample_items(config, data, n):
+    """n images or points of a data set, or all of fewer, as the network sees them: those that --seed picks."""
+    chosen = next(loader.index_batches(len(data), min(n, len(data)), config.seed, 0))
+    return data.prepare(loader.pick(data, chosen)).to(hardware.device(config))
+
+
+def labelled(config):
+    """(images, labels, test images, test labels) of --dataset; every tenth is held out where it has no test split.
+
+    Raises DataError where it has no labels.
+    """
+    train = dataset(config)
+    if not train.num_classes:
+        raise datasets.DataError(f'{config.dataset} has no labels: --feature_net=classifier learns from labels')
+    images, labels = loader.decode_all(train, config.num_workers, config.loader_timeout)
+    if _has_test(config):
+        test = dataset(config, 'test', like=train)
+        return images, labels, *loader.decode_all(test, config.num_workers, config.loader_timeout)
+    held_out = torch.arange(len(images)) % 10 == 9
+    return images[~held_out], labels[~held_out], images[held_out], labels[held_out]
+
+
+def labelled_identity(config):
+    """What `labelled` gives, as `identity` says it. Raises DataError as `dataset`."""
+    return {**identity(config), 'test': identity(config, 'test') if _has_test(config) else None}
+
+
+def _has_test(config):
+    return config.dataset in datasets.DATASETS or bool(config.test_dataset)
+
+
+def is_native(config):
+    """Whether the images of a named data set are all of --img_size to begin with."""
+    source = datasets.DATASETS.get(config.dataset)
+    return source is not None and source.size == config.img_size

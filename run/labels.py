@@ -1,0 +1,43 @@
+"""The labels to draw, and what they are called."""
+
+import torch
+
+from dataset import shown
+from run import hardware
+
+
+def chosen(config):
+    """The labels of --labels, a sequence of int; None for an unconditional network.
+
+    They are names of classes or, unless a class is called by a number, the numbers of classes, from 0.
+
+    Raises ValueError for labels that the network does not have.
+    """
+    if not config.num_classes:
+        if config.labels != 'all' or config.guidance != 1:
+            raise ValueError('--labels and --guidance need a checkpoint trained with --cond')
+        return None
+    if config.labels == 'all':
+        return range(config.num_classes)
+    names = config.class_names or []
+    numbers = {} if any(name.isdecimal() for name in names) else {str(y): y for y in range(config.num_classes)}
+    known = numbers | {name: y for y, name in enumerate(names)}
+    words = [config.labels] if config.labels in known else [word.strip() for word in config.labels.split(',')]
+    if not known.keys() >= set(words):
+        what = f'classes are {shown(names)}' if names else f'labels are 0 to {config.num_classes - 1}'
+        raise ValueError(f'--labels={config.labels}: the {what}{", by name or number" if names and numbers else ""}')
+    return [known[word] for word in words]
+
+
+def names(config):
+    """What the labels of the config's network are called: by the names of its classes, else by their numbers."""
+    names = config.class_names or []
+    return [*names, *map(str, range(len(names), config.num_classes))]
+
+
+def of_indices(config, indices):
+    """The label of each image to draw, int64 [B]: those `chosen` in turn; None for an unconditional network."""
+    turn = chosen(config)
+    if turn is None:
+        return None
+    return torch.tensor([turn[i % len(turn)] for i in indices], device=hardware.device(config))
