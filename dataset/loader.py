@@ -15,7 +15,6 @@ import torch
 from torch.utils.data import DataLoader
 
 from dataset.images import DataError, Images
-from run import progress
 
 RESIDENT_BYTES = 2**30  # a decoded data set up to this size is kept on the device
 
@@ -30,21 +29,26 @@ def index_batches(n, batch_size, seed, step):
         step += per_epoch - position
 
 
-def batches(data, batch_size, seed, step, device, random_flip, num_workers, loader_timeout=0, share=slice(None)):
+def batches(
+    data, batch_size, seed, step, device, random_flip, num_workers, loader_timeout=0, share=slice(None), watch=None
+):
     """Endless (x, y) from training step `step` on: x float on `device`, y int64 [B] or None.
 
     data: `Images`, whose x are [B, C, H, W] in [-1, 1], or `Points`, [B, D]. The indices are a function of (seed,
     step). Flips are drawn from torch's generator when the batch is asked for. share: what to give of each batch, whose
-    other items are not read, though flips are drawn for all.
+    other items are not read, though flips are drawn for all. watch: as of `decode_all`, for a set that is small.
 
     Raises DataError where the set has fewer than batch_size items, an image cannot be decoded, a worker process dies,
     or none brings a batch within `loader_timeout` seconds (0 for any).
     """
     check_batch_size(data, batch_size)
     indices = (chosen[share] for chosen in index_batches(len(data), batch_size, seed, step))
-    stream = _resident if data.nbytes <= RESIDENT_BYTES else _streamed
+    if data.nbytes <= RESIDENT_BYTES:
+        stream = _resident(decode_all(data, num_workers, loader_timeout, watch), indices, device)
+    else:
+        stream = _streamed(data, indices, device, num_workers, loader_timeout)
     mirrors = random_flip and isinstance(data, Images)
-    for x, y in stream(data, indices, device, num_workers, loader_timeout):
+    for x, y in stream:
         yield data.prepare(x, torch.rand(batch_size, device=device)[share] < 0.5 if mirrors else None), y
 
 
@@ -54,8 +58,8 @@ def check_batch_size(data, batch_size):
         raise DataError(f'--batch_size={batch_size} is more than the {len(data)} {data.unit} there are')
 
 
-def _resident(data, indices, device, num_workers, loader_timeout):
-    x, y = (None if part is None else part.to(device) for part in decode_all(data, num_workers, loader_timeout))
+def _resident(decoded, indices, device):
+    x, y = (None if part is None else part.to(device) for part in decoded)
     for chosen in indices:
         if x.is_cuda:
             chosen = chosen.pin_memory()  # else its way there might wait for the steps that are queued
@@ -69,15 +73,13 @@ def _streamed(data, indices, device, num_workers, loader_timeout):
         yield x.to(device, non_blocking=pinned), None if y is None else y.to(device, non_blocking=pinned)
 
 
-def decode_all(data, num_workers=0, loader_timeout=0):
-    """The whole set in order, as stored: uint8 [N, C, H, W] or points, and int64 [N] or None. Raises DataError."""
+def decode_all(data, num_workers=0, loader_timeout=0, watch=None):
+    """The whole set in order, as stored: uint8 [N, C, H, W] or points, and int64 [N] or None. Raises DataError.
+
+    watch: a function of (batches, data) that gives the same batches and shows how far they are, or None.
+    """
     parts = in_order(data, num_workers, loader_timeout)
-    shown = []
-    with progress.bar(desc='decoding', total=len(data), unit=data.unit.removesuffix('s'), leave=False) as bar:
-        for part in parts:
-            shown.append(part)
-            bar.update(len(part[0]))
-    x, y = zip(*shown, strict=True)
+    x, y = zip(*(watch(parts, data) if watch else parts), strict=True)
     return torch.cat(x), torch.cat(y) if data.num_classes else None
 
 

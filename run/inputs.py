@@ -7,7 +7,7 @@ import torch
 
 import dataset as datasets
 from dataset import loader
-from run import build, distributed, hardware, labels
+from run import build, distributed, hardware, labels, progress
 from run.config import replace
 
 
@@ -138,7 +138,11 @@ def batches(config, data, step):
     """Endless training batches from `step` on, this rank's share of each, as `loader.batches` gives them."""
     how = (hardware.device(config), config.random_flip, config.num_workers, config.loader_timeout)
     share = distributed.share(config.batch_size)
-    return loader.batches(data, config.batch_size, config.seed, step, *how, share)
+    return loader.batches(data, config.batch_size, config.seed, step, *how, share, _watch)
+
+
+def _watch(batches, data):
+    return progress.counted(batches, 'decoding', len(data), data.unit.removesuffix('s'))
 
 
 def in_order(config, data, batch_size=256, share=slice(None)):
@@ -160,10 +164,10 @@ def labelled(config):
     train = dataset(config)
     if not train.num_classes:
         raise datasets.DataError(f'{config.dataset} has no labels: --feature_net=classifier learns from labels')
-    images, labels = loader.decode_all(train, config.num_workers, config.loader_timeout)
+    images, labels = loader.decode_all(train, config.num_workers, config.loader_timeout, _watch)
     if _has_test(config):
         test = dataset(config, 'test', like=train)
-        return images, labels, *loader.decode_all(test, config.num_workers, config.loader_timeout)
+        return images, labels, *loader.decode_all(test, config.num_workers, config.loader_timeout, _watch)
     held_out = torch.arange(len(images)) % 10 == 9
     return images[~held_out], labels[~held_out], images[held_out], labels[held_out]
 

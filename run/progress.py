@@ -30,6 +30,14 @@ def bar(iterable=None, desc='', total=None, unit='it', initial=0, leave=True, un
     return Lines(iterable, silent, **options)
 
 
+def counted(batches, desc, total, unit):
+    """Give batches, (x [n, ...], y), and show a bar of how many items have come."""
+    with bar(desc=desc, total=total, unit=unit, leave=False) as shown:
+        for batch in batches:
+            yield batch
+            shown.update(len(batch[0]))
+
+
 class Lines:
     """What the rest of the program uses of tqdm, in plain lines."""
 
