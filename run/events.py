@@ -130,6 +130,31 @@ class Silence:
         return lambda *_: None
 
 
+class Losses:
+    """The losses and gradient norms of steps, left on the device until they are read, all at once, and checked."""
+
+    def __init__(self, remedy):
+        """remedy: called without arguments, says what to do about a loss that is not finite."""
+        self.remedy = remedy
+        self.pending = []  # (step, loss and norm, lr)
+
+    def add(self, step, loss, norm, lr):
+        """Note one step."""
+        self.pending.append((step, torch.stack([loss, norm]), lr))
+
+    def read(self):
+        """(step, loss, norm, lr) of each step noted. Raises FloatingPointError, with the step, if one is not finite."""
+        if not self.pending:
+            return []
+        values = torch.stack([pair for _, pair, _ in self.pending]).tolist()
+        read = [(step, loss, norm, lr) for (step, _, lr), (loss, norm) in zip(self.pending, values, strict=True)]
+        self.pending = []
+        for step, loss, norm, _ in read:
+            if not math.isfinite(loss + norm):
+                raise FloatingPointError(f'step {step}: loss {loss}, gradient norm {norm}: {self.remedy()}')
+        return read
+
+
 class Log:
     """TensorBoard and the progress bar. Losses are read off the device, and checked, when shown and before a save.
 
@@ -143,7 +168,7 @@ class Log:
         self.events = Events(run.config.logdir)
         self.events.restart(run.step + 1 if run.step else 0)
         self.events.flags(flagfile, vars(run.config))
-        self.pending = []  # (step, loss, norm, lr), not yet read
+        self.losses = Losses(self._remedy)
         self.read_since = []  # (loss, norm, seconds) of each step since the last point
         self.recent = deque(maxlen=100)  # losses, whose mean is shown
         self.restart_clock()
@@ -163,7 +188,7 @@ class Log:
 
     def add(self, loss, norm, lr):
         """Note one step."""
-        self.pending.append((self.run.step, torch.stack([loss, norm]), lr))
+        self.losses.add(self.run.step, loss, norm, lr)
         if self.run.device.type == 'cpu' or time.monotonic() - self.last > LOG_SECONDS:
             self.read()
 
@@ -175,24 +200,22 @@ class Log:
         self.bar.refresh()
 
     def read(self):
-        """Read, check and write what was noted. Raises FloatingPointError, naming the step, where not finite."""
-        if not self.pending:
+        """Read, check and write what was noted. Raises FloatingPointError as `Losses.read`."""
+        read = self.losses.read()
+        if not read:
             return
-        values = torch.stack([pair for _, pair, _ in self.pending]).tolist()
         now = time.monotonic()
-        seconds = (now - self.last) / len(values)
-        for (step, _, lr), (loss, norm) in zip(self.pending, values, strict=True):
-            if not math.isfinite(loss + norm):
-                raise FloatingPointError(f'step {step}: loss {loss}, gradient norm {norm}: {self._remedy()}')
+        seconds = (now - self.last) / len(read)
+        for step, loss, norm, lr in read:
             self.newest = step, loss, lr
             self.read_since.append((loss, norm, seconds))
             self.recent.append(loss)
             if step % self.run.config.log_step == 0:
                 self.point()
-        self.bar.update(len(values))
+        self.bar.update(len(read))
         mean, rate = sum(self.recent) / len(self.recent), self.run.config.batch_size / max(seconds, 1e-9)
         self.bar.set_postfix(loss=f'{mean:.4f}', raw=f'{loss:.4f}', lr=f'{lr:.1e}', img_s=f'{rate:.0f}', refresh=False)
-        self.pending, self.last = [], now
+        self.last = now
 
     def point(self):
         """Write the mean over the steps since the last point, if there are any."""

@@ -109,29 +109,38 @@ def identity(config, split='train', data=None):
 def fit(config, data):
     """The config with what the data decides: channels, classes with --cond, mean and std with --prior=data.
 
-    Raises DataError where --net is not for such data, --cond finds no labels or more than --num_classes, or --labels
-    names others.
+    Raises DataError if --net is not for such data, --cond finds no labels or more than --num_classes, or --labels names
+    others.
     """
+    _check_kind(config, data)
+    num_classes = (config.num_classes or data.num_classes) if config.cond else 0
+    if config.cond and not 0 < data.num_classes <= num_classes:
+        raise datasets.DataError(f'--cond with {num_classes} classes: {config.dataset} has {data.num_classes}')
+    fitted = replace(
+        config,
+        channels=data.channels,
+        num_classes=num_classes,
+        class_names=data.classes if config.cond else [],
+        moments=moments(config, data) if config.prior == 'data' else config.moments,
+    )
+    try:
+        labels.chosen(fitted)  # for the previews
+    except ValueError as error:
+        raise datasets.DataError(str(error)) from error
+    return fitted
+
+
+def moments(config, data):
+    """Mean and standard deviation of 4,096 items of a data set, [2, ...], for --prior=data."""
+    std, mean = torch.std_mean(sample_items(config, data, 4096), dim=0, correction=0)
+    return torch.stack([mean, std]).cpu()
+
+
+def _check_kind(config, data):
     wants_points = build.is_points(config)
     if wants_points != isinstance(data, datasets.Points):
         fitting = ' or '.join(name for name, kind in build.NETWORKS.items() if kind.is_points != wants_points)
         raise datasets.DataError(f'--net={config.net} is not for {config.dataset}: use --net={fitting}')
-    num_classes = (config.num_classes or data.num_classes) if config.cond else 0
-    if config.cond and not 0 < data.num_classes <= num_classes:
-        raise datasets.DataError(f'--cond with {num_classes} classes: {config.dataset} has {data.num_classes}')
-    decided = {
-        'channels': data.channels,
-        'num_classes': num_classes,
-        'class_names': data.classes if config.cond else [],
-    }
-    fitted = replace(config, **decided)
-    if config.prior == 'data':
-        fitted.moments = torch.stack(torch.std_mean(sample_items(config, data, 4096), dim=0, correction=0)[::-1]).cpu()
-    try:
-        labels.chosen(fitted)  # of the previews
-    except ValueError as error:
-        raise datasets.DataError(str(error)) from error
-    return fitted
 
 
 def batches(config, data, step):
