@@ -53,7 +53,7 @@ def test_links_flags_and_flagfiles_exist(page):
     text = page.read_text(encoding='utf-8')
     links = {link for link in re.findall(r'\]\(([^)#\s]+)', text) if '://' not in link}
     assert not [link for link in links if not (page.parent / link).exists()]
-    ours = {flag.name for flag in main.own_flags()}
+    ours = set(main.own_flags())
     flags = set(re.findall(r'(?<![\w-])--([a-zA-Z][\w-]*\w|T)\b', text))
     assert not {flag for flag in flags - OTHERS if flag not in ours and flag.removeprefix('no') not in ours}
     flagfiles = set(re.findall(r'config/\w+\.txt', text))
