@@ -94,6 +94,7 @@ def sampler(config, net):
         steps=config.sample_steps or None,
         spacing=config.spacing,
         eta=config.eta,
+        order=config.order,
         clip_denoised=config.clip_denoised,
         data_moments=config.moments if config.prior == 'data' else None,
     )

@@ -1,0 +1,70 @@
+"""docs/extending.md: each of its additions is registered as it stands there and used through main's flags."""
+
+import importlib
+import json
+import re
+
+import pytest
+from conftest import ROOT, TINY
+from PIL import Image
+from runs import load
+
+PAGE = (ROOT / 'docs' / 'extending.md').read_text(encoding='utf-8')
+SECTION = re.compile(
+    r'^## A (?P<kind>[\w ]+)\n\nAdd .*?`(?P<path>[\w/]+)\.py:(?P<registry>[A-Z]+)`.*?'
+    r'```python\n(?P<names>.*?)# in (?P=registry):\n(?P<entry>.*?)```.*?Use it with `(?P<flags>--[^`]+)`',
+    re.DOTALL | re.MULTILINE,
+)
+ADDITIONS = {found['kind']: found for found in SECTION.finditer(PAGE)}
+
+
+@pytest.fixture
+def add(monkeypatch):
+    """Register the addition of a section; returns its flags."""
+
+    def register(kind):
+        section = ADDITIONS[kind]
+        module = importlib.import_module(section['path'].replace('/', '.'))
+        namespace = dict(vars(module))
+        exec(section['names'], namespace)
+        for name, value in eval(f'{{{section["entry"]}}}', namespace).items():
+            monkeypatch.setitem(getattr(module, section['registry']), name, value)
+        return section['flags'].split()
+
+    return register
+
+
+def test_the_page_has_one_addition_of_each_kind():
+    assert list(ADDITIONS) == ['schedule', 'solver', 'loss', 'data set', 'network', 'metric', 'figure']
+    assert PAGE.count('```python') == len(ADDITIONS)
+
+
+@pytest.mark.parametrize('kind', ['schedule', 'loss', 'data set', 'network'])
+def test_a_model_trains_and_draws_with_it(add, tmp_path, cli, kind):
+    argv = [*TINY, f'--logdir={tmp_path}', *add(kind)]
+    assert cli('--train', *argv)[0] == 0 and cli('--sample', '--num_images=2', *argv)[0] == 0
+    assert Image.open(tmp_path / 'samples' / '000001.png').size == (8, 8)
+    assert kind != 'data set' or load(tmp_path)['config']['class_names'] == ['narrow', 'wide']
+
+
+def test_a_solver_draws(add, tmp_path, cli):
+    argv = [*TINY, '--lr=0.03', '--weights=net', f'--logdir={tmp_path}', '--num_images=2']  # far from eps = 0
+    assert cli('--train', '--order=2', *argv)[0] == 2  # not there yet
+    assert cli('--train', *argv)[0] == 0
+    flags = add('solver')
+    for order in ('1', '2'):
+        assert cli('--sample', *argv, *flags, f'--order={order}', f'--out={tmp_path / order}')[0] == 0
+    first, second = (Image.open(tmp_path / order / '000000.png').tobytes() for order in ('1', '2'))
+    assert first != second and json.loads((tmp_path / '2' / 'samples.json').read_text())['order'] == 2
+
+
+def test_a_figure_is_drawn(add, tmp_path, cli):
+    argv = [*TINY, f'--logdir={tmp_path}']
+    assert cli('--train', *argv)[0] == 0 and cli(*add('figure'), *argv)[0] == 0
+    assert (tmp_path / 'figures' / 'noise.png').exists()
+
+
+def test_a_metric_is_recorded(add, here, cli):
+    argv = [*TINY, '--logdir=run', '--feature_net=classifier', '--num_images=20']
+    assert cli('--train', *argv)[0] == 0 and cli(*add('metric'), *argv)[0] == 0
+    assert json.loads((here / 'run' / 'eval.txt').read_text())['MEANS(classifier)'] > 0
