@@ -7,7 +7,6 @@ pesser/pytorch_diffusion, which diffusers' ddpm-cifar10-32 is too): one graph, f
 
 import math
 from collections.abc import Callable
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -91,7 +90,7 @@ class AttnBlock(nn.Module):
     def __init__(self, ch, norm_eps, head_dim=0):
         super().__init__()
         self.head_dim = head_dim or ch
-        _refuse((ch % self.head_dim, f'head_dim must divide the {ch} channels of attention at a level, not {head_dim}'))
+        refuse((ch % self.head_dim, f'head_dim must divide the {ch} channels of attention at a level, not {head_dim}'))
         self.group_norm = nn.GroupNorm(32, ch, eps=norm_eps)
         self.proj_q = nn.Conv2d(ch, ch, 1)
         self.proj_k = nn.Conv2d(ch, ch, 1)
@@ -171,8 +170,8 @@ class UNet(nn.Module):
         if arch not in ARCHS:
             raise ValueError(f'arch must be one of {", ".join(ARCHS)}, not {arch}')
         time_table, norm_eps, pad_all_sides, attn_gain = ARCHS[arch]
-        _check_levels(ch, ch_mult, img_channels, img_size)
-        _refuse(
+        check_levels(ch, ch_mult, img_channels, img_size)
+        refuse(
             (not set(attn) <= set(range(len(ch_mult))), f'attn must name levels 0 to {len(ch_mult) - 1}, not {attn}'),
             (num_res_blocks < 1, f'num_res_blocks must be at least 1, not {num_res_blocks}'),
             (not 0 <= dropout < 1, f'dropout must be in [0, 1), not {dropout}'),
@@ -233,7 +232,7 @@ class UNet(nn.Module):
 
     def forward(self, x, t, y=None):
         temb = self.time_embedding(t)  # [B, 4 ch]
-        if (y := _labels(self, t, y)) is not None:
+        if (y := labels_or_none(self, t, y)) is not None:
             temb = temb + self.label_embedding(y)
         h = self.head(x)  # [B, ch, H, W]
         hs = [h]
@@ -249,170 +248,7 @@ class UNet(nn.Module):
         return self.tail(h)  # [B, out_channels, H, W]
 
 
-class GELUConvBlock(nn.Sequential):
-    """A 3x3 convolution, GroupNorm and GELU: [B, in_ch, H, W] -> [B, out_ch, H, W]."""
-
-    def __init__(self, in_ch, out_ch, groups):
-        super().__init__(nn.Conv2d(in_ch, out_ch, 3, padding=1), nn.GroupNorm(groups, out_ch), nn.GELU())
-
-
-class ResidualConvBlock(nn.Module):
-    """f(x) + g(f(x)) of two GELU convolution blocks: [B, in_ch, H, W] -> [B, out_ch, H, W]."""
-
-    def __init__(self, in_ch, out_ch, groups):
-        super().__init__()
-        self.conv1 = GELUConvBlock(in_ch, out_ch, groups)
-        self.conv2 = GELUConvBlock(out_ch, out_ch, groups)
-
-    def forward(self, x):
-        h = self.conv1(x)
-        return h + self.conv2(h)
-
-
-class RearrangePoolBlock(nn.Sequential):
-    """Space to depth, which loses nothing, and a convolution block: [B, ch, H, W] -> [B, ch, H / 2, W / 2]."""
-
-    def __init__(self, ch, groups):
-        super().__init__(nn.PixelUnshuffle(2), GELUConvBlock(4 * ch, ch, groups))
-
-
-class DownBlock(nn.Sequential):
-    """Two GELU convolution blocks and a rearrange pool: [B, in_ch, H, W] -> [B, out_ch, H / 2, W / 2]."""
-
-    def __init__(self, in_ch, out_ch, groups):
-        super().__init__(
-            GELUConvBlock(in_ch, out_ch, groups),
-            GELUConvBlock(out_ch, out_ch, groups),
-            RearrangePoolBlock(out_ch, groups),
-        )
-
-
-class UpBlock(nn.Module):
-    """x and its skip [B, in_ch, H, W] through a transposed convolution and four blocks -> [B, out_ch, 2 H, 2 W]."""
-
-    def __init__(self, in_ch, out_ch, groups):
-        super().__init__()
-        self.main = nn.Sequential(
-            nn.ConvTranspose2d(2 * in_ch, out_ch, 2, stride=2),
-            *(GELUConvBlock(out_ch, out_ch, groups) for _ in range(4)),
-        )
-
-    def forward(self, x, skip):
-        return self.main(torch.cat([x, skip], dim=1))
-
-
-class SinusoidalPositionEmbedBlock(nn.Module):
-    """[sin(w_i t)..., cos(w_i t)...] with w_i = 10000^(-i / (dim / 2 - 1)): t float [B] -> [B, dim]."""
-
-    def __init__(self, dim):
-        super().__init__()
-        self.half = dim // 2
-
-    def forward(self, t):
-        frequencies = torch.exp(torch.arange(self.half, device=t.device) * (-math.log(10000) / (self.half - 1)))
-        angles = t[:, None] * frequencies
-        return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-
-class EmbedBlock(nn.Sequential):
-    """Two dense layers: [B, dim] -> [B, ch, 1, 1], to scale or shift a map of ch channels."""
-
-    def __init__(self, dim, ch):
-        super().__init__(nn.Linear(dim, ch), nn.GELU(), nn.Linear(ch, ch), nn.Unflatten(1, (ch, 1, 1)))
-
-
-class ContextUNet(nn.Module):
-    """eps_theta(x_t, t, y) after NVIDIA's course "Generative AI with Diffusion Models": a small U-Net, quick to train.
-
-    x [B, C, H, W], t int64 [B] in 0..T-1, y int64 [B] or None -> out, the shape of x. The lowest map passes through a
-    flat dense embedding; on the way up each map is scaled by the label and shifted by the time, c_emb * up + t_emb.
-    A label is one-hot, masked to zeros where there is none (y = num_classes, or None).
-
-    ch, ch_mult: channels of the levels, multiples of 32; each level but the first begins in a halving. The course's
-    (64, 64, 128) is ch 64 and ch_mult [1, 1, 2]. img_size: H = W. img_channels, out_channels, num_classes: as of
-    `UNet`. tdim: of the sinusoidal embedding of t / T.
-
-    Raises ValueError where the arguments do not fit together.
-    """
-
-    def __init__(self, T, ch, ch_mult, *, img_channels=1, out_channels=None, img_size=28, num_classes=None, tdim=8):
-        super().__init__()
-        _check_levels(ch, ch_mult, img_channels, img_size)
-        self.T, self.num_classes = T, num_classes
-        levels = [ch * mult for mult in ch_mult]
-        side = img_size // 2 ** (len(levels) - 1)
-        lowest = (levels[-1], side, side)
-        steps = list(pairwise(levels))
-
-        self.head = ResidualConvBlock(img_channels, levels[0], groups=ch // 8)
-        self.downs = nn.ModuleList(DownBlock(a, b, groups=ch // 2) for a, b in steps)
-        self.latent = nn.Sequential(
-            nn.Flatten(),
-            nn.GELU(),
-            nn.Linear(math.prod(lowest), ch),
-            nn.ReLU(),
-            nn.Linear(ch, ch),
-            nn.ReLU(),
-            nn.Linear(ch, math.prod(lowest)),
-            nn.ReLU(),
-            nn.Unflatten(1, lowest),
-            GELUConvBlock(levels[-1], levels[-1], groups=ch // 2),
-        )
-        self.time = SinusoidalPositionEmbedBlock(tdim)
-        self.time_embeds = nn.ModuleList(EmbedBlock(tdim, b) for _, b in reversed(steps))
-        if num_classes:
-            self.label_embeds = nn.ModuleList(EmbedBlock(num_classes, b) for _, b in reversed(steps))
-        self.ups = nn.ModuleList(UpBlock(b, a, groups=ch // 2) for a, b in reversed(steps))
-        self.tail = nn.Sequential(
-            nn.Conv2d(2 * levels[0], levels[0], 3, padding=1),
-            nn.GroupNorm(ch // 8, levels[0]),
-            nn.ReLU(),
-            nn.Conv2d(levels[0], out_channels or img_channels, 3, padding=1),
-        )
-
-    def forward(self, x, t, y=None):
-        y = _labels(self, t, y)
-        hs = [self.head(x)]  # [B, ch, H, W]
-        for down in self.downs:
-            hs.append(down(hs[-1]))
-        up = self.latent(hs[-1])  # [B, ch * ch_mult[-1], H / 2^(levels-1), W / 2^(levels-1)]
-        temb = self.time(t / self.T).to(x.dtype)  # [B, tdim]
-        if y is not None:
-            c = F.one_hot(y, self.num_classes + 1)[:, :-1].to(x.dtype)  # [B, num_classes], zeros for no label
-        for i, layer in enumerate(self.ups):
-            if y is not None:
-                up = self.label_embeds[i](c) * up
-            up = layer(up + self.time_embeds[i](temb), hs.pop())
-        return self.tail(torch.cat([up, hs.pop()], dim=1))  # [B, out_channels, H, W]
-
-
-class PointMLP(nn.Module):
-    """eps_theta(x_t, t) for points: x [B, dim], t int64 [B] in 0..T-1, y int64 [B] or None -> out [B, dim].
-
-    Three hidden layers of `ch` units with ReLU, to each of which a learned embedding of the step is added before its
-    ReLU and, with num_classes, one of the label; y = num_classes, or None, is no label. After the 2-D s_curve tutorial.
-    """
-
-    def __init__(self, T, ch=128, *, dim=2, num_classes=None):
-        super().__init__()
-        self.num_classes = num_classes
-        self.hidden = nn.ModuleList(nn.Linear(width, ch) for width in (dim, ch, ch))
-        self.step_embeddings = nn.ModuleList(nn.Embedding(T, ch) for _ in self.hidden)
-        if num_classes:
-            self.label_embeddings = nn.ModuleList(nn.Embedding(num_classes + 1, ch) for _ in self.hidden)
-        self.tail = nn.Linear(ch, dim)
-
-    def forward(self, x, t, y=None):
-        y = _labels(self, t, y)
-        for i, layer in enumerate(self.hidden):
-            x = layer(x) + self.step_embeddings[i](t)  # [B, ch]
-            if y is not None:
-                x = x + self.label_embeddings[i](y)
-            x = x.relu()
-        return self.tail(x)  # [B, dim]
-
-
-def _labels(net, t, y):
+def labels_or_none(net, t, y):
     """y, or the label that stands for none [B]; None where the network knows no labels."""
     if net.num_classes:
         return torch.full_like(t, net.num_classes) if y is None else y
@@ -421,15 +257,15 @@ def _labels(net, t, y):
     return None
 
 
-def _refuse(*checks):
+def refuse(*checks):
     for broken, complaint in checks:
         if broken:
             raise ValueError(complaint)
 
 
-def _check_levels(ch, ch_mult, img_channels, img_size):
+def check_levels(ch, ch_mult, img_channels, img_size):
     factor = 2 ** (len(ch_mult) - 1)
-    _refuse(
+    refuse(
         (ch < 32 or ch % 32, f'ch must be a multiple of 32, the groups of GroupNorm, not {ch}'),
         (not ch_mult or min(ch_mult, default=0) < 1, f'ch_mult must be one or more positive integers, not {ch_mult}'),
         (img_channels not in (1, 3), f'images must have 1 or 3 channels, not {img_channels}'),

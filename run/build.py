@@ -18,7 +18,9 @@ import dataset as datasets
 from dataset import loader
 from diffusion import GaussianDiffusionSampler, GaussianDiffusionTrainer, Guidance, learns_variance
 from draw.inference import Inference
-from model import ContextUNet, PointMLP, UNet
+from model import UNet
+from networks.context_unet import ContextUNet
+from networks.point_mlp import PointMLP
 from process.losses import LOSSES
 from run import distributed
 from run.errors import UsageError, usage

@@ -13,7 +13,9 @@ import dataset
 import sample
 import train
 from diffusion import PARAMETERISATIONS, GaussianDiffusionSampler, Guidance
-from model import ContextUNet, PointMLP, UNet
+from model import UNet
+from networks.context_unet import ContextUNet
+from networks.point_mlp import PointMLP
 from run import build
 
 T = 10

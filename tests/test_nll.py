@@ -16,7 +16,8 @@ import main
 import nll
 import sample
 from draw import picture
-from model import ContextUNet, UNet
+from model import UNet
+from networks.context_unet import ContextUNet
 from run import build
 
 

@@ -20,7 +20,9 @@ import train
 from bench import __main__ as bench
 from bench.timing import interleaved
 from draw.inference import Inference
-from model import ContextUNet, PointMLP, UNet
+from model import UNet
+from networks.context_unet import ContextUNet
+from networks.point_mlp import PointMLP
 from run import build
 
 T = 20
