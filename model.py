@@ -1,8 +1,10 @@
-"""The networks, model(x, t, y) -> out: `UNet`, the small `ContextUNet`, and `PointMLP` for points.
+"""The U-Net of the paper, out = model(x, t, y) (Ho et al. 2020, appendix B).
 
-`UNet` is the paper's (Ho et al. 2020, appendix B) with w86763777/pytorch-ddpm's state-dict keys and shapes. `ARCHS`
-holds what differs between pytorch-ddpm's network and the authors' own (hojonathanho/diffusion, and its PyTorch form
-pesser/pytorch_diffusion, which diffusers' ddpm-cifar10-32 is too): one graph, four choices.
+`UNet` has the state-dict keys and shapes of w86763777/pytorch-ddpm. The authors' own network is the same graph with
+four choices made differently, and `ARCHS` holds those choices. The authors' network is that of hojonathanho/diffusion,
+of its PyTorch port pesser/pytorch_diffusion, and of google/ddpm-cifar10-32 in diffusers.
+
+The smaller networks are in the folder `networks/`.
 """
 
 import math
@@ -28,10 +30,18 @@ def _concatenated_table(T, ch):
 
 
 class Arch(NamedTuple):
-    time_table: Callable  # (T, ch) -> sinusoidal embeddings [T, ch]
+    """The four choices in which pytorch-ddpm's network and the authors' differ.
+
+    time_table: the function (T, ch) -> [T, ch] that gives the sinusoidal embeddings of the timesteps. norm_eps: the
+    epsilon of every GroupNorm. pad_all_sides: whether a convolution of stride 2 pads all four sides; if not, it pads
+    the right and the bottom, as TensorFlow's SAME does. attn_gain: the gain of the initial weights of the last
+    projection in each attention block.
+    """
+
+    time_table: Callable
     norm_eps: float
-    pad_all_sides: bool  # of a stride-2 convolution; else right and bottom only, as TensorFlow's SAME does
-    attn_gain: float  # of the initial weights of attention's output projection
+    pad_all_sides: bool
+    attn_gain: float
 
 
 ARCHS = {
@@ -41,7 +51,7 @@ ARCHS = {
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoidal table, frozen, and two dense layers: t int64 [B] -> [B, dim]."""
+    """Looks t up in a frozen sinusoidal table and applies two dense layers: t int64 [B] -> [B, dim]."""
 
     def __init__(self, table, dim):
         super().__init__()
@@ -57,7 +67,7 @@ class TimeEmbedding(nn.Module):
 
 
 class DownSample(nn.Module):
-    """Halves height and width by a 3x3 convolution of stride 2."""
+    """Halves height and width with a 3x3 convolution of stride 2."""
 
     def __init__(self, ch, pad_all_sides):
         super().__init__()
@@ -69,7 +79,7 @@ class DownSample(nn.Module):
 
 
 class UpSample(nn.Module):
-    """Doubles height and width by nearest neighbours and a 3x3 convolution."""
+    """Doubles height and width with nearest-neighbour interpolation and a 3x3 convolution."""
 
     def __init__(self, ch):
         super().__init__()
@@ -80,11 +90,12 @@ class UpSample(nn.Module):
 
 
 class AttnBlock(nn.Module):
-    """Self-attention over all positions, with a residual connection.
+    """Adds self-attention over all positions to x: softmax(q k^T / sqrt(head_dim)) v, then a projection.
 
-    head_dim: channels of each head, consecutive ones, as in diffusers; 0 for one head of all channels.
+    head_dim: the number of channels of each head. A head takes consecutive channels, as in diffusers; 0 makes one head
+    of all channels.
 
-    Raises ValueError where it does not divide ch.
+    Raises ValueError if head_dim does not divide ch.
     """
 
     def __init__(self, ch, norm_eps, head_dim=0):
@@ -109,7 +120,7 @@ class AttnBlock(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two normalised 3x3 convolutions, the time embedding added between them, a shortcut, and attention at the end."""
+    """Adds two normalised 3x3 convolutions to x, the time embedding between them, and ends with attention if `attn`."""
 
     def __init__(self, in_ch, out_ch, tdim, dropout, attn, norm_eps, head_dim=0):
         super().__init__()
@@ -138,16 +149,23 @@ class ResBlock(nn.Module):
 class UNet(nn.Module):
     """eps_theta(x_t, t) (Ho et al. 2020, appendix B): x [B, C, H, W], t int64 [B] in 0..T-1 -> out, the shape of x.
 
-    T: timesteps. ch: channels of the first level, a multiple of 32 as GroupNorm has 32 groups; a block of 32
-    channels has one a group, so that its norm takes the time embedding out again: some level should be wider.
-    ch_mult: each level's multiple of ch; every level but the last ends in a halving. attn: the levels, counted from
-    0, with attention (the middle always has it). num_res_blocks: of each level on the way down; one more on the way
-    up. dropout: its rate in every residual block. arch: a key of `ARCHS`. img_channels: C, 1 or 3. out_channels: those
-    of out, C unless given; 2 C for a learned variance. img_size: H = W, checked here where it is known. num_classes: of
-    labels y int64 [B], whose embedding is added to the time's; y = num_classes, or None, is no label. head_dim: the
-    channels of each head of attention, 0 for one head of all; it divides those of each level with attention.
+    T: the number of timesteps.
+    ch: the number of channels of the first level, a multiple of 32 because GroupNorm has 32 groups. In a block of 32
+        channels each group is one channel, and the norm removes the time embedding again: make some level wider.
+    ch_mult: one factor per level; the level has this factor times ch channels. Every level but the last ends with a
+        halving of the image.
+    attn: the levels with attention, counted from 0. The middle always has attention.
+    num_res_blocks: the number of residual blocks per level on the way down; the way up has one more per level.
+    dropout: the dropout rate in every residual block.
+    arch: a key of `ARCHS`.
+    img_channels: C, 1 or 3. out_channels: the channels of out, by default C; a learned variance needs 2 C.
+    img_size: H = W. If it is given, it is checked.
+    num_classes: the number of classes if the network takes labels y int64 [B]. The embedding of a label is added to
+        that of the time. y = num_classes, or y = None, means no label.
+    head_dim: the number of channels of each attention head; 0 makes one head of all channels. It must divide the
+        channels of every level with attention.
 
-    Raises ValueError where the arguments do not fit together.
+    Raises ValueError if the arguments do not fit together.
     """
 
     def __init__(
@@ -167,22 +185,17 @@ class UNet(nn.Module):
         head_dim=0,
     ):
         super().__init__()
-        if arch not in ARCHS:
-            raise ValueError(f'arch must be one of {", ".join(ARCHS)}, not {arch}')
-        time_table, norm_eps, pad_all_sides, attn_gain = ARCHS[arch]
+        refuse((arch not in ARCHS, f'arch must be one of {", ".join(ARCHS)}, not {arch}'))
         check_levels(ch, ch_mult, img_channels, img_size)
-        refuse(
-            (not set(attn) <= set(range(len(ch_mult))), f'attn must name levels 0 to {len(ch_mult) - 1}, not {attn}'),
-            (num_res_blocks < 1, f'num_res_blocks must be at least 1, not {num_res_blocks}'),
-            (not 0 <= dropout < 1, f'dropout must be in [0, 1), not {dropout}'),
-        )
+        _check_blocks(ch_mult, attn, num_res_blocks, dropout)
+        time_table, norm_eps, pad_all_sides, attn_gain = ARCHS[arch]
 
         tdim = ch * 4
         self.time_embedding = TimeEmbedding(time_table(T, ch), tdim)
         self.head = nn.Conv2d(img_channels, ch, 3, padding=1)
 
         self.downblocks = nn.ModuleList()
-        skips = [ch]  # channels of the outputs that the way up will concatenate
+        skips = [ch]  # the channels of each output that the way up concatenates
         now_ch = ch
         for level, mult in enumerate(ch_mult):
             for _ in range(num_res_blocks):
@@ -212,11 +225,14 @@ class UNet(nn.Module):
         )
         self.num_classes = num_classes
         if num_classes:
-            self.label_embedding = nn.Embedding(num_classes + 1, tdim)  # the last row: no label
+            self.label_embedding = nn.Embedding(num_classes + 1, tdim)  # the last row stands for no label
         self.initialize(attn_gain)
 
     def initialize(self, attn_gain):
-        """Xavier-uniform weights and zero biases; those that end a residual branch, and the tail, start near zero."""
+        """Draws Xavier-uniform weights and sets the biases to zero.
+
+        The convolutions that end a residual branch, and that of the tail, get weights near zero.
+        """
         gains = {self.tail[-1]: 1e-5}
         for module in self.modules():
             if isinstance(module, ResBlock):
@@ -249,7 +265,10 @@ class UNet(nn.Module):
 
 
 def labels_or_none(net, t, y):
-    """y, or the label that stands for none [B]; None where the network knows no labels."""
+    """The labels that a network embeds, int64 [B], or None if it takes none. y may be None, which means no label.
+
+    Raises ValueError if y is given to a network without num_classes.
+    """
     if net.num_classes:
         return torch.full_like(t, net.num_classes) if y is None else y
     if y is not None:
@@ -258,12 +277,14 @@ def labels_or_none(net, t, y):
 
 
 def refuse(*checks):
+    """Raises ValueError with the first complaint whose condition holds. checks: pairs (condition, complaint)."""
     for broken, complaint in checks:
         if broken:
             raise ValueError(complaint)
 
 
 def check_levels(ch, ch_mult, img_channels, img_size):
+    """Raises ValueError unless a U-Net can have these levels. img_size: H = W, or None if it is not known."""
     factor = 2 ** (len(ch_mult) - 1)
     refuse(
         (ch < 32 or ch % 32, f'ch must be a multiple of 32, the groups of GroupNorm, not {ch}'),
@@ -274,4 +295,12 @@ def check_levels(ch, ch_mult, img_channels, img_size):
             f'img_size must be divisible by {factor}, as {len(ch_mult)} levels halve it {len(ch_mult) - 1} times, '
             f'not {img_size}',
         ),
+    )
+
+
+def _check_blocks(ch_mult, attn, num_res_blocks, dropout):
+    refuse(
+        (not set(attn) <= set(range(len(ch_mult))), f'attn must name levels 0 to {len(ch_mult) - 1}, not {attn}'),
+        (num_res_blocks < 1, f'num_res_blocks must be at least 1, not {num_res_blocks}'),
+        (not 0 <= dropout < 1, f'dropout must be in [0, 1), not {dropout}'),
     )

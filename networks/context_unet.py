@@ -1,4 +1,4 @@
-"""ContextUNet, the small U-Net of NVIDIA's course."""
+"""`ContextUNet`: the small U-Net of NVIDIA's course "Generative AI with Diffusion Models", and its blocks."""
 
 import math
 from itertools import pairwise
@@ -11,14 +11,14 @@ from model import check_levels, labels_or_none
 
 
 class GELUConvBlock(nn.Sequential):
-    """A 3x3 convolution, GroupNorm and GELU: [B, in_ch, H, W] -> [B, out_ch, H, W]."""
+    """Applies a 3x3 convolution, GroupNorm and GELU: [B, in_ch, H, W] -> [B, out_ch, H, W]."""
 
     def __init__(self, in_ch, out_ch, groups):
         super().__init__(nn.Conv2d(in_ch, out_ch, 3, padding=1), nn.GroupNorm(groups, out_ch), nn.GELU())
 
 
 class ResidualConvBlock(nn.Module):
-    """f(x) + g(f(x)) of two GELU convolution blocks: [B, in_ch, H, W] -> [B, out_ch, H, W]."""
+    """Gives f(x) + g(f(x)), with GELU convolution blocks f and g: [B, in_ch, H, W] -> [B, out_ch, H, W]."""
 
     def __init__(self, in_ch, out_ch, groups):
         super().__init__()
@@ -31,14 +31,17 @@ class ResidualConvBlock(nn.Module):
 
 
 class RearrangePoolBlock(nn.Sequential):
-    """Space to depth, which loses nothing, and a convolution block: [B, ch, H, W] -> [B, ch, H / 2, W / 2]."""
+    """Turns each 2x2 square into four channels and applies a convolution block: [B, ch, H, W] -> [B, ch, H / 2, W / 2].
+
+    Unlike pooling, this loses nothing.
+    """
 
     def __init__(self, ch, groups):
         super().__init__(nn.PixelUnshuffle(2), GELUConvBlock(4 * ch, ch, groups))
 
 
 class DownBlock(nn.Sequential):
-    """Two GELU convolution blocks and a rearrange pool: [B, in_ch, H, W] -> [B, out_ch, H / 2, W / 2]."""
+    """Applies two GELU convolution blocks and a rearranging pool: [B, in_ch, H, W] -> [B, out_ch, H / 2, W / 2]."""
 
     def __init__(self, in_ch, out_ch, groups):
         super().__init__(
@@ -49,7 +52,7 @@ class DownBlock(nn.Sequential):
 
 
 class UpBlock(nn.Module):
-    """x and its skip [B, in_ch, H, W] through a transposed convolution and four blocks -> [B, out_ch, 2 H, 2 W]."""
+    """Joins x and its skip [B, in_ch, H, W], doubles their size and applies four blocks -> [B, out_ch, 2 H, 2 W]."""
 
     def __init__(self, in_ch, out_ch, groups):
         super().__init__()
@@ -63,7 +66,7 @@ class UpBlock(nn.Module):
 
 
 class SinusoidalPositionEmbedBlock(nn.Module):
-    """[sin(w_i t)..., cos(w_i t)...] with w_i = 10000^(-i / (dim / 2 - 1)): t float [B] -> [B, dim]."""
+    """Gives [sin(w_i t)..., cos(w_i t)...] with w_i = 10000^(-i / (dim / 2 - 1)): t float [B] -> [B, dim]."""
 
     def __init__(self, dim):
         super().__init__()
@@ -76,24 +79,25 @@ class SinusoidalPositionEmbedBlock(nn.Module):
 
 
 class EmbedBlock(nn.Sequential):
-    """Two dense layers: [B, dim] -> [B, ch, 1, 1], to scale or shift a map of ch channels."""
+    """Applies two dense layers, [B, dim] -> [B, ch, 1, 1], whose output scales or shifts a map of ch channels."""
 
     def __init__(self, dim, ch):
         super().__init__(nn.Linear(dim, ch), nn.GELU(), nn.Linear(ch, ch), nn.Unflatten(1, (ch, 1, 1)))
 
 
 class ContextUNet(nn.Module):
-    """eps_theta(x_t, t, y) after NVIDIA's course "Generative AI with Diffusion Models": a small U-Net, quick to train.
+    """eps_theta(x_t, t, y): a small U-Net that trains quickly. On the way up it computes c_emb * up + t_emb.
 
     x [B, C, H, W], t int64 [B] in 0..T-1, y int64 [B] or None -> out, the shape of x. The lowest map passes through a
-    flat dense embedding; on the way up each map is scaled by the label and shifted by the time, c_emb * up + t_emb.
-    A label is one-hot, masked to zeros where there is none (y = num_classes, or None).
+    flat dense embedding. On the way up the label scales each map and the time shifts it. A label is one-hot; no label
+    (y = num_classes, or y = None) is all zeros.
 
-    ch, ch_mult: channels of the levels, multiples of 32; each level but the first begins in a halving. The course's
-    (64, 64, 128) is ch 64 and ch_mult [1, 1, 2]. img_size: H = W. img_channels, out_channels, num_classes: as of
-    `UNet`. tdim: of the sinusoidal embedding of t / T.
+    ch, ch_mult: level i has ch * ch_mult[i] channels, and ch is a multiple of 32. Every level but the first begins
+        with a halving of the image. The course's (64, 64, 128) is ch 64 and ch_mult [1, 1, 2].
+    img_size: H = W. img_channels, out_channels, num_classes: the same as those of `UNet`.
+    tdim: the width of the sinusoidal embedding of t / T.
 
-    Raises ValueError where the arguments do not fit together.
+    Raises ValueError if the arguments do not fit together.
     """
 
     def __init__(self, T, ch, ch_mult, *, img_channels=1, out_channels=None, img_size=28, num_classes=None, tdim=8):

@@ -1,4 +1,4 @@
-"""PointMLP, a network for points in the plane."""
+"""`PointMLP`: a small network for points in the plane."""
 
 from torch import nn
 
@@ -8,8 +8,9 @@ from model import labels_or_none
 class PointMLP(nn.Module):
     """eps_theta(x_t, t) for points: x [B, dim], t int64 [B] in 0..T-1, y int64 [B] or None -> out [B, dim].
 
-    Three hidden layers of `ch` units with ReLU, to each of which a learned embedding of the step is added before its
-    ReLU and, with num_classes, one of the label; y = num_classes, or None, is no label. After the 2-D s_curve tutorial.
+    It has three hidden layers of `ch` units. Before the ReLU of each, a learned embedding of the step is added, and
+    with num_classes one of the label too. y = num_classes, or y = None, means no label. The network follows the 2-D
+    s_curve tutorial.
     """
 
     def __init__(self, T, ch=128, *, dim=2, num_classes=None):

@@ -51,7 +51,6 @@ os.open, builtins.open, shutil._use_fd_functions = _open, _open_file, False
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import loader  # noqa: E402
-
 import main  # noqa: E402
 
 signal_handling.IS_WINDOWS = True  # which torch reads off sys.platform
