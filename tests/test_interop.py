@@ -20,7 +20,7 @@ from runs import Forked, config_of
 
 import interop
 import sample
-from interop import formats, pipeline
+from interop import drawing_code, formats, pipeline, published, scheduler
 from process.schedules import SCHEDULES, make_betas
 from run import checkpoint
 from run.checkpoint import CheckpointError
@@ -229,13 +229,13 @@ EVERY = [
 def test_the_code_of_the_card_draws_what_sample_draws_or_is_not_there(tmp_path, monkeypatch, flags):
     config, net = run_of(*flags)
     few = {**vars(config), 'sample_steps': min(50, config.T), 'eta': 0.0}
-    misfits = [pipeline.misfit(vars(config)), *([pipeline.misfit(few)] if config.eta == 1 else [])]
+    misfits = [scheduler.misfit(vars(config)), *([scheduler.misfit(few)] if config.eta == 1 else [])]
     if misfits[0]:
         with pytest.raises(ValueError, match=re.escape(misfits[0])):
             pipeline.write(tmp_path / 'refused', config, net, 'card')
     elif any(misfits):
-        assert f'not with diffusers, for {misfits[1]}' in pipeline.drawing_code(vars(config))
-    monkeypatch.setattr(pipeline, 'misfit', lambda config: None)  # to see what is refused differ
+        assert f'not with diffusers, for {misfits[1]}' in drawing_code.drawing_code(vars(config))
+    monkeypatch.setattr(scheduler, 'misfit', lambda config: None)  # to see what is refused differ
     errors = errors_of_the_card(tmp_path, flags, monkeypatch)
     for (said, error), misfit in zip(errors.items(), misfits, strict=True):
         if not misfit:
@@ -260,8 +260,8 @@ def test_an_imported_pipeline_draws_what_it_draws_itself_or_what_differs_is_said
     tmp_path, monkeypatch, caplog, theirs, name, variance, clip, spacing, S
 ):
     said = {'clip_sample': clip, 'timestep_spacing': spacing, **({'variance_type': variance} if variance else {})}
-    scheduler = getattr(diffusers, f'{name}Scheduler')(12, 5e-3, 0.6, **said)
-    drawn = getattr(diffusers, f'{name}Pipeline')(theirs, scheduler)
+    steps = getattr(diffusers, f'{name}Scheduler')(12, 5e-3, 0.6, **said)
+    drawn = getattr(diffusers, f'{name}Pipeline')(theirs, steps)
     drawn.save_pretrained(tmp_path)
     drawn.set_progress_bar_config(disable=True)
     share_noise(monkeypatch)
@@ -286,12 +286,12 @@ def test_every_schedule_and_parameterisation_goes_there_and_back(tmp_path, sched
     if (schedule, mean_type) == ('jsd', 'epsilon'):
         pytest.skip('the sampler refuses epsilon where alphas_bar reaches 0')
     config, _ = described(schedule=schedule, mean_type=mean_type)
-    theirs = pipeline.scheduler_config(vars(config))
+    theirs = scheduler.scheduler_config(vars(config))
     betas = make_betas(schedule, 1e-3, 0.2, 40)
     assert torch.allclose(DDPMScheduler.from_config(theirs).betas.double(), betas, rtol=1e-6, atol=0)
     path = tmp_path / 'scheduler_config.json'
     path.write_text(json.dumps(theirs))
-    told = pipeline.read_scheduler(path)
+    told = scheduler.read_scheduler(path)
     assert torch.allclose(make_betas(told['schedule'], told['beta_1'], told['beta_T'], told['T']), betas, rtol=1e-12)
     assert (told['mean_type'], told['var_type']) == (mean_type, 'fixedlarge')
 
@@ -528,9 +528,9 @@ def server(tmp_path, monkeypatch):
 
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as httpd:
         threading.Thread(target=httpd.serve_forever, daemon=True).start()
-        monkeypatch.setattr(interop, 'ADDRESS', f'http://127.0.0.1:{httpd.server_port}/{{place}}')
-        published = interop.PUBLISHED['ema_cifar10']._replace(md5=hashlib.md5(content).hexdigest())
-        monkeypatch.setitem(interop.PUBLISHED, 'ema_cifar10', published)
+        monkeypatch.setattr(published, 'ADDRESS', f'http://127.0.0.1:{httpd.server_port}/{{place}}')
+        model = interop.PUBLISHED['ema_cifar10']._replace(md5=hashlib.md5(content).hexdigest())
+        monkeypatch.setitem(interop.PUBLISHED, 'ema_cifar10', model)
         monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
         yield site
         httpd.shutdown()
@@ -572,7 +572,7 @@ def test_wrong_bytes_are_not_kept_and_offline_says_what_to_fetch(server, monkeyp
     with pytest.raises(CheckpointError, match='not what was published .* md5 0000'):
         interop.download('ema_cifar10')
     assert not [path for path in (tmp_path / 'cache').rglob('*') if path.is_file()]
-    monkeypatch.setattr(interop, 'ADDRESS', 'http://127.0.0.1:1/{place}')
+    monkeypatch.setattr(published, 'ADDRESS', 'http://127.0.0.1:1/{place}')
     with pytest.raises(CheckpointError, match='put http://127.0.0.1:1/2e4f01e2d9ee49bab1d5 there') as raised:
         interop.download('ema_cifar10')
     assert 'model-790000.ckpt' in str(raised.value)

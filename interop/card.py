@@ -1,0 +1,82 @@
+"""The model card of an export, which is the README.md of its folder."""
+
+import json
+import os
+from pathlib import Path
+
+import sample
+from interop.drawing_code import drawing_code
+
+CARD = """\
+---
+license: {license}
+library_name: diffusers
+tags: [diffusers, ddpm, {task}]
+datasets: [{dataset}]
+---
+
+# {title}
+
+A denoising diffusion probabilistic model (Ho et al. 2020, https://arxiv.org/abs/2006.11239) of {dataset}:
+{channels}x{size}x{size} images, {parameters:,} parameters, {weights}{step}.
+
+## How to load
+
+```python
+{code}
+```
+
+From the same noise it draws what `python main.py` draws with the flags in its comments.
+
+## Scores
+
+{scores}
+
+## Trained with
+
+```
+{flags}
+```
+"""
+
+
+def model_card(config, net, step):
+    """The README.md of an exported model: what it is, how to load it, how it scored and how it was trained."""
+    folder = sample.folder(config)
+    weights = {'ema': 'averaged weights', 'net': 'last weights'}[config.weights]
+    said = {
+        **vars(config),
+        'title': os.path.basename(os.path.abspath(folder)),
+        'task': 'class-conditional-image-generation' if config.num_classes else 'unconditional-image-generation',
+        'parameters': sum(parameter.numel() for parameter in net.parameters()),
+        'size': config.img_size,
+        'weights': weights,
+        'step': f', after {step} training steps' if step else '',
+    }
+    code = drawing_code(vars(config))
+    flags = _text(os.path.join(folder, 'flagfile.txt')).strip() if step else 'weights from elsewhere: not known'
+    return CARD.format(**{**said, 'code': code, 'flags': flags, 'scores': _scores(os.path.join(folder, 'eval.txt'))})
+
+
+def _text(path):
+    return Path(path).read_text() if os.path.exists(path) else ''
+
+
+def _scores(path):
+    """A table of what --eval wrote, and how each line was measured."""
+    records = [json.loads(line) for line in _text(path).splitlines()]
+    if not records:
+        return 'None were measured.'
+    lines = ['| after step | images | scores | sampler | measured with |', '| --- | --- | --- | --- | --- |']
+    for record in records:
+        scores = [
+            f'{key} {value:.4g}' for key, value in record.items() if key.startswith(('FID', 'IS', 'KID')) and value
+        ]
+        sampler = [f'{key} {record[key]}' for key in ('sample_steps', 'eta', 'var_type', 'clip_denoised', 'guidance')]
+        made = [
+            f'{key} {record[key]}' for key in ('reference', 'feature_net', 'protocol', 'precision') if key in record
+        ]
+        lines.append(
+            f'| {record["step"]} | {record["n"]} | {", ".join(scores)} | {", ".join(sampler)} | {", ".join(made)} |'
+        )
+    return '\n'.join(lines)
