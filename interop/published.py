@@ -1,22 +1,32 @@
-"""The authors' models that are published, by name, and their download."""
+"""The authors' trained models, by name, and their download.
+
+pesser/pytorch_diffusion converted, named and published them. Each file is checked against its published md5.
+"""
 
 import hashlib
 import http.client
+import logging
 import os
-import urllib.error
-import urllib.request
+import sys
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from run import progress
+import torch
+
 from run.checkpoint import CheckpointError
 
 
 class Published(NamedTuple):
-    place: str  # within ADDRESS
+    """A published file. place: its place within `ADDRESS`. steps: how many training steps its weights had.
+
+    config: the flags that the weights do not tell.
+    """
+
+    place: str
     md5: str
-    steps: int  # of training
-    config: dict  # flags that the weights do not tell
+    steps: int
+    config: dict
 
 
 DDPM = {'T': 1000, 'schedule': 'linear', 'beta_1': 1e-4, 'beta_T': 0.02, 'mean_type': 'epsilon', 'clip_denoised': True}
@@ -24,7 +34,6 @@ _CIFAR10 = {**DDPM, 'dataset': 'cifar10', 'img_size': 32, 'dropout': 0.1, 'var_t
 _LSUN = {**DDPM, 'img_size': 256, 'dropout': 0.0, 'var_type': 'fixedsmall'}
 _BEDROOM, _CAT, _CHURCH = ({**_LSUN, 'dataset': f'lsun_{name}'} for name in ('bedroom', 'cat', 'church_outdoor'))
 
-# The authors' models, as pesser/pytorch_diffusion converted, named and published them.
 ADDRESS = 'https://heibox.uni-heidelberg.de/f/{place}/?dl=1'
 PUBLISHED = {
     'cifar10': Published('869980b53bf5416c8a28', '82ed3067fd1002f5cf4c339fb80c4669', 790000, _CIFAR10),
@@ -39,50 +48,44 @@ PUBLISHED = {
 
 
 def download(name):
-    """The path of a published file: in pesser/pytorch_diffusion's cache, fetched where missing, its md5 checked.
+    """Returns the path of a published file, which it downloads if it is not in pesser/pytorch_diffusion's cache.
 
-    Raises CheckpointError, saying what to fetch and where to put it, where it cannot be had or is another file.
+    The md5 is checked before a download gets its name in the cache, and again each time the cached file is used.
+
+    Raises CheckpointError, saying what to put where, if the file cannot be had or is a different one.
     """
     published = PUBLISHED[name]
     url = ADDRESS.format(place=published.place)
-    prefix, base = ('ema_', name.removeprefix('ema_')) if name.startswith('ema_') else ('', name)
-    cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'diffusion_models_converted'
-    path = cache / f'{prefix}diffusion_{base}_model' / f'model-{published.steps}.ckpt'
-    part = path.with_name(f'{path.name}.part')
-    if not path.exists():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _fetch(url, part)
-        except (OSError, http.client.HTTPException) as error:
-            raise CheckpointError(f'no {path} ({error}): run it again to go on, or put {url} there') from error
-    whole = path if path.exists() else part
-    digest = hashlib.md5()
-    with open(whole, 'rb') as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    if (md5 := digest.hexdigest()) != published.md5:
-        part.unlink(missing_ok=True)
-        raise CheckpointError(f'{whole} is not what was published ({url}, md5 {published.md5}): its md5 is {md5}')
-    os.replace(whole, path)
+    path = _cached(name, published)
+    if path.exists():
+        _check_md5(path, path, url, published.md5, 'delete it, to download it again')
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            part = os.path.join(folder, path.name)
+            logging.info('downloading %s to %s', url, path)
+            # Only a terminal gets a bar: in a log file every step of it would be a line.
+            torch.hub.download_url_to_file(url, part, progress=sys.stderr.isatty())
+            _check_md5(part, path, url, published.md5, 'if the download broke off, run it again')
+            os.replace(part, path)
+    except (OSError, http.client.HTTPException) as error:
+        raise CheckpointError(f'cannot download {path} ({error}): run it again, or put {url} there') from error
     return path
 
 
-def _fetch(url, part):
-    """Append to `part` what of `url` it lacks. Raises OSError or HTTPException; what came is kept."""
-    have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={'Range': f'bytes={have}-'})
-    try:
-        response = urllib.request.urlopen(request, timeout=30)
-    except urllib.error.HTTPError as error:
-        if have and error.code == 416:  # there is no more
-            return
-        raise
-    with response, open(part, 'ab' if response.status == 206 else 'wb') as file:
-        left = int(response.headers.get('Content-Length', 0))
-        came = 0  # counted here, for a bar switched off by TQDM_DISABLE counts nothing
-        with progress.bar(total=left, unit='B', unit_scale=True, desc=part.stem) as bar:
-            while chunk := response.read(1 << 20):
-                came += file.write(chunk)
-                bar.update(len(chunk))
-        if came < left:
-            raise OSError(f'the connection ended after {came} of {left} bytes')
+def _cached(name, published):
+    """Where pesser/pytorch_diffusion keeps the file of this name, so that the two share one cache."""
+    cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'diffusion_models_converted'
+    prefix, data = ('ema_', name.removeprefix('ema_')) if name.startswith('ema_') else ('', name)
+    return cache / f'{prefix}diffusion_{data}_model' / f'model-{published.steps}.ckpt'
+
+
+def _check_md5(file, path, url, md5, remedy):
+    """Raises CheckpointError unless a file, which is or will be at `path`, has the md5 of what `url` holds."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with open(file, 'rb') as opened:
+        while piece := opened.read(1 << 20):
+            digest.update(piece)
+    if (found := digest.hexdigest()) != md5:
+        raise CheckpointError(f'{path} is not what was published ({url}, md5 {md5}): its md5 is {found}; {remedy}')
