@@ -1,4 +1,4 @@
-"""Other programs' weights: checkpoints read under whatever names, published ones, exports."""
+"""Exchanges weights with other programs: reads their checkpoints and published ones, and writes exports for them."""
 
 from interop.exports import EXPORTS, export
 from interop.published import PUBLISHED, download

@@ -1,4 +1,4 @@
-"""The model card of an export, which is the README.md of its folder."""
+"""Writes the model card of an export: the README.md of its folder."""
 
 import json
 import os
@@ -41,30 +41,34 @@ From the same noise it draws what `python main.py` draws with the flags in its c
 
 
 def model_card(config, net, step):
-    """The README.md of an exported model: what it is, how to load it, how it scored and how it was trained."""
+    """Returns the text of a model card: what the model is, how to load it, how it scored and how it was trained.
+
+    config, net, step: as `sample.restore` gives them.
+    """
     folder = sample.folder(config)
-    weights = {'ema': 'averaged weights', 'net': 'last weights'}[config.weights]
-    said = {
+    flagfile, scores = (_text(os.path.join(folder, name)) for name in ('flagfile.txt', 'eval.txt'))
+    filled = {
         **vars(config),
         'title': os.path.basename(os.path.abspath(folder)),
         'task': 'class-conditional-image-generation' if config.num_classes else 'unconditional-image-generation',
         'parameters': sum(parameter.numel() for parameter in net.parameters()),
         'size': config.img_size,
-        'weights': weights,
+        'weights': {'ema': 'averaged weights', 'net': 'last weights'}[config.weights],
         'step': f', after {step} training steps' if step else '',
+        'code': drawing_code(vars(config)),
+        'flags': flagfile.strip() if step else 'weights from elsewhere: not known',
+        'scores': _scores_table(scores),
     }
-    code = drawing_code(vars(config))
-    flags = _text(os.path.join(folder, 'flagfile.txt')).strip() if step else 'weights from elsewhere: not known'
-    return CARD.format(**{**said, 'code': code, 'flags': flags, 'scores': _scores(os.path.join(folder, 'eval.txt'))})
+    return CARD.format(**filled)
 
 
 def _text(path):
     return Path(path).read_text() if os.path.exists(path) else ''
 
 
-def _scores(path):
-    """A table of what --eval wrote, and how each line was measured."""
-    records = [json.loads(line) for line in _text(path).splitlines()]
+def _scores_table(text):
+    """Makes a table of the scores that --eval wrote, with how each was measured. text: that of eval.txt."""
+    records = [json.loads(line) for line in text.splitlines()]
     if not records:
         return 'None were measured.'
     lines = ['| after step | images | scores | sampler | measured with |', '| --- | --- | --- | --- | --- |']

@@ -1,4 +1,7 @@
-"""The Python of a model card, which draws with diffusers what --sample draws."""
+"""Writes the Python code of a model card, which draws with diffusers what --sample draws.
+
+Flags are a dict by name.
+"""
 
 from diffusion import learns_variance
 from interop import scheduler
@@ -7,7 +10,8 @@ FROM_PIPELINES = """\
 from diffusers import DDIMPipeline, DDPMPipeline
 {ways}"""
 
-# With labels or a learned variance, which the pipelines do not pass on or take for channels of the image.
+# The code for models with labels or a learned variance. Pipelines do not pass on labels, and they take the variance for
+# channels of the image.
 FROM_PARTS = """\
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
@@ -39,34 +43,35 @@ scheduler = {name}Scheduler.from_pretrained(PATH, subfolder='scheduler')
 {result} = draw(scheduler, {arguments})"""
 
 
-def drawing_code(config):
-    """Python that draws with an export of a config, a dict of flags, what --sample draws, and in few steps of DDIM.
+def drawing_code(flags):
+    """Returns code that draws with the export of a model what --sample draws and, with DDIM, an image in few steps.
 
-    Its comments name the flags that draw the same, and why there is no such code.
+    A comment before each way to draw names the flags of --sample that draw the same, or says why diffusers cannot.
     """
-    in_parts = config['num_classes'] or learns_variance(config['var_type'])
-    few = {'sample_steps': min(50, config['T']), 'eta': 0.0}
-    ways = [_way(config, in_parts)]
-    if scheduler.scheduler_name(config) == 'DDPM':
-        ways.append(_way({**config, **few}, in_parts))
+    in_parts = flags['num_classes'] or learns_variance(flags['var_type'])
+    few_steps = {'sample_steps': min(50, flags['T']), 'eta': 0.0}
+    ways = [_way(flags, in_parts)]
+    if scheduler.name_of(flags) == 'DDPM':
+        ways.append(_way({**flags, **few_steps}, in_parts))
     if not in_parts:
         return FROM_PIPELINES.format(ways='\n'.join(ways))
     filled = {'labels': '', 'images': 4, 'with_labels': '', 'ways': '\n'.join(ways)}
-    if n := config['num_classes']:
+    if n := flags['num_classes']:
         y = f'y = torch.arange({n})  # one image of each label; {n} stands for no label\n'
         filled |= {'labels': y, 'images': 'len(y)', 'with_labels': ', class_labels=y'}
-    return FROM_PARTS.format(**{**config, **filled})
+    return FROM_PARTS.format(**{**flags, **filled})
 
 
-def _way(config, in_parts):
-    clip = '--clip_denoised' if config['clip_denoised'] else '--noclip_denoised'
-    told = ' '.join(f'--{key}={config[key]}' for key in ('sample_steps', 'spacing', 'eta', 'var_type'))
-    flags = f'--sample {told} {clip}' + ' --labels=all --guidance=1' * bool(config['num_classes'])
-    if why := scheduler.misfit(config):
-        return f'\n# {flags}: not with diffusers, for {why}'
-    steps, name = config['sample_steps'] or config['T'], scheduler.scheduler_name(config)
+def _way(flags, in_parts):
+    """Returns the code of one way to draw. in_parts: whether it is for `FROM_PARTS`."""
+    clip = '--clip_denoised' if flags['clip_denoised'] else '--noclip_denoised'
+    values = ' '.join(f'--{key}={flags[key]}' for key in ('sample_steps', 'spacing', 'eta', 'var_type'))
+    command = f'--sample {values} {clip}' + ' --labels=all --guidance=1' * bool(flags['num_classes'])
+    if why := scheduler.misfit(flags):
+        return f'\n# {command}: not with diffusers, for {why}'
+    steps, name = flags['sample_steps'] or flags['T'], scheduler.name_of(flags)
     arguments = [str(steps)] if in_parts else ['batch_size=4', f'num_inference_steps={steps}']
     if name == 'DDIM':
-        arguments += [f'eta={config["eta"]}', f'use_clipped_model_output={config["clip_denoised"]}']
+        arguments += [f'eta={flags["eta"]}', f'use_clipped_model_output={flags["clip_denoised"]}']
     template = FROM_SCHEDULER if in_parts else FROM_PIPELINE
-    return template.format(flags=flags, name=name, result=name.lower(), arguments=', '.join(arguments))
+    return template.format(flags=command, name=name, result=name.lower(), arguments=', '.join(arguments))

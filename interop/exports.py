@@ -1,4 +1,4 @@
-"""Exports of a model for other programs: a folder for diffusers, or one safetensors file."""
+"""Exports a model for other programs: as a folder for diffusers, or as one safetensors file."""
 
 import json
 import os
@@ -11,14 +11,14 @@ from interop.card import model_card
 
 
 def export(config, net, step):
-    """Write --export to --out, by default beside the checkpoint, whole or not at all; returns where it is.
+    """Writes the export that --export names to --out, whole or not at all; returns its path.
 
-    config, net, step: of `sample.restore`.
+    Without --out it is written beside the checkpoint. config, net, step: as `sample.restore` gives them.
 
-    Raises UsageError where the format cannot represent the model, FileExistsError where there is something at --out.
+    Raises UsageError if the format cannot represent the model, FileExistsError if there is something at --out.
     """
-    write, name = EXPORTS[config.export]
-    out = (config.out or os.path.join(sample.folder(config), name)).rstrip(os.sep) or os.sep
+    write, default_name = EXPORTS[config.export]
+    out = (config.out or os.path.join(sample.folder(config), default_name)).rstrip(os.sep) or os.sep
     if os.path.exists(out) and not (os.path.isdir(out) and not os.listdir(out)):
         raise FileExistsError(f'{out} is there already: choose another --out or remove it')
     os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
@@ -34,11 +34,11 @@ def _to_diffusers(folder, config, net, step):
 
 
 def _to_safetensors(path, config, net, step):
-    """Weights under `UNet`'s names, and every flag, as JSON, in the metadata."""
-    said = {**vars(config), 'moments': None if config.moments is None else config.moments.tolist()}
+    """Writes the weights under the names of `UNet`, and every flag as JSON in the metadata."""
+    flags = {**vars(config), 'moments': None if config.moments is None else config.moments.tolist()}
     weights = {key: value.cpu().contiguous() for key, value in net.state_dict().items()}
-    save_file(weights, path, {'format': 'pt', 'step': str(step), 'config': json.dumps(said)})
+    save_file(weights, path, {'format': 'pt', 'step': str(step), 'config': json.dumps(flags)})
 
 
-# name -> (function of (path, config, net, step), the name that --out has by default)
+# name -> (function of (path, config, net, step) that writes the export, its name if --out is not given)
 EXPORTS = {'diffusers': (_to_diffusers, 'diffusers'), 'safetensors': (_to_safetensors, 'model.safetensors')}

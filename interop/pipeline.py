@@ -1,6 +1,7 @@
-"""diffusers pipelines, in and out: a folder of unet/, scheduler/, model_index.json and a model card, README.md.
+"""Reads and writes pipelines of diffusers: folders with unet/, scheduler/, model_index.json and a card, README.md.
 
-`DDPMPipeline.from_pretrained` and `DDIMPipeline.from_pretrained` load what `write` makes, without diffusers.
+`DDPMPipeline.from_pretrained` and `DDIMPipeline.from_pretrained` load what `write` makes. diffusers is not needed here.
+Flags are a dict by name.
 """
 
 import json
@@ -19,32 +20,33 @@ from run.checkpoint import CheckpointError
 from run.errors import usage
 
 WEIGHTS = 'diffusion_pytorch_model'
-FREQ_SHIFTS = {'pytorch_ddpm': 0, 'official': 1}  # of the time table
-SUGGESTED = {'dropout': 'dropout', 'sample_size': 'img_size'}  # by a config.json, beside what the weights tell
-# What diffusers takes where a config leaves it out, if it is not what `unet_config` gives.
+FREQ_SHIFTS = {'pytorch_ddpm': 0, 'official': 1}  # the freq_shift that gives the time table of each arch
+# What a config.json tells beside the architecture: its key -> our flag.
+SUGGESTED = {'dropout': 'dropout', 'sample_size': 'img_size'}
+# What diffusers assumes if a config leaves it out. The rest of its defaults are what `unet_config` gives.
 UNET_DEFAULTS = {'attention_head_dim': 8, 'flip_sin_to_cos': True}
 
 
-def unet_config(config):
-    """The arguments of diffusers' UNet2DModel for the `UNet` of a config, a dict of flags."""
-    levels, arch = range(len(config['ch_mult'])), ARCHS[config['arch']]
+def unet_config(flags):
+    """Gives the arguments of diffusers' UNet2DModel for a `UNet`: the content of its config.json, as a dict."""
+    levels, arch = range(len(flags['ch_mult'])), ARCHS[flags['arch']]
     return {
         '_class_name': 'UNet2DModel',
-        'in_channels': config['channels'],
-        'out_channels': config['channels'] * (1 + learns_variance(config.get('var_type', 'fixedlarge'))),
-        'block_out_channels': [config['ch'] * mult for mult in config['ch_mult']],
-        'down_block_types': ['AttnDownBlock2D' if i in config['attn'] else 'DownBlock2D' for i in levels],
-        'up_block_types': ['AttnUpBlock2D' if i in config['attn'] else 'UpBlock2D' for i in reversed(levels)],
+        'in_channels': flags['channels'],
+        'out_channels': flags['channels'] * (1 + learns_variance(flags.get('var_type', 'fixedlarge'))),
+        'block_out_channels': [flags['ch'] * mult for mult in flags['ch_mult']],
+        'down_block_types': ['AttnDownBlock2D' if i in flags['attn'] else 'DownBlock2D' for i in levels],
+        'up_block_types': ['AttnUpBlock2D' if i in flags['attn'] else 'UpBlock2D' for i in reversed(levels)],
         'mid_block_type': 'UNetMidBlock2D',
-        'layers_per_block': config['num_res_blocks'],
-        'num_class_embeds': config['num_classes'] + 1 if config['num_classes'] else None,
+        'layers_per_block': flags['num_res_blocks'],
+        'num_class_embeds': flags['num_classes'] + 1 if flags['num_classes'] else None,
         'class_embed_type': None,
-        'freq_shift': FREQ_SHIFTS[config['arch']],
+        'freq_shift': FREQ_SHIFTS[flags['arch']],
         'downsample_padding': int(arch.pad_all_sides),
         'norm_eps': arch.norm_eps,
         'norm_num_groups': 32,
         'attn_norm_num_groups': None,
-        'attention_head_dim': config['head_dim'] or None,
+        'attention_head_dim': flags['head_dim'] or None,
         'add_attention': True,
         'center_input_sample': False,
         'time_embedding_type': 'positional',
@@ -58,46 +60,54 @@ def unet_config(config):
 
 
 def read(folder):
-    """(flags, state dict of `UNet` but for the time table) of a pipeline of diffusers, or of its unet alone.
+    """Reads a pipeline of diffusers, or its unet alone; returns (flags, state dict of `UNet` without the time table).
 
-    With labels, the last row of the embedding stands for no label, as `write` has it.
-    Warns of what `scheduler.notes` tells.
+    If the network takes labels, the last row of the embedding is taken for no label, as `write` has it. The notes of
+    `scheduler.notes` are logged as warnings.
 
-    Raises CheckpointError where a part is damaged, or of a network or scheduler that is not here, naming what differs.
+    Raises CheckpointError if a part is damaged. If the network or the scheduler is none of ours, the error names what
+    differs.
     """
     folder = Path(folder)
     unet = folder / 'unet' if (folder / 'unet').is_dir() else folder
     theirs = {**UNET_DEFAULTS, **read_json(unet / 'config.json')}
-    found = [path for path in (unet / f'{WEIGHTS}.safetensors', unet / f'{WEIGHTS}.bin') if path.exists()]
-    if not found:
+    files = [path for path in (unet / f'{WEIGHTS}.safetensors', unet / f'{WEIGHTS}.bin') if path.exists()]
+    if not files:
         raise CheckpointError(f'{unet} holds no {WEIGHTS}.safetensors or .bin')
-    _, (weights, _) = formats.load(found[0])
+    _, stored = formats.read_file(files[0])
+    weights, _ = formats.state_dicts(stored, files[0])
     weights = {formats.current_name(key): value for key, value in weights.items()}
-    told = {**formats.describe(weights, DIFFUSERS, found[0]), 'head_dim': theirs['attention_head_dim'] or 0}
-    misfits = {arch: differences(unet_config({**told, 'arch': arch}), theirs) for arch in ARCHS}
-    told['arch'] = min(ARCHS, key=lambda arch: len(misfits[arch]))
-    if misfits[told['arch']]:
-        raise CheckpointError(f'{folder} is of another architecture: {"; ".join(misfits[told["arch"]])}')
-    told |= {ours: theirs[key] for key, ours in SUGGESTED.items() if isinstance(theirs.get(key), int | float)}
-    parts = folder / 'scheduler' if (folder / 'scheduler').is_dir() else folder
-    # DDIMScheduler, which has no variance_type, adds the noise of fixedsmall where it is asked for some.
-    told = {'var_type': 'fixedsmall', **told, **scheduler.read_scheduler(parts / 'scheduler_config.json')}
-    for note in scheduler.notes(told):
+    flags = {**formats.describe(weights, DIFFUSERS, files[0]), 'head_dim': theirs['attention_head_dim'] or 0}
+    flags['arch'] = _arch(flags, theirs, folder)
+    flags |= {ours: theirs[key] for key, ours in SUGGESTED.items() if isinstance(theirs.get(key), int | float)}
+    steps = folder / 'scheduler' if (folder / 'scheduler').is_dir() else folder
+    # DDIMScheduler has no variance_type. If eta is above 0, it adds the noise of fixedsmall.
+    flags = {'var_type': 'fixedsmall', **flags, **scheduler.read(steps / 'scheduler_config.json')}
+    for note in scheduler.notes(flags):
         logging.warning('%s: %s', folder, note)
-    net = formats.convert(weights, told, DIFFUSERS, found[0])
+    net = formats.convert(weights, flags, DIFFUSERS, files[0])
     dense = net[f'{TIME_DENSE}.weight']
     if theirs['flip_sin_to_cos']:
         dense = torch.cat(dense.chunk(2, dim=1)[::-1], dim=1)
-    if told['arch'] == 'pytorch_ddpm':  # sin and cos in turn
+    if flags['arch'] == 'pytorch_ddpm':  # its table alternates sin and cos
         dense = torch.stack(dense.chunk(2, dim=1), dim=2).flatten(1)
     net[f'{TIME_DENSE}.weight'] = dense
-    return told, net
+    return flags, net
+
+
+def _arch(flags, theirs, folder):
+    """Finds the key of `ARCHS` that a config.json, `theirs`, is of. Raises CheckpointError if it is of none."""
+    misfits = {arch: differences(unet_config({**flags, 'arch': arch}), theirs) for arch in ARCHS}
+    arch = min(ARCHS, key=lambda arch: len(misfits[arch]))
+    if misfits[arch]:
+        raise CheckpointError(f'{folder} is of another architecture: {"; ".join(misfits[arch])}')
+    return arch
 
 
 def write(folder, config, net, card):
-    """A pipeline of a config's network and sampler, into an empty folder. card: the text of its README.md.
+    """Writes a network and its sampler into an empty folder, as a pipeline. card: the text of its README.md.
 
-    Raises UsageError where diffusers cannot represent them.
+    Raises UsageError if diffusers cannot represent them.
     """
     flags = vars(config)
     with usage():
@@ -109,25 +119,26 @@ def write(folder, config, net, card):
     unet = {**unet_config(flags), '_diffusers_version': VERSION, 'flip_sin_to_cos': False}
     unet |= {'sample_size': config.img_size, 'dropout': config.dropout}
     folder = Path(folder)
-    parts = {'unet/config.json': unet, 'scheduler/scheduler_config.json': scheduler.scheduler_config(flags)}
+    parts = {'unet/config.json': unet, 'scheduler/scheduler_config.json': scheduler.arguments(flags)}
     parts['model_index.json'] = {
-        '_class_name': f'{scheduler.scheduler_name(flags)}Pipeline',
+        '_class_name': f'{scheduler.name_of(flags)}Pipeline',
         '_diffusers_version': VERSION,
-        'scheduler': ['diffusers', f'{scheduler.scheduler_name(flags)}Scheduler'],
+        'scheduler': ['diffusers', f'{scheduler.name_of(flags)}Scheduler'],
         'unet': ['diffusers', 'UNet2DModel'],
     }
     for name, value in parts.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(value, indent=2) + '\n')
     theirs = {
-        key: weights[ours].reshape(value.shape).cpu().contiguous()
-        for ours, _, key, value in formats.rows(flags, DIFFUSERS)
+        their_key: weights[our_key].reshape(their_value.shape).cpu().contiguous()
+        for our_key, _, their_key, their_value in formats.rows(flags, DIFFUSERS)
     }
     save_file(theirs, folder / 'unet' / f'{WEIGHTS}.safetensors', {'format': 'pt'})
     (folder / 'README.md').write_text(card)
 
 
 def _check(flags, net):
+    """Raises ValueError if diffusers cannot represent the network or its sampler."""
     for broken, why in (
         (flags['net'] != 'unet', f'--net={flags["net"]} is none of its networks'),
         (

@@ -65,8 +65,9 @@ def download(name):
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             part = os.path.join(folder, path.name)
             logging.info('downloading %s to %s', url, path)
-            # Only a terminal gets a bar: in a log file every step of it would be a line.
-            torch.hub.download_url_to_file(url, part, progress=sys.stderr.isatty())
+            # Only a terminal gets a bar: in a log file every redrawing of it would be a line.
+            has_bar = sys.stderr.isatty() and os.environ.get('TQDM_DISABLE', '0') in ('', '0')
+            torch.hub.download_url_to_file(url, part, progress=has_bar)
             _check_md5(part, path, url, published.md5, 'if the download broke off, run it again')
             os.replace(part, path)
     except (OSError, http.client.HTTPException) as error:

@@ -1,4 +1,4 @@
-"""Weights in, from whatever kind of file or folder, or by the name of published ones."""
+"""Reads weights: from any kind of file or folder, or published ones by name."""
 
 import os
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from run.checkpoint import CheckpointError, blamed, load_weights
 
 
 class Source(NamedTuple):
-    """What was read: flags by name, and the state dicts of the last and of the averaged weights."""
+    """What was read. config: flags by name. net, ema: the state dicts of the last and of the averaged weights."""
 
     config: dict
     net: dict
@@ -20,13 +20,15 @@ class Source(NamedTuple):
 
 
 def read(path):
-    """What the file or folder at `path`, or a name of `PUBLISHED`, holds: a `Source`.
+    """Reads the weights in a file or folder, or those of a name in `PUBLISHED`; returns a `Source`.
 
-    A file: as `formats.load`, of this program, pytorch-ddpm or the authors' network (pesser/pytorch_diffusion,
-    ermongroup/ddim). A folder: a run's, for its ckpt.pt, or a pipeline of diffusers. The flags are those that the
-    weights and what lies beside them tell: of the authors' network neither T nor img_size, but for published ones.
+    A file may be one of this program, of pytorch-ddpm, or of the authors' network as pesser/pytorch_diffusion and
+    ermongroup/ddim save it. A folder may be that of a run, whose ckpt.pt is read, or a pipeline of diffusers.
 
-    Raises CheckpointError where it is damaged, unsafe or of no such network; FileNotFoundError.
+    The config holds the flags that the weights tell, and those that a config next to them tells. The authors' network
+    tells neither T nor img_size; for published weights they are known all the same.
+
+    Raises CheckpointError if the file is damaged, unsafe or of another network; FileNotFoundError.
     """
     published = None if os.path.exists(path) else PUBLISHED.get(path)
     if published:
@@ -37,18 +39,19 @@ def read(path):
         path = os.path.join(path, 'ckpt.pt')
     with blamed(path):
         if os.path.isdir(path):
-            told, net = pipeline.read(path)
-            return Source(told, net, net)
-        config, found = formats.load(path)
+            flags, weights = pipeline.read(path)
+            return Source(flags, weights, weights)
+        config, stored = formats.read_file(path)
+        both = formats.state_dicts(stored, path)
         if config is None:
-            config, names = formats.identify(found[0], path)
+            config, names = formats.identify(both[0], path)
             if names is formats.DIFFUSERS:
                 raise CheckpointError(f'{path} is of diffusers: give its folder, which has the config.json it needs')
-            found = [formats.convert(weights, config, names, path) for weights in found]
-        return Source({**config, **(published.config if published else {})}, *found)
+            both = [formats.convert(weights, config, names, path) for weights in both]
+        return Source({**config, **(published.config if published else {})}, *both)
 
 
-# What neither a file tells nor the caller: the flags by default, as --import_ckpt takes them.
+# The flags that neither the file nor the caller tells: the defaults that --import_ckpt takes.
 UNTOLD = {
     **DDPM, 'img_size': 32, 'dropout': 0.0, 'var_type': 'fixedlarge', 'clip_denoised': False, 'sample_steps': 0,
     'spacing': 'leading', 'eta': 1.0, 'prior': 'standard', 'head_dim': 0,
@@ -56,21 +59,22 @@ UNTOLD = {
 
 
 def from_pretrained(name, **options):
-    """A `GaussianDiffusionSampler` of averaged weights, its network `sampler.model` in eval mode on the CPU.
+    """Makes a `GaussianDiffusionSampler` of averaged weights. Its network, `sampler.model`, is on the CPU in eval mode.
 
-    name: whatever `read` takes, such as a name of `PUBLISHED`, a run's folder, a file, a folder of diffusers. options:
-    of the sampler, such as steps=50, eta=0.0, in place of those it was trained or published with.
+    name: whatever `read` takes: a name in `PUBLISHED`, the folder of a run, a file, a folder of diffusers. options:
+    arguments of the sampler, such as steps=50 or eta=0.0, which replace those of the training or the publication.
 
-    Raises FileNotFoundError where there is no such thing, CheckpointError as `read` does.
+    Raises FileNotFoundError if there is no such thing; CheckpointError as `read` does.
     """
     source = read(name)
     config = SimpleNamespace(**{**UNTOLD, **source.config})
     model = build.network(config)
-    fixed = {key: value for key, value in model.named_parameters() if not value.requires_grad}  # which others leave out
-    load_weights(model, {**fixed, **source.ema}, name)
-    theirs = {key: getattr(config, key) for key in ('mean_type', 'var_type', 'schedule', 'spacing', 'eta')}
-    theirs |= {'clip_denoised': config.clip_denoised, 'steps': config.sample_steps or None}
+    # The time table is computed, not trained, and some formats leave it out.
+    computed = {key: value for key, value in model.named_parameters() if not value.requires_grad}
+    load_weights(model, {**computed, **source.ema}, name)
+    arguments = {key: getattr(config, key) for key in ('mean_type', 'var_type', 'schedule', 'spacing', 'eta')}
+    arguments |= {'clip_denoised': config.clip_denoised, 'steps': config.sample_steps or None}
     if config.prior == 'data':
-        theirs['data_moments'] = config.moments
+        arguments['data_moments'] = config.moments
     betas = config.beta_1, config.beta_T
-    return GaussianDiffusionSampler(model.eval(), *betas, config.T, config.img_size, **{**theirs, **options})
+    return GaussianDiffusionSampler(model.eval(), *betas, config.T, config.img_size, **{**arguments, **options})

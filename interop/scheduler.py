@@ -1,4 +1,7 @@
-"""diffusers' schedulers: what their scheduler_config.json says, and where they draw otherwise than we do."""
+"""The schedulers of diffusers: how their scheduler_config.json says what our flags say, and where they draw otherwise.
+
+Flags are a dict by name.
+"""
 
 from itertools import pairwise
 
@@ -9,7 +12,8 @@ from interop.diffusers_json import VERSION, differences, read_json
 from process.schedules import SCHEDULES, SPACINGS, known, make_betas, make_timesteps
 from run.checkpoint import CheckpointError
 
-# diffusers' names for ours; of two, the first is written. fixed_*_log are the same variances kept as logarithms.
+# diffusers' name -> ours. If two of their names mean the same to us, the first is written: fixed_*_log are the same
+# variances, kept as logarithms.
 BETA_SCHEDULES = {'linear': 'linear', 'scaled_linear': 'quad', 'squaredcos_cap_v2': 'cosine', 'sigmoid': 'sigmoid'}
 VARIANCE_TYPES = {
     'fixed_small': 'fixedsmall',
@@ -19,6 +23,7 @@ VARIANCE_TYPES = {
     'learned_range': 'learned_range',
 }
 PREDICTION_TYPES = {'epsilon': 'epsilon', 'sample': 'xstart', 'v_prediction': 'v'}
+# What diffusers assumes if a config leaves it out.
 SCHEDULER_DEFAULTS = {
     'num_train_timesteps': 1000,
     'beta_start': 1e-4,
@@ -30,7 +35,7 @@ SCHEDULER_DEFAULTS = {
     'prediction_type': 'epsilon',
     'timestep_spacing': 'leading',
 }
-# What must be so, for the sampler has no other.
+# Values that a config must have, because our sampler knows no others.
 SCHEDULER_FIXED = {
     'thresholding': False,
     'clip_sample_range': 1.0,
@@ -38,79 +43,80 @@ SCHEDULER_FIXED = {
     'rescale_betas_zero_snr': False,
     'set_alpha_to_one': True,
 }
-# The arguments of one scheduler alone.
+# The arguments that only one of the schedulers takes.
 SCHEDULER_OWN = {'DDPM': {'variance_type'}, 'DDIM': {'set_alpha_to_one'}}
 
 
-def scheduler_name(config):
-    """The scheduler of diffusers that takes the steps of a config, a dict of flags: a key of `SCHEDULER_OWN`."""
-    return 'DDPM' if config['eta'] == 1 else 'DDIM'
+def name_of(flags):
+    """Names the scheduler of diffusers that takes the same steps as our sampler: a key of `SCHEDULER_OWN`."""
+    return 'DDPM' if flags['eta'] == 1 else 'DDIM'
 
 
-def misfit(config):
-    """Why the scheduler of a config's sampler draws something else along its timesteps; None where it does not.
+def misfit(flags):
+    """Says why diffusers' scheduler draws something else along our sampler's timesteps; None if it draws the same.
 
-    Raises ValueError as `make_timesteps`.
+    Raises ValueError as `make_timesteps` does.
     """
-    name, T, spacing = scheduler_name(config), config['T'], config['spacing']
-    S = config['sample_steps'] or T
+    name, T, spacing = name_of(flags), flags['T'], flags['spacing']
+    S = flags['sample_steps'] or T
     if spacing == 'quad':
         return 'it has no --spacing=quad'
     timesteps = make_timesteps(T, S, spacing)
-    if spacing == 'trailing' and len(np.arange(T, 0, -T / S)) > S:  # in floats, as it counts them
+    if spacing == 'trailing' and len(np.arange(T, 0, -T / S)) > S:  # diffusers counts them in floats
         return f'along --spacing=trailing it takes {S + 1} steps in place of {S}, the last of them from t = -1'
     if name == 'DDIM' and not (
-        all(t - s == T // S for s, t in pairwise(timesteps)) and timesteps[0] < T // S  # leading always
+        all(t - s == T // S for s, t in pairwise(timesteps)) and timesteps[0] < T // S  # always so with leading
     ):
         return f'DDIMScheduler goes from t to t - {T // S}, which --spacing={spacing} does not in {S} steps of {T}'
-    if name == 'DDPM' and timesteps[0] > 0 and config['var_type'] != 'fixedsmall':
-        return f'DDPMScheduler adds noise in its last step with --spacing=trailing --var_type={config["var_type"]}'
+    if name == 'DDPM' and timesteps[0] > 0 and flags['var_type'] != 'fixedsmall':
+        return f'DDPMScheduler adds noise in its last step with --spacing=trailing --var_type={flags["var_type"]}'
     return None
 
 
-def scheduler_config(config):
-    """The arguments of diffusers' scheduler for the sampler of a config, a dict of flags."""
-    name = scheduler_name(config)
+def arguments(flags):
+    """Gives the content of scheduler_config.json for our sampler, as a dict."""
+    name = name_of(flags)
     others = set.union(*SCHEDULER_OWN.values()) - SCHEDULER_OWN[name]
     betas = None
-    if config['schedule'] not in BETA_SCHEDULES.values():
-        betas = make_betas(config['schedule'], config['beta_1'], config['beta_T'], config['T']).tolist()
-    arguments = {
+    if flags['schedule'] not in BETA_SCHEDULES.values():
+        betas = make_betas(flags['schedule'], flags['beta_1'], flags['beta_T'], flags['T']).tolist()
+    every = {
         '_class_name': f'{name}Scheduler',
         '_diffusers_version': VERSION,
-        'num_train_timesteps': config['T'],
-        'beta_start': config['beta_1'],
-        'beta_end': config['beta_T'],
-        'beta_schedule': 'linear' if betas else _theirs(BETA_SCHEDULES, config['schedule']),
+        'num_train_timesteps': flags['T'],
+        'beta_start': flags['beta_1'],
+        'beta_end': flags['beta_T'],
+        'beta_schedule': 'linear' if betas else _theirs(BETA_SCHEDULES, flags['schedule']),
         'trained_betas': betas,
-        'variance_type': _theirs(VARIANCE_TYPES, config['var_type']),
-        'clip_sample': config['clip_denoised'],
-        'prediction_type': _theirs(PREDICTION_TYPES, config['mean_type']),
-        'timestep_spacing': config['spacing'],
+        'variance_type': _theirs(VARIANCE_TYPES, flags['var_type']),
+        'clip_sample': flags['clip_denoised'],
+        'prediction_type': _theirs(PREDICTION_TYPES, flags['mean_type']),
+        'timestep_spacing': flags['spacing'],
         **SCHEDULER_FIXED,
     }
-    return {key: value for key, value in arguments.items() if key not in others}
+    return {key: value for key, value in every.items() if key not in others}
 
 
 def _theirs(table, ours):
     return next(theirs for theirs, name in table.items() if name == ours)
 
 
-def notes(told):
-    """What a pipeline of diffusers is taken for if that can be doubted, and what its scheduler would draw otherwise."""
-    name, spacing, notes = scheduler_name(told), told['spacing'], []
-    if last := told['num_classes']:
-        notes.append(f'labels 0 to {last - 1}; row {last} of its embedding is taken for no label')
-    if name == 'DDIM' and told['clip_denoised']:
-        notes.append('DDIMPipeline draws the same with use_clipped_model_output=True, which is not its default')
+def notes(flags):
+    """Lists, in words, what a pipeline of diffusers is taken for if it is in doubt, and where its scheduler differs."""
+    name, spacing, found = name_of(flags), flags['spacing'], []
+    if last := flags['num_classes']:
+        found.append(f'labels 0 to {last - 1}; row {last} of its embedding is taken for no label')
+    if name == 'DDIM' and flags['clip_denoised']:
+        found.append('DDIMPipeline draws the same with use_clipped_model_output=True, which is not its default')
     if name == 'DDIM' and spacing != 'leading':
-        notes.append(f'--sample_steps=S follows --spacing={spacing}, DDIMScheduler goes from t to t - T // S instead')
-    if name == 'DDPM' and spacing == 'trailing' and told['var_type'] != 'fixedsmall':
-        notes.append('DDPMScheduler would add noise in the last of --sample_steps with trailing timesteps')
-    return notes
+        found.append(f'--sample_steps=S follows --spacing={spacing}, DDIMScheduler goes from t to t - T // S instead')
+    if name == 'DDPM' and spacing == 'trailing' and flags['var_type'] != 'fixedsmall':
+        found.append('DDPMScheduler would add noise in the last of --sample_steps with trailing timesteps')
+    return found
 
 
-def read_scheduler(path):
+def read(path):
+    """Reads the flags in a scheduler_config.json. Raises CheckpointError if our sampler does not do what it says."""
     theirs = {**SCHEDULER_DEFAULTS, **read_json(path)}
     name = theirs.get('_class_name', 'DDPMScheduler')
     try:
@@ -124,22 +130,22 @@ def read_scheduler(path):
             T = len(theirs['trained_betas'])
             schedule, beta_1, beta_T = _known_schedule(theirs['trained_betas'])
         make_betas(schedule, beta_1, beta_T, T)
-        told = {'T': T, 'schedule': schedule, 'beta_1': beta_1, 'beta_T': beta_T}
-        told |= {'mean_type': PREDICTION_TYPES[theirs['prediction_type']], 'clip_denoised': theirs['clip_sample']}
-        told |= {'spacing': known('timestep_spacing', theirs['timestep_spacing'], SPACINGS)}
-        told |= {'sample_steps': 0, 'prior': 'standard'}
+        flags = {'T': T, 'schedule': schedule, 'beta_1': beta_1, 'beta_T': beta_T}
+        flags |= {'mean_type': PREDICTION_TYPES[theirs['prediction_type']], 'clip_denoised': theirs['clip_sample']}
+        flags |= {'spacing': known('timestep_spacing', theirs['timestep_spacing'], SPACINGS)}
+        flags |= {'sample_steps': 0, 'prior': 'standard'}
         if name == 'DDIMScheduler':
-            return told | {'eta': 0.0}
-        return told | {'eta': 1.0, 'var_type': VARIANCE_TYPES[theirs['variance_type']]}
+            return flags | {'eta': 0.0}
+        return flags | {'eta': 1.0, 'var_type': VARIANCE_TYPES[theirs['variance_type']]}
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f'{path}: no sampler here does this: {" ".join(map(str, error.args))}') from error
 
 
 def _known_schedule(betas):
-    """(schedule, beta_1, beta_T) of `SCHEDULES` whose betas these are. Raises ValueError where there is none."""
+    """Finds the schedule that has these betas; returns (schedule, beta_1, beta_T). Raises ValueError if none has."""
     betas = torch.tensor(betas, dtype=torch.float64)
     for schedule in SCHEDULES:
-        for power in (1, 2):  # sqrt: its first and last are roots
+        for power in (1, 2):  # beta_1 and beta_T of the schedule sqrt are the squares of its ends
             ends = (betas[0].item() ** power, betas[-1].item() ** power)
             try:
                 if torch.allclose(make_betas(schedule, *ends, len(betas)), betas, rtol=1e-5, atol=0):

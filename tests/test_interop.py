@@ -286,12 +286,12 @@ def test_every_schedule_and_parameterisation_goes_there_and_back(tmp_path, sched
     if (schedule, mean_type) == ('jsd', 'epsilon'):
         pytest.skip('the sampler refuses epsilon where alphas_bar reaches 0')
     config, _ = described(schedule=schedule, mean_type=mean_type)
-    theirs = scheduler.scheduler_config(vars(config))
+    theirs = scheduler.arguments(vars(config))
     betas = make_betas(schedule, 1e-3, 0.2, 40)
     assert torch.allclose(DDPMScheduler.from_config(theirs).betas.double(), betas, rtol=1e-6, atol=0)
     path = tmp_path / 'scheduler_config.json'
     path.write_text(json.dumps(theirs))
-    told = scheduler.read_scheduler(path)
+    told = scheduler.read(path)
     assert torch.allclose(make_betas(told['schedule'], told['beta_1'], told['beta_T'], told['T']), betas, rtol=1e-12)
     assert (told['mean_type'], told['var_type']) == (mean_type, 'fixedlarge')
 
