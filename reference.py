@@ -10,7 +10,7 @@ import os
 
 import score
 from dataset import DATASETS, DataError
-from run import build, distributed
+from run import build, distributed, progress
 
 
 def load_feature_net(config):
@@ -30,6 +30,7 @@ def load_feature_net(config):
         device=build.device(config),
         data=lambda: build.labelled(config),
         source=source,
+        progress=progress.bar,
     )
 
 
@@ -83,7 +84,7 @@ def load(config, feature_net, checked=True):
     source = build.identity(config, split, images)  # before the images are read, lest they change meanwhile
     logging.info('%s %s: building it from the %d images of %s', path, why, len(images), config.dataset)
     batches = (x for x, _ in build.in_order(config, images))
-    built = score.build_statistics(feature_net, batches, len(images))
+    built = score.build_statistics(feature_net, batches, len(images), progress.bar)
     score.save_statistics(path, dataclasses.replace(built, source=source))
     return score.load_statistics(path, feature_net)
 

@@ -4,10 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from run import progress
-
 from .files import ScoreError, Unscorable, atomic_write, file_sha256, load_torch
 from .images import unit_range
+from .progress import silent
 from .source import from_text, to_text
 
 FEATURE_DIM = 128
@@ -60,7 +59,7 @@ def accuracy(network, images, labels, batch_size=512):
     return hits / len(images)
 
 
-def train_classifier(images, labels, *, seed=0, steps=1000, batch_size=128, device='cpu'):
+def train_classifier(images, labels, *, seed=0, steps=1000, batch_size=128, device='cpu', progress=silent):
     """min E[-log softmax(f(x))_y] by Adam (arXiv:1412.6980) with one cycle of the learning rate, up to 3e-3.
 
     images: uint8 [N, C, H, W]; labels: int64 [N], from 0. The same seed gives the same network on the CPU, and the
@@ -76,7 +75,7 @@ def train_classifier(images, labels, *, seed=0, steps=1000, batch_size=128, devi
     order = torch.Generator().manual_seed(seed)
     optim = torch.optim.Adam(network.parameters())
     sched = torch.optim.lr_scheduler.OneCycleLR(optim, max_lr=3e-3, total_steps=steps)
-    for _ in progress.bar(range(steps), 'training the classifier', unit='step'):
+    for _ in progress(range(steps), desc='training the classifier', total=steps, unit='step'):
         batch = torch.randint(len(images), (batch_size,), generator=order)
         _, logits = network.head(network(classifier_input(images[batch], images.shape[1:]).to(device)))
         loss = F.cross_entropy(logits, labels[batch].to(device).long())
@@ -87,14 +86,14 @@ def train_classifier(images, labels, *, seed=0, steps=1000, batch_size=128, devi
     return network.eval().requires_grad_(False)
 
 
-def cache_classifier(path, data, *, source=None, seed=0, steps=1000, device='cpu'):
+def cache_classifier(path, data, *, source=None, seed=0, steps=1000, device='cpu', progress=silent):
     """Trains a classifier and writes it to `path` with its image shape, classes, test accuracy and source.
 
     data: (images, labels, test_images, test_labels), uint8 [N, C, H, W] and int64 [N]. source: what they are, for
     `check_source`, or None.
     """
     images, labels, test_images, test_labels = data
-    network = train_classifier(images, labels, seed=seed, steps=steps, device=device)
+    network = train_classifier(images, labels, seed=seed, steps=steps, device=device, progress=progress)
     saved = {
         'state': network.cpu().state_dict(),
         'shape': list(images.shape[1:]),

@@ -12,6 +12,7 @@ import torch
 from . import classifier, inception
 from .files import ScoreError, check_writable
 from .images import check_images
+from .progress import silent
 from .source import StaleError, check_source
 
 
@@ -105,12 +106,13 @@ def inception_net(
     device='cpu',
     data=None,
     source=None,
+    progress=silent,
     sha256=inception.WEIGHTS_SHA256,
 ):
     """The FID Inception (arXiv:1512.00567, graph of 2015-12-05): 2048 features, 1008 logits.
 
     weights: path of the standard weights; None: torch's hub cache, downloaded on first use.
-    protocol: a key of PROTOCOLS. precision: a key of PRECISIONS. data, source: not used. sha256: see `load_inception`.
+    protocol: a key of PROTOCOLS. precision: a key of PRECISIONS. sha256: see `load_inception`. The rest is not used.
     Raises ScoreError for unusable weights, ValueError for an unknown protocol or precision.
     """
     if protocol not in inception.PROTOCOLS:
@@ -129,7 +131,9 @@ def inception_net(
     )
 
 
-def classifier_net(weights, *, protocol='pytorch', precision='fp32', device='cpu', data=None, source=None, seed=0):
+def classifier_net(
+    weights, *, protocol='pytorch', precision='fp32', device='cpu', data=None, source=None, progress=silent, seed=0
+):
     """A small CNN trained on the data set's labels: 128 features, one logit a class.
 
     weights: path of the cached network, trained and written there first where it is missing, or was made from others
@@ -144,7 +148,7 @@ def classifier_net(weights, *, protocol='pytorch', precision='fp32', device='cpu
         check_writable(weights, why)
         images = data()
         logging.info('%s %s: training a classifier on %d images', weights, why, len(images[0]))
-        classifier.cache_classifier(weights, images, source=source, seed=seed, device=device)
+        classifier.cache_classifier(weights, images, source=source, seed=seed, device=device, progress=progress)
     network, info, digest = classifier.load_classifier(weights)
     if why:
         logging.info('it reads %.1f%% of %d test images as labelled', 100 * info['test_accuracy'], len(images[2]))

@@ -3,8 +3,7 @@
 from itertools import islice
 
 import torch
-
-from run import progress
+from tqdm import tqdm
 
 from .files import Unscorable
 
@@ -55,8 +54,13 @@ def count_images(images, num_images=None):
 
 
 def batches(images, num_images, batch_size, verbose=False, desc=None):
-    """Stacks the first num_images of an array or iterable of [C, H, W] into tensors [n <= batch_size, C, H, W]."""
+    """Stacks the first num_images of an array or iterable of [C, H, W] into tensors [n <= batch_size, C, H, W].
+
+    verbose: whether to show a bar, with `desc` before it.
+    """
     images = islice(images, num_images)
-    images = iter(progress.bar(images, desc, num_images, 'image', leave=False, silent=not verbose))
+    if verbose:
+        images = tqdm(images, desc, num_images, unit='image', leave=False, dynamic_ncols=True)
+    images = iter(images)
     while batch := list(islice(images, batch_size)):
         yield torch.stack([torch.as_tensor(image) for image in batch])

@@ -4,11 +4,10 @@ import warnings
 
 import torch
 
-from run import progress
-
 from .fid import calculate_frechet_distance
 from .inception_score import SplitSums
 from .kid import FeatureSample, kernel_inception_distance
+from .progress import silent
 from .statistics import Moments, Statistics, exact_device
 
 
@@ -94,14 +93,14 @@ class Scorer:
         }
 
 
-def build_statistics(net, image_batches, num_images, verbose=True):
+def build_statistics(net, image_batches, num_images, progress=silent):
     """The Statistics of a data set: every image once, in any order.
 
-    image_batches: iterable of [n, C, H, W], uint8 or float in [0, 1], num_images in all. verbose: a progress bar.
+    image_batches: iterable of [n, C, H, W], uint8 or float in [0, 1], num_images in all. progress: as tqdm is.
     Raises ValueError for unusable images, fewer than two, or another number of them.
     """
     scorer = Scorer(net, num_images, splits=1)
-    with progress.bar(desc='statistics', total=num_images, unit='image', leave=False, silent=not verbose) as bar:
+    with progress(desc='statistics', total=num_images, unit='image', leave=False) as bar:
         for images in image_batches:
             scorer.update(images)
             bar.update(len(images))

@@ -119,7 +119,7 @@ def feed(scorer, images, batch_size):
 
 @pytest.fixture
 def reference():
-    return build_statistics(small_net(), small_images(1500, 1).split(100), 1500, verbose=False)
+    return build_statistics(small_net(), small_images(1500, 1).split(100), 1500)
 
 
 def test_scorer_equals_the_metrics_on_all_features_at_once(reference):
@@ -188,11 +188,11 @@ def test_scorer_wants_what_was_announced(reference):
 
 
 def test_statistics_of_few_images_need_no_splits():
-    assert build_statistics(small_net(), [small_images(3)], 3, verbose=False).made['n'] == 3
+    assert build_statistics(small_net(), [small_images(3)], 3).made['n'] == 3
     with pytest.raises(ValueError, match='at least 2 images, got 1'):
-        build_statistics(small_net(), [small_images(1)], 1, verbose=False)
+        build_statistics(small_net(), [small_images(1)], 1)
     with pytest.raises(ValueError, match='4 images were announced, 3 came'):
-        build_statistics(small_net(), [small_images(3)], 4, verbose=False)
+        build_statistics(small_net(), [small_images(3)], 4)
 
 
 def test_get_inception_and_fid_score(tmp_path, reference):
