@@ -209,14 +209,7 @@ def _of_source(statistics):
 
 def compare(statistics, compared, use_torch):
     """FID and, where both keep features, KID of two sets of statistics; no IS, which needs the images."""
-    fid = score.calculate_frechet_distance(
-        statistics.mu, statistics.sigma, compared.mu, compared.sigma, use_torch=use_torch
-    )
-    result = {'FID': fid, 'IS': None, 'IS_std': None, 'KID': None, 'KID_std': None, 'n': statistics.made.get('n')}
-    if statistics.sample is not None and compared.sample is not None:
-        sides = (torch.from_numpy(side.sample) for side in (statistics, compared))
-        result['KID'], result['KID_std'] = score.kernel_inception_distance(*sides)
-    return result
+    return score.compare_statistics(statistics, compared, use_torch) | {'n': statistics.made.get('n')}
 
 
 def report(config, feature_net, compared, result, what, seconds):

@@ -29,7 +29,8 @@ def get_inception_and_fid_score(
     num_images = count_images(images, num_images)
     net = standard_net(net, parallel)
     reference = load_statistics(fid_cache, net)
-    scorer = Scorer(net, num_images, splits)
+    scorer = Scorer(net, num_images, splits, metrics=('is', 'fid'))
     for batch in batches(images, num_images, batch_size, verbose, 'get_inception_and_fid_score'):
         scorer.update(batch)
-    return scorer.inception_score(), scorer.fid(reference, use_torch)
+    result = scorer.result(reference, use_torch)
+    return (result['IS'], result['IS_std']), result['FID']
