@@ -1,4 +1,4 @@
-"""The schedulers of diffusers: how their scheduler_config.json says what our flags say, and where they draw otherwise.
+"""Translates between our flags and the scheduler_config.json of diffusers, and says when its schedulers draw otherwise.
 
 Flags are a dict by name.
 """

@@ -1,6 +1,6 @@
-"""FID, IS and KID of images, from one streamed pass through one feature net; knows images, not diffusion.
+"""Scores images by FID, IS and KID, from one streamed pass through one feature net.
 
-And, of points in the plane, the sliced Wasserstein distance.
+It scores points in the plane too, by the sliced Wasserstein distance. It knows nothing of diffusion.
 """
 
 from .both import get_inception_and_fid_score
