@@ -23,7 +23,7 @@ def check_psd(eigenvalues, eps, name):
 
 
 def root(sigma, eps):
-    """Finds A with A A^T = sigma: [d, d] by Cholesky if the rank is full, else [d, r] by eigh without the null space."""
+    """Finds A, A A^T = sigma: [d, d] by Cholesky if the rank is full, else [d, r] by eigh without the null space."""
     tiny = len(sigma) * torch.finfo(sigma.dtype).eps
     lower, info = torch.linalg.cholesky_ex(sigma)
     pivots = lower.diagonal() ** 2
