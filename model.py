@@ -1,4 +1,4 @@
-"""The U-Net of the paper, out = model(x, t, y) (Ho et al. 2020, appendix B).
+"""Defines the U-Net of the paper, out = model(x, t, y) (Ho et al. 2020, appendix B).
 
 `UNet` has the state-dict keys and shapes of w86763777/pytorch-ddpm. The authors' own network is the same graph with
 four choices made differently, and `ARCHS` holds those choices. The authors' network is that of hojonathanho/diffusion,
@@ -30,7 +30,7 @@ def _concatenated_table(T, ch):
 
 
 class Arch(NamedTuple):
-    """The four choices in which pytorch-ddpm's network and the authors' differ.
+    """Holds the four choices in which pytorch-ddpm's network and the authors' differ.
 
     time_table: the function (T, ch) -> [T, ch] that gives the sinusoidal embeddings of the timesteps. norm_eps: the
     epsilon of every GroupNorm. pad_all_sides: whether a convolution of stride 2 pads all four sides; if not, it pads
@@ -265,7 +265,7 @@ class UNet(nn.Module):
 
 
 def labels_or_none(net, t, y):
-    """The labels that a network embeds, int64 [B], or None if it takes none. y may be None, which means no label.
+    """Returns the labels that a network embeds, int64 [B], or None if it takes none. y = None means no label.
 
     Raises ValueError if y is given to a network without num_classes.
     """

@@ -1,4 +1,4 @@
-"""State dicts under other programs' names: those of pytorch-ddpm, of the authors' network, and of diffusers.
+"""Translates state dicts from the names of other programs: pytorch-ddpm, the authors' network, and diffusers.
 
 A format is a table that names the modules of `UNet`. The options of the network are read off the shapes of the weights.
 Every key of a file and every shape must be accounted for.
@@ -21,7 +21,7 @@ TIME_DENSE = 'time_embedding.timembedding.1'  # [4 ch, ch]: its columns are in t
 
 
 class Names(NamedTuple):
-    """The names that a format gives the modules of `UNet`.
+    """Lists the names that a format gives the modules of `UNet`.
 
     down and up are name patterns of (residual block, attention, resampling); middle is those of (residual block,
     attention). A pattern has these places to fill: {j} is the position in `UNet`'s list; {level} is counted from the
@@ -272,7 +272,7 @@ def state_dicts(stored, path):
 
 
 def _is_checkpoint(stored):
-    """Whether what a file stores is a checkpoint as this program and pytorch-ddpm write it."""
+    """Tells whether a file stores a checkpoint as this program and pytorch-ddpm write it."""
     return isinstance(stored, dict) and 'net_model' in stored and 'ema_model' in stored
 
 

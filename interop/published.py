@@ -1,4 +1,4 @@
-"""The authors' trained models, by name, and their download.
+"""Downloads the authors' trained models by name.
 
 pesser/pytorch_diffusion converted, named and published them. Each file is checked against its published md5.
 """
@@ -18,9 +18,9 @@ from run.checkpoint import CheckpointError
 
 
 class Published(NamedTuple):
-    """A published file. place: its place within `ADDRESS`. steps: how many training steps its weights had.
+    """Describes a published file. place: its place within `ADDRESS`. steps: how many training steps its weights had.
 
-    config: the flags that the weights do not tell.
+    md5: its digest. config: the flags that the weights do not tell.
     """
 
     place: str
@@ -76,7 +76,7 @@ def download(name):
 
 
 def _cached(name, published):
-    """Where pesser/pytorch_diffusion keeps the file of this name, so that the two share one cache."""
+    """Returns where pesser/pytorch_diffusion keeps the file of this name, so that the two share one cache."""
     cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'diffusion_models_converted'
     prefix, data = ('ema_', name.removeprefix('ema_')) if name.startswith('ema_') else ('', name)
     return cache / f'{prefix}diffusion_{data}_model' / f'model-{published.steps}.ckpt'

@@ -12,7 +12,7 @@ from run.checkpoint import CheckpointError, blamed, load_weights
 
 
 class Source(NamedTuple):
-    """What was read. config: flags by name. net, ema: the state dicts of the last and of the averaged weights."""
+    """Holds what was read. config: flags by name. net, ema: the state dicts of the last and of the averaged weights."""
 
     config: dict
     net: dict

@@ -1,4 +1,4 @@
-"""`ContextUNet`: the small U-Net of NVIDIA's course "Generative AI with Diffusion Models", and its blocks."""
+"""Defines `ContextUNet`, the small U-Net of NVIDIA's course "Generative AI with Diffusion Models", and its blocks."""
 
 import math
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""`PointMLP`: a small network for points in the plane."""
+"""Defines `PointMLP`, a small network for points in the plane."""
 
 from torch import nn
 

@@ -23,7 +23,7 @@ def check_psd(eigenvalues, eps, name):
 
 
 def root(sigma, eps):
-    """Finds A, A A^T = sigma: [d, d] by Cholesky if the rank is full, else [d, r] by eigh without the null space."""
+    """Factorises sigma = A A^T: A is [d, d], by Cholesky, if the rank is full, else [d, r], by eigh."""
     tiny = len(sigma) * torch.finfo(sigma.dtype).eps
     lower, info = torch.linalg.cholesky_ex(sigma)
     pivots = lower.diagonal() ** 2
@@ -31,7 +31,7 @@ def root(sigma, eps):
         return lower
     w, v = torch.linalg.eigh(sigma)
     check_psd(w, eps, 'sigma1')
-    # Rounding turns zeros into ~1e-16. The square root of that, 1e-8, times 2048 would show in the sum.
+    # This leaves out the null space, in which rounding turns zeros into ~1e-16. The square root of that, 1e-8, times 2048 would show in the sum.
     kept = w >= tiny * w.max()
     return v[:, kept] * w[kept].sqrt()
 

@@ -63,7 +63,7 @@ class FIDInceptionE(InceptionE):
 
 
 class FIDInception(Inception3):
-    """Inception v3 (arXiv:1512.00567) pools as the graph of 2015-12-05 does; `head(net(x))` gives features and logits.
+    """Is Inception v3 (arXiv:1512.00567), pooling as the graph of 2015-12-05: `head(net(x))` gives features and logits.
 
     forward: [N, 3, 299, 299] in [-1, 1] -> maps [N, 2048, 8, 8]; head: maps -> features [N, 2048], logits [N, 1008].
     """

@@ -1,4 +1,4 @@
-"""The registry of metrics: what each needs to know of the images, and the figures it computes from that.
+"""Registers the metrics: what each needs to know of the images, and the figures that it computes from that.
 
 A new metric is one entry in `METRICS`.
 """
@@ -17,7 +17,7 @@ from .kid import kernel_inception_distance
 
 @dataclass(frozen=True)
 class Gathered:
-    """What is known of the images to be scored. A field is None if it was not gathered.
+    """Holds what is known of the images to be scored. A field is None if it was not gathered.
 
     mu, sigma: the mean [d] and the covariance [d, d] of the features, float64. sample: some of the features, [m, d].
     class_probabilities: the sums of p(y|x) and of p(y|x) log p(y|x) over each split.
@@ -30,9 +30,9 @@ class Gathered:
 
 
 class Metric(NamedTuple):
-    """A metric, as the figures it gives.
+    """Describes a metric by the figures that it computes.
 
-    figures: their names. needs: the fields of `Gathered` that it uses; those that a `Statistics` has too (mu, sigma,
+    figures: the names of the figures. needs: the fields of `Gathered` that it uses; those that a `Statistics` has too (mu, sigma,
     sample) are needed of the reference as well. compute: the function (ours, reference, use_torch) of a `Gathered` and
     a `Statistics` that returns one value for each figure. use_torch: whether to do the linear algebra on the GPU.
     """
