@@ -31,7 +31,8 @@ def root(sigma, eps):
         return lower
     w, v = torch.linalg.eigh(sigma)
     check_psd(w, eps, 'sigma1')
-    # This leaves out the null space, in which rounding turns zeros into ~1e-16. The square root of that, 1e-8, times 2048 would show in the sum.
+    # This leaves out the null space, in which rounding turns zeros into ~1e-16. The square root of that is 1e-8, and
+    # 2048 times as much would show in the sum.
     kept = w >= tiny * w.max()
     return v[:, kept] * w[kept].sqrt()
 

@@ -32,9 +32,11 @@ class Gathered:
 class Metric(NamedTuple):
     """Describes a metric by the figures that it computes.
 
-    figures: the names of the figures. needs: the fields of `Gathered` that it uses; those that a `Statistics` has too (mu, sigma,
-    sample) are needed of the reference as well. compute: the function (ours, reference, use_torch) of a `Gathered` and
-    a `Statistics` that returns one value for each figure. use_torch: whether to do the linear algebra on the GPU.
+    figures: the names of the figures.
+    needs: the fields of `Gathered` that compute uses. Those that a `Statistics` has too (mu, sigma, sample) are needed
+        of the reference as well.
+    compute: the function (ours, reference, use_torch) of a `Gathered` and a `Statistics` that returns one value per
+        figure. use_torch: whether to do the linear algebra on the GPU.
     """
 
     figures: tuple
