@@ -209,14 +209,7 @@ def _of_source(statistics):
 
 def compare(statistics, compared, use_torch):
     """FID and, where both keep features, KID of two sets of statistics; no IS, which needs the images."""
-    fid = score.calculate_frechet_distance(
-        statistics.mu, statistics.sigma, compared.mu, compared.sigma, use_torch=use_torch
-    )
-    result = {'FID': fid, 'IS': None, 'IS_std': None, 'KID': None, 'KID_std': None, 'n': statistics.made.get('n')}
-    if statistics.sample is not None and compared.sample is not None:
-        sides = (torch.from_numpy(side.sample) for side in (statistics, compared))
-        result['KID'], result['KID_std'] = score.kernel_inception_distance(*sides)
-    return result
+    return score.compare_statistics(statistics, compared, use_torch) | {'n': statistics.made.get('n')}
 
 
 def report(config, feature_net, compared, result, what, seconds):
@@ -264,6 +257,7 @@ def load_feature_net(config):
         device=hardware.device(config),
         data=lambda: inputs.labelled(config),
         source=source,
+        progress=progress.bar,
     )
 
 
@@ -298,7 +292,7 @@ def load_statistics(config, feature_net, checked=True):
 
     checked: whether to compare what they were made from with the data set, of which a file of others says nothing.
 
-    Raises ScoreError for unusable statistics, dataset.DataError if these cannot be built or compared.
+    Raises ScoreError for unusable statistics, DataError if these cannot be built or compared.
     """
     path, split = statistics_path(config), _split(config)
     why = 'is missing'
@@ -317,7 +311,7 @@ def load_statistics(config, feature_net, checked=True):
     source = inputs.identity(config, split, images)  # before the images are read, lest they change meanwhile
     logging.info('%s %s: building it from the %d images of %s', path, why, len(images), config.dataset)
     batches = (x for x, _ in inputs.in_order(config, images))
-    built = score.build_statistics(feature_net, batches, len(images))
+    built = score.build_statistics(feature_net, batches, len(images), progress.bar)
     score.save_statistics(path, dataclasses.replace(built, source=source))
     return score.load_statistics(path, feature_net)
 

@@ -1,13 +1,14 @@
-"""The networks, model(x, t, y) -> out: `UNet`, the small `ContextUNet`, and `PointMLP` for points.
+"""Defines the U-Net of the paper, out = model(x, t, y) (Ho et al. 2020, appendix B).
 
-`UNet` is the paper's (Ho et al. 2020, appendix B) with w86763777/pytorch-ddpm's state-dict keys and shapes. `ARCHS`
-holds what differs between pytorch-ddpm's network and the authors' own (hojonathanho/diffusion, and its PyTorch form
-pesser/pytorch_diffusion, which diffusers' ddpm-cifar10-32 is too): one graph, four choices.
+`UNet` has the state-dict keys and shapes of w86763777/pytorch-ddpm. The authors' own network is the same graph with
+four choices made differently, and `ARCHS` holds those choices. The authors' network is that of hojonathanho/diffusion,
+of its PyTorch port pesser/pytorch_diffusion, and of google/ddpm-cifar10-32 in diffusers.
+
+The smaller networks are in the folder `networks/`.
 """
 
 import math
 from collections.abc import Callable
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -29,10 +30,18 @@ def _concatenated_table(T, ch):
 
 
 class Arch(NamedTuple):
-    time_table: Callable  # (T, ch) -> sinusoidal embeddings [T, ch]
+    """Holds the four choices in which pytorch-ddpm's network and the authors' differ.
+
+    time_table: the function (T, ch) -> [T, ch] that gives the sinusoidal embeddings of the timesteps. norm_eps: the
+    epsilon of every GroupNorm. pad_all_sides: whether a convolution of stride 2 pads all four sides; if not, it pads
+    the right and the bottom, as TensorFlow's SAME does. attn_gain: the gain of the initial weights of the last
+    projection in each attention block.
+    """
+
+    time_table: Callable
     norm_eps: float
-    pad_all_sides: bool  # of a stride-2 convolution; else right and bottom only, as TensorFlow's SAME does
-    attn_gain: float  # of the initial weights of attention's output projection
+    pad_all_sides: bool
+    attn_gain: float
 
 
 ARCHS = {
@@ -42,7 +51,7 @@ ARCHS = {
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoidal table, frozen, and two dense layers: t int64 [B] -> [B, dim]."""
+    """Looks t up in a frozen sinusoidal table and applies two dense layers: t int64 [B] -> [B, dim]."""
 
     def __init__(self, table, dim):
         super().__init__()
@@ -58,7 +67,7 @@ class TimeEmbedding(nn.Module):
 
 
 class DownSample(nn.Module):
-    """Halves height and width by a 3x3 convolution of stride 2."""
+    """Halves height and width with a 3x3 convolution of stride 2."""
 
     def __init__(self, ch, pad_all_sides):
         super().__init__()
@@ -70,7 +79,7 @@ class DownSample(nn.Module):
 
 
 class UpSample(nn.Module):
-    """Doubles height and width by nearest neighbours and a 3x3 convolution."""
+    """Doubles height and width with nearest-neighbour interpolation and a 3x3 convolution."""
 
     def __init__(self, ch):
         super().__init__()
@@ -81,17 +90,18 @@ class UpSample(nn.Module):
 
 
 class AttnBlock(nn.Module):
-    """Self-attention over all positions, with a residual connection.
+    """Adds self-attention over all positions to x: softmax(q k^T / sqrt(head_dim)) v, then a projection.
 
-    head_dim: channels of each head, consecutive ones, as in diffusers; 0 for one head of all channels.
+    head_dim: the number of channels of each head. A head takes consecutive channels, as in diffusers; 0 makes one head
+    of all channels.
 
-    Raises ValueError where it does not divide ch.
+    Raises ValueError if head_dim does not divide ch.
     """
 
     def __init__(self, ch, norm_eps, head_dim=0):
         super().__init__()
         self.head_dim = head_dim or ch
-        _refuse((ch % self.head_dim, f'head_dim must divide the {ch} channels of attention at a level, not {head_dim}'))
+        refuse((ch % self.head_dim, f'head_dim must divide the {ch} channels of attention at a level, not {head_dim}'))
         self.group_norm = nn.GroupNorm(32, ch, eps=norm_eps)
         self.proj_q = nn.Conv2d(ch, ch, 1)
         self.proj_k = nn.Conv2d(ch, ch, 1)
@@ -110,7 +120,7 @@ class AttnBlock(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two normalised 3x3 convolutions, the time embedding added between them, a shortcut, and attention at the end."""
+    """Adds two normalised 3x3 convolutions to x, the time embedding between them, and ends with attention if `attn`."""
 
     def __init__(self, in_ch, out_ch, tdim, dropout, attn, norm_eps, head_dim=0):
         super().__init__()
@@ -139,16 +149,23 @@ class ResBlock(nn.Module):
 class UNet(nn.Module):
     """eps_theta(x_t, t) (Ho et al. 2020, appendix B): x [B, C, H, W], t int64 [B] in 0..T-1 -> out, the shape of x.
 
-    T: timesteps. ch: channels of the first level, a multiple of 32 as GroupNorm has 32 groups; a block of 32
-    channels has one a group, so that its norm takes the time embedding out again: some level should be wider.
-    ch_mult: each level's multiple of ch; every level but the last ends in a halving. attn: the levels, counted from
-    0, with attention (the middle always has it). num_res_blocks: of each level on the way down; one more on the way
-    up. dropout: its rate in every residual block. arch: a key of `ARCHS`. img_channels: C, 1 or 3. out_channels: those
-    of out, C unless given; 2 C for a learned variance. img_size: H = W, checked here where it is known. num_classes: of
-    labels y int64 [B], whose embedding is added to the time's; y = num_classes, or None, is no label. head_dim: the
-    channels of each head of attention, 0 for one head of all; it divides those of each level with attention.
+    T: the number of timesteps.
+    ch: the number of channels of the first level, a multiple of 32 because GroupNorm has 32 groups. In a block of 32
+        channels each group is one channel, and the norm removes the time embedding again: make some level wider.
+    ch_mult: one factor per level; the level has this factor times ch channels. Every level but the last ends with a
+        halving of the image.
+    attn: the levels with attention, counted from 0. The middle always has attention.
+    num_res_blocks: the number of residual blocks per level on the way down; the way up has one more per level.
+    dropout: the dropout rate in every residual block.
+    arch: a key of `ARCHS`.
+    img_channels: C, 1 or 3. out_channels: the channels of out, by default C; a learned variance needs 2 C.
+    img_size: H = W. If it is given, it is checked.
+    num_classes: the number of classes if the network takes labels y int64 [B]. The embedding of a label is added to
+        that of the time. y = num_classes, or y = None, means no label.
+    head_dim: the number of channels of each attention head; 0 makes one head of all channels. It must divide the
+        channels of every level with attention.
 
-    Raises ValueError where the arguments do not fit together.
+    Raises ValueError if the arguments do not fit together.
     """
 
     def __init__(
@@ -168,22 +185,17 @@ class UNet(nn.Module):
         head_dim=0,
     ):
         super().__init__()
-        if arch not in ARCHS:
-            raise ValueError(f'arch must be one of {", ".join(ARCHS)}, not {arch}')
+        refuse((arch not in ARCHS, f'arch must be one of {", ".join(ARCHS)}, not {arch}'))
+        check_levels(ch, ch_mult, img_channels, img_size)
+        _check_blocks(ch_mult, attn, num_res_blocks, dropout)
         time_table, norm_eps, pad_all_sides, attn_gain = ARCHS[arch]
-        _check_levels(ch, ch_mult, img_channels, img_size)
-        _refuse(
-            (not set(attn) <= set(range(len(ch_mult))), f'attn must name levels 0 to {len(ch_mult) - 1}, not {attn}'),
-            (num_res_blocks < 1, f'num_res_blocks must be at least 1, not {num_res_blocks}'),
-            (not 0 <= dropout < 1, f'dropout must be in [0, 1), not {dropout}'),
-        )
 
         tdim = ch * 4
         self.time_embedding = TimeEmbedding(time_table(T, ch), tdim)
         self.head = nn.Conv2d(img_channels, ch, 3, padding=1)
 
         self.downblocks = nn.ModuleList()
-        skips = [ch]  # channels of the outputs that the way up will concatenate
+        skips = [ch]  # the channels of each output that the way up concatenates
         now_ch = ch
         for level, mult in enumerate(ch_mult):
             for _ in range(num_res_blocks):
@@ -213,11 +225,14 @@ class UNet(nn.Module):
         )
         self.num_classes = num_classes
         if num_classes:
-            self.label_embedding = nn.Embedding(num_classes + 1, tdim)  # the last row: no label
+            self.label_embedding = nn.Embedding(num_classes + 1, tdim)  # the last row stands for no label
         self.initialize(attn_gain)
 
     def initialize(self, attn_gain):
-        """Xavier-uniform weights and zero biases; those that end a residual branch, and the tail, start near zero."""
+        """Draws Xavier-uniform weights and sets the biases to zero.
+
+        The convolutions that end a residual branch, and that of the tail, get weights near zero.
+        """
         gains = {self.tail[-1]: 1e-5}
         for module in self.modules():
             if isinstance(module, ResBlock):
@@ -233,7 +248,7 @@ class UNet(nn.Module):
 
     def forward(self, x, t, y=None):
         temb = self.time_embedding(t)  # [B, 4 ch]
-        if (y := _labels(self, t, y)) is not None:
+        if (y := labels_or_none(self, t, y)) is not None:
             temb = temb + self.label_embedding(y)
         h = self.head(x)  # [B, ch, H, W]
         hs = [h]
@@ -249,171 +264,11 @@ class UNet(nn.Module):
         return self.tail(h)  # [B, out_channels, H, W]
 
 
-class GELUConvBlock(nn.Sequential):
-    """A 3x3 convolution, GroupNorm and GELU: [B, in_ch, H, W] -> [B, out_ch, H, W]."""
+def labels_or_none(net, t, y):
+    """Returns the labels that a network embeds, int64 [B], or None if it takes none. y = None means no label.
 
-    def __init__(self, in_ch, out_ch, groups):
-        super().__init__(nn.Conv2d(in_ch, out_ch, 3, padding=1), nn.GroupNorm(groups, out_ch), nn.GELU())
-
-
-class ResidualConvBlock(nn.Module):
-    """f(x) + g(f(x)) of two GELU convolution blocks: [B, in_ch, H, W] -> [B, out_ch, H, W]."""
-
-    def __init__(self, in_ch, out_ch, groups):
-        super().__init__()
-        self.conv1 = GELUConvBlock(in_ch, out_ch, groups)
-        self.conv2 = GELUConvBlock(out_ch, out_ch, groups)
-
-    def forward(self, x):
-        h = self.conv1(x)
-        return h + self.conv2(h)
-
-
-class RearrangePoolBlock(nn.Sequential):
-    """Space to depth, which loses nothing, and a convolution block: [B, ch, H, W] -> [B, ch, H / 2, W / 2]."""
-
-    def __init__(self, ch, groups):
-        super().__init__(nn.PixelUnshuffle(2), GELUConvBlock(4 * ch, ch, groups))
-
-
-class DownBlock(nn.Sequential):
-    """Two GELU convolution blocks and a rearrange pool: [B, in_ch, H, W] -> [B, out_ch, H / 2, W / 2]."""
-
-    def __init__(self, in_ch, out_ch, groups):
-        super().__init__(
-            GELUConvBlock(in_ch, out_ch, groups),
-            GELUConvBlock(out_ch, out_ch, groups),
-            RearrangePoolBlock(out_ch, groups),
-        )
-
-
-class UpBlock(nn.Module):
-    """x and its skip [B, in_ch, H, W] through a transposed convolution and four blocks -> [B, out_ch, 2 H, 2 W]."""
-
-    def __init__(self, in_ch, out_ch, groups):
-        super().__init__()
-        self.main = nn.Sequential(
-            nn.ConvTranspose2d(2 * in_ch, out_ch, 2, stride=2),
-            *(GELUConvBlock(out_ch, out_ch, groups) for _ in range(4)),
-        )
-
-    def forward(self, x, skip):
-        return self.main(torch.cat([x, skip], dim=1))
-
-
-class SinusoidalPositionEmbedBlock(nn.Module):
-    """[sin(w_i t)..., cos(w_i t)...] with w_i = 10000^(-i / (dim / 2 - 1)): t float [B] -> [B, dim]."""
-
-    def __init__(self, dim):
-        super().__init__()
-        self.half = dim // 2
-
-    def forward(self, t):
-        frequencies = torch.exp(torch.arange(self.half, device=t.device) * (-math.log(10000) / (self.half - 1)))
-        angles = t[:, None] * frequencies
-        return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-
-class EmbedBlock(nn.Sequential):
-    """Two dense layers: [B, dim] -> [B, ch, 1, 1], to scale or shift a map of ch channels."""
-
-    def __init__(self, dim, ch):
-        super().__init__(nn.Linear(dim, ch), nn.GELU(), nn.Linear(ch, ch), nn.Unflatten(1, (ch, 1, 1)))
-
-
-class ContextUNet(nn.Module):
-    """eps_theta(x_t, t, y) after NVIDIA's course "Generative AI with Diffusion Models": a small U-Net, quick to train.
-
-    x [B, C, H, W], t int64 [B] in 0..T-1, y int64 [B] or None -> out, the shape of x. The lowest map passes through a
-    flat dense embedding; on the way up each map is scaled by the label and shifted by the time, c_emb * up + t_emb.
-    A label is one-hot, masked to zeros where there is none (y = num_classes, or None).
-
-    ch, ch_mult: channels of the levels, multiples of 32; each level but the first begins in a halving. The course's
-    (64, 64, 128) is ch 64 and ch_mult [1, 1, 2]. img_size: H = W. img_channels, out_channels, num_classes: as of
-    `UNet`. tdim: of the sinusoidal embedding of t / T.
-
-    Raises ValueError where the arguments do not fit together.
+    Raises ValueError if y is given to a network without num_classes.
     """
-
-    def __init__(self, T, ch, ch_mult, *, img_channels=1, out_channels=None, img_size=28, num_classes=None, tdim=8):
-        super().__init__()
-        _check_levels(ch, ch_mult, img_channels, img_size)
-        self.T, self.num_classes = T, num_classes
-        levels = [ch * mult for mult in ch_mult]
-        side = img_size // 2 ** (len(levels) - 1)
-        lowest = (levels[-1], side, side)
-        steps = list(pairwise(levels))
-
-        self.head = ResidualConvBlock(img_channels, levels[0], groups=ch // 8)
-        self.downs = nn.ModuleList(DownBlock(a, b, groups=ch // 2) for a, b in steps)
-        self.latent = nn.Sequential(
-            nn.Flatten(),
-            nn.GELU(),
-            nn.Linear(math.prod(lowest), ch),
-            nn.ReLU(),
-            nn.Linear(ch, ch),
-            nn.ReLU(),
-            nn.Linear(ch, math.prod(lowest)),
-            nn.ReLU(),
-            nn.Unflatten(1, lowest),
-            GELUConvBlock(levels[-1], levels[-1], groups=ch // 2),
-        )
-        self.time = SinusoidalPositionEmbedBlock(tdim)
-        self.time_embeds = nn.ModuleList(EmbedBlock(tdim, b) for _, b in reversed(steps))
-        if num_classes:
-            self.label_embeds = nn.ModuleList(EmbedBlock(num_classes, b) for _, b in reversed(steps))
-        self.ups = nn.ModuleList(UpBlock(b, a, groups=ch // 2) for a, b in reversed(steps))
-        self.tail = nn.Sequential(
-            nn.Conv2d(2 * levels[0], levels[0], 3, padding=1),
-            nn.GroupNorm(ch // 8, levels[0]),
-            nn.ReLU(),
-            nn.Conv2d(levels[0], out_channels or img_channels, 3, padding=1),
-        )
-
-    def forward(self, x, t, y=None):
-        y = _labels(self, t, y)
-        hs = [self.head(x)]  # [B, ch, H, W]
-        for down in self.downs:
-            hs.append(down(hs[-1]))
-        up = self.latent(hs[-1])  # [B, ch * ch_mult[-1], H / 2^(levels-1), W / 2^(levels-1)]
-        temb = self.time(t / self.T).to(x.dtype)  # [B, tdim]
-        if y is not None:
-            c = F.one_hot(y, self.num_classes + 1)[:, :-1].to(x.dtype)  # [B, num_classes], zeros for no label
-        for i, layer in enumerate(self.ups):
-            if y is not None:
-                up = self.label_embeds[i](c) * up
-            up = layer(up + self.time_embeds[i](temb), hs.pop())
-        return self.tail(torch.cat([up, hs.pop()], dim=1))  # [B, out_channels, H, W]
-
-
-class PointMLP(nn.Module):
-    """eps_theta(x_t, t) for points: x [B, dim], t int64 [B] in 0..T-1, y int64 [B] or None -> out [B, dim].
-
-    Three hidden layers of `ch` units with ReLU, to each of which a learned embedding of the step is added before its
-    ReLU and, with num_classes, one of the label; y = num_classes, or None, is no label. After the 2-D s_curve tutorial.
-    """
-
-    def __init__(self, T, ch=128, *, dim=2, num_classes=None):
-        super().__init__()
-        self.num_classes = num_classes
-        self.hidden = nn.ModuleList(nn.Linear(width, ch) for width in (dim, ch, ch))
-        self.step_embeddings = nn.ModuleList(nn.Embedding(T, ch) for _ in self.hidden)
-        if num_classes:
-            self.label_embeddings = nn.ModuleList(nn.Embedding(num_classes + 1, ch) for _ in self.hidden)
-        self.tail = nn.Linear(ch, dim)
-
-    def forward(self, x, t, y=None):
-        y = _labels(self, t, y)
-        for i, layer in enumerate(self.hidden):
-            x = layer(x) + self.step_embeddings[i](t)  # [B, ch]
-            if y is not None:
-                x = x + self.label_embeddings[i](y)
-            x = x.relu()
-        return self.tail(x)  # [B, dim]
-
-
-def _labels(net, t, y):
-    """y, or the label that stands for none [B]; None where the network knows no labels."""
     if net.num_classes:
         return torch.full_like(t, net.num_classes) if y is None else y
     if y is not None:
@@ -421,15 +276,17 @@ def _labels(net, t, y):
     return None
 
 
-def _refuse(*checks):
+def refuse(*checks):
+    """Raises ValueError with the first complaint whose condition holds. checks: pairs (condition, complaint)."""
     for broken, complaint in checks:
         if broken:
             raise ValueError(complaint)
 
 
-def _check_levels(ch, ch_mult, img_channels, img_size):
+def check_levels(ch, ch_mult, img_channels, img_size):
+    """Raises ValueError unless a U-Net can have these levels. img_size: H = W, or None if it is not known."""
     factor = 2 ** (len(ch_mult) - 1)
-    _refuse(
+    refuse(
         (ch < 32 or ch % 32, f'ch must be a multiple of 32, the groups of GroupNorm, not {ch}'),
         (not ch_mult or min(ch_mult, default=0) < 1, f'ch_mult must be one or more positive integers, not {ch_mult}'),
         (img_channels not in (1, 3), f'images must have 1 or 3 channels, not {img_channels}'),
@@ -438,4 +295,12 @@ def _check_levels(ch, ch_mult, img_channels, img_size):
             f'img_size must be divisible by {factor}, as {len(ch_mult)} levels halve it {len(ch_mult) - 1} times, '
             f'not {img_size}',
         ),
+    )
+
+
+def _check_blocks(ch_mult, attn, num_res_blocks, dropout):
+    refuse(
+        (not set(attn) <= set(range(len(ch_mult))), f'attn must name levels 0 to {len(ch_mult) - 1}, not {attn}'),
+        (num_res_blocks < 1, f'num_res_blocks must be at least 1, not {num_res_blocks}'),
+        (not 0 <= dropout < 1, f'dropout must be in [0, 1), not {dropout}'),
     )

@@ -1,7 +1,7 @@
 """--nll: the variational bound of a checkpoint in bits/dim, term by term (Ho et al. 2020, table 1 and figure 5).
 
-Images stream from the data set into float64 sums. The noise of image i, and which terms it is asked, are a function of
-(seed, i), whatever the batch.
+Images stream from the data set into float64 sums. The noise of image i, and which of its terms
+are computed, are functions of (seed, i), whatever the batch.
 """
 
 import json
@@ -36,7 +36,7 @@ def nll(config, net, step=None, interrupted=lambda: False):
     config, net, step: of `restore`. The chain is that of the flags at eta = 1, all T steps unless --sample_steps
     says otherwise. Each rank takes a share of the images; rank 0 has the record.
 
-    Raises UsageError for points and as `chances`, DataError where there are no images for the network.
+    Raises UsageError for points and as `term_probabilities`, DataError where there are no images for the network.
     """
     if build.is_points(config):
         raise UsageError('--nll is of 8-bit images: points are scored by --eval')
@@ -48,7 +48,7 @@ def nll(config, net, step=None, interrupted=lambda: False):
     sampler = build.sampler(config, model).to(device)
     steps = config.nll_steps or len(sampler.timesteps)
     with usage():
-        p = chances(sampler.alphas_bar[sampler.timesteps], steps)
+        p = term_probabilities(sampler.alphas_bar[sampler.timesteps], steps)
     with distributed.first_here():  # to download
         data = inputs.dataset(config, config.split)
     inputs.check_channels(config, data)
@@ -148,13 +148,13 @@ class Bound:
         self.terms, self.squares, self.visits = torch.zeros(3, timesteps, dtype=torch.float64)
         self.prior, self.totals = torch.zeros(2, images, dtype=torch.float64)
 
-    def add(self, indices, prior, rows, terms, squares, chances):
+    def add(self, indices, prior, rows, terms, squares, p):
         """Take in a batch of B images: `indices` and their L_T [B], and S terms each.
 
-        rows, terms, squares, chances: [B, S], indices of timesteps, bits/dim, mean squared errors of x0_hat, and the
-        probabilities with which those timesteps were asked for.
+        rows, terms, squares, p: [B, S], indices of timesteps, bits/dim, mean squared errors of x0_hat, and the
+        probabilities that those terms were computed.
         """
-        weighted = terms / chances
+        weighted = terms / p
         self.prior[indices] = prior
         self.totals[indices] = prior + weighted.sum(1)
         for sums, values in ((self.terms, weighted), (self.squares, squares), (self.visits, torch.ones_like(terms))):
@@ -178,13 +178,13 @@ class Bound:
         }, {'terms': terms, 'x0_mse': self.squares / self.visits, 'prior': self.prior, 'totals': self.totals}
 
 
-def chances(alphas_bar, steps):
-    """The probability, float64 [N], with which each of a chain's N terms is one of the `steps` that an image is asked.
+def term_probabilities(alphas_bar, steps):
+    """p is proportional to 1/(N-1) + bits_t / sum(bits), capped at 1; L_0 is always taken.
 
-    L_0 always is. Another term is as likely as the mean of an equal share and its share of the bits that x_0 ~ N(0, I)
-    would take, but at most certain. alphas_bar: [N], ascending in t.
+    Returns the probability, float64 [N], that each of a chain's N terms is among the `steps` that are computed for an
+    image. bits_t is what the term takes if x_0 ~ N(0, I). alphas_bar: [N], ascending in t.
 
-    Raises ValueError where `steps` is not between 2 and N.
+    Raises ValueError if `steps` is not between 2 and N.
     """
     N = len(alphas_bar)
     if not min(2, N) <= steps <= N:
@@ -200,8 +200,8 @@ def chances(alphas_bar, steps):
         certain |= p > 1
 
 
-def asked(p, indices, seed):
-    """Rows [B, S] of the S terms that each image is asked: row r with probability p[r] (systematic sampling)."""
+def pick_terms(p, indices, seed):
+    """Pick S terms for each image: rows [B, S], row r with probability p[r] (systematic sampling)."""
     u = (derive_seed('nll', seed) / 2**63 + GOLDEN * indices.double()) % 1
     teeth = u[:, None] + torch.arange(round(p.sum().item()))
     return torch.searchsorted(p.cumsum(0), teeth, right=True).clamp(max=len(p) - 1)
@@ -210,8 +210,8 @@ def asked(p, indices, seed):
 def estimate(sampler, batches, n, p, seed, advance=lambda: True):
     """The `Bound` of n images under the chain of `sampler`.
 
-    batches: of (indices int64 [B], x_0 in [-1, 1] [B, C, H, W], y int64 [B] or None). p: of `chances`. advance: called
-    after each term of a batch; where it says no, the answer is None.
+    batches: of (indices int64 [B], x_0 in [-1, 1] [B, C, H, W], y int64 [B] or None). p: as `term_probabilities`
+    gives it. advance: called after each term of a batch; if it says no, the answer is None.
     """
     device = sampler.columns.device
     exact = score.exact_device(device)
@@ -220,7 +220,7 @@ def estimate(sampler, batches, n, p, seed, advance=lambda: True):
     bound = Bound(len(timesteps), n)
     for indices, x_0, y in batches:
         noise = Noise(derive_seed('nll', seed), indices.tolist(), x_0.shape[1:], device)
-        rows = asked(p, indices, seed)
+        rows = pick_terms(p, indices, seed)
         found = []
         for t in timesteps[rows].to(device).unbind(1):
             x_t = extract(alpha, t, x_0.shape) * x_0 + extract(sigma, t, x_0.shape) * noise()

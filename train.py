@@ -330,7 +330,7 @@ class Run:
             state = checkpoint.load(self.path, repair=True)
         except FileNotFoundError:
             return
-        with checkpoint.blamed(self.path, ValueError):
+        with checkpoint.refusing_other_forms(self.path, ValueError):
             self._restore(state)
         ranks = state.get('ranks', 1)
         now = distributed.world()

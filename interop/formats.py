@@ -1,34 +1,39 @@
-"""State dicts under other programs' names: pytorch-ddpm's, those of the authors' network, diffusers'.
+"""Translates state dicts from the names of other programs: pytorch-ddpm, the authors' network, and diffusers.
 
-A format is a table of names for the modules of `UNet`. The network's options are read off the shapes of the weights,
-and every key and shape of a file must be accounted for.
+A format is a table that names the modules of `UNet`. The options of the network are read off the shapes of the weights.
+Every key of a file and every shape must be accounted for.
 """
 
 import json
 import re
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import safetensors
 import torch
 
-from run import build, checkpoint
+from model import UNet
+from process.solvers import learns_variance
+from run import checkpoint
 from run.checkpoint import CheckpointError
 
-TIME_TABLE = 'time_embedding.timembedding.0'  # computed from T: only pytorch-ddpm keeps it with the weights
-TIME_DENSE = 'time_embedding.timembedding.1'  # [4 ch, ch]: its columns are in the order of the table's
+TIME_TABLE = 'time_embedding.timembedding.0'  # computed from T; only pytorch-ddpm keeps it with the weights
+TIME_DENSE = 'time_embedding.timembedding.1'  # [4 ch, ch]: its columns are in the order of the time table's
 
 
 class Names(NamedTuple):
-    """How a format names the modules of `UNet`.
+    """Lists the names that a format gives the modules of `UNet`.
 
-    Of a way down or up: its residual block, the attention of one, the resampling. j: its place in `UNet`'s list; level:
-    counted from the largest map; back: from the smallest; i: within a level; nth: i + 1.
+    down and up are name patterns of (residual block, attention, resampling); middle is those of (residual block,
+    attention). A pattern has these places to fill: {j} is the position in `UNet`'s list; {level} is counted from the
+    largest map and {back} from the smallest; {i} is the position within the level, and {nth} is i + 1.
+
+    outer, block and attn are {name in `UNet`: name in the format}: outer outside of the blocks, block within a residual
+    block, attn within attention.
     """
 
     outer: dict
-    block: dict  # within a residual block
-    attn: dict  # within attention
+    block: dict
+    attn: dict
     down: tuple
     middle: tuple
     up: tuple
@@ -82,19 +87,20 @@ DIFFUSERS = Names(
     middle=('mid_block.resnets.{i}', 'mid_block.attentions.0'),
     up=('up_blocks.{back}.resnets.{i}', 'up_blocks.{back}.attentions.{i}', 'up_blocks.{back}.upsamplers.0.conv'),
 )
-# The arch of what is stored under these names; None: as its config.json says.
+# arch -> names. The arch of diffusers' networks is None: their config.json tells it.
 FORMATS = {'pytorch_ddpm': PYTORCH_DDPM, 'official': OFFICIAL, None: DIFFUSERS}
-# diffusers' names for the projections of attention before 0.17, as the published google/ddpm-* still have them.
+# How diffusers before 0.17 named attention's projections -> how it names them now. The published google/ddpm-* have the
+# former names.
 FORMER = {'query': 'to_q', 'key': 'to_k', 'value': 'to_v', 'proj_attn': 'to_out.0'}
 
 
 def current_name(key):
-    """A key of diffusers as it is named now."""
-    return re.sub(rf'\.({"|".join(FORMER)})\.', lambda found: f'.{FORMER[found[1]]}.', key)
+    """Gives the present name of a key of diffusers."""
+    return re.sub(rf'\.({"|".join(FORMER)})\.', lambda match: f'.{FORMER[match[1]]}.', key)
 
 
 def their_key(key, names, levels, num_res_blocks):
-    """The key of a format for one of `UNet`'s. Raises KeyError where the format has none."""
+    """Translates a key of `UNet` into that of a format. Raises KeyError if the format has no name for it."""
     module, _, leaf = key.rpartition('.')
     side, *rest = module.split('.', 2)
     if side not in ('downblocks', 'middleblocks', 'upblocks'):
@@ -113,9 +119,9 @@ def their_key(key, names, levels, num_res_blocks):
 
 
 def describe(weights, names, path):
-    """The flags of the network that a state dict is of, told by its keys and shapes.
+    """Reads the flags of the network off the keys and shapes of its state dict; returns them as a dict.
 
-    Raises CheckpointError, naming the key, where one that tells is missing.
+    Raises CheckpointError, naming the key, if a key that is needed for this is missing.
     """
 
     def count(module):
@@ -123,10 +129,10 @@ def describe(weights, names, path):
         return sum(re.fullmatch(pattern, key) is not None for key in weights)
 
     def shape(key):
-        found = their_key(key, names, levels, n)
-        if found not in weights:
-            raise CheckpointError(f'{path} is of another architecture: {found} is missing')
-        return weights[found].shape
+        theirs = their_key(key, names, levels, n)
+        if theirs not in weights:
+            raise CheckpointError(f'{path} is of another architecture: {theirs} is missing')
+        return weights[theirs].shape
 
     levels = 1 + count(names.down[2])
     n = max(1, count(f'{names.down[0]}.{names.block["block2.3"]}') // levels)
@@ -134,8 +140,8 @@ def describe(weights, names, path):
     if len(head) != 4 or not head[0]:
         raise CheckpointError(f'{path} is of another architecture: its first convolution is {tuple(head)}')
     ch, channels = head[:2]
-    blocks = [f'downblocks.{level * (n + 1)}' for level in range(levels)]  # the first of each level
-    told = {
+    blocks = [f'downblocks.{level * (n + 1)}' for level in range(levels)]  # the first block of each level
+    flags = {
         'net': 'unet',
         'ch': ch,
         'ch_mult': [shape(f'{block}.block2.3.weight')[0] // ch for block in blocks],
@@ -149,43 +155,63 @@ def describe(weights, names, path):
         'channels': channels,
         'num_classes': 0,
     }
-    if shape('tail.2.weight')[0] == 2 * channels:  # as `learned` has, which others seldom do
-        told['var_type'] = 'learned_range'
+    if shape('tail.2.weight')[0] == 2 * channels:  # `learned` has as many, but other programs seldom have that
+        flags['var_type'] = 'learned_range'
     if names is PYTORCH_DDPM:
-        told['T'] = shape(f'{TIME_TABLE}.weight')[0]
-    labels = weights.get(f'{names.outer.get("label_embedding")}.weight')
-    if labels is not None:
-        told['num_classes'] = len(labels) - 1
-    return told
+        flags['T'] = shape(f'{TIME_TABLE}.weight')[0]
+    label_embedding = weights.get(f'{names.outer.get("label_embedding")}.weight')
+    if label_embedding is not None:
+        flags['num_classes'] = len(label_embedding) - 1
+    return flags
 
 
-def network(told):
-    """The `UNet` of flags, of any image size and without dropout. Raises ValueError as it does."""
-    unsaid = {'T': 1, 'var_type': 'fixedlarge', 'head_dim': 0}
-    return build.network(SimpleNamespace(**{**unsaid, **told, 'dropout': 0.0, 'img_size': None}))
+def network(flags):
+    """Builds the `UNet` that flags describe, without dropout and for images of any size.
+
+    flags: as `describe` gives them, with 'arch'. If they lack T, the time table has one row.
+
+    Raises ValueError as `UNet` does.
+    """
+    channels = flags['channels']
+    return UNet(
+        flags.get('T', 1),
+        flags['ch'],
+        flags['ch_mult'],
+        flags['attn'],
+        flags['num_res_blocks'],
+        dropout=0.0,
+        arch=flags['arch'],
+        img_channels=channels,
+        out_channels=channels * (1 + learns_variance(flags.get('var_type', 'fixedlarge'))),
+        num_classes=flags['num_classes'],
+        head_dim=flags.get('head_dim', 0),
+    )
 
 
-def rows(told, names):
-    """[(key of `UNet`, a tensor of its shape, key of the format, one of its shape there)] of every weight it has."""
+def rows(flags, names):
+    """Lists the weights of a network in `UNet` and in a format: (our key, our tensor, their key, their tensor).
+
+    The tensors are on the meta device: they tell the shapes.
+    """
     with torch.device('meta'):
-        ours = network(told).state_dict()
+        ours = network(flags).state_dict()
     if TIME_TABLE not in names.outer:
         del ours[f'{TIME_TABLE}.weight']
     table = []
     for key, value in ours.items():
-        dense = names is DIFFUSERS and '.attn.proj' in key  # theirs is Linear, ours a 1x1 convolution
-        theirs = their_key(key, names, len(told['ch_mult']), told['num_res_blocks'])
+        dense = names is DIFFUSERS and '.attn.proj' in key  # theirs is a Linear, ours a 1x1 convolution
+        theirs = their_key(key, names, len(flags['ch_mult']), flags['num_res_blocks'])
         table.append((key, value, theirs, value.flatten(1) if dense and value.ndim == 4 else value))
     return table
 
 
-def convert(weights, told, names, path):
-    """A state dict of `UNet`, but for the time table where the format has none, from one under other names.
+def convert(weights, flags, names, path):
+    """Translates a state dict from a format's names to those of `UNet`. It has no time table if the format has none.
 
-    Raises CheckpointError, listing keys and shapes, unless every one of them is the network's.
+    Raises CheckpointError, listing keys and shapes, unless the network has exactly these weights.
     """
     try:
-        table = rows(told, names)
+        table = rows(flags, names)
     except ValueError as error:
         raise CheckpointError(f'{path} is of another architecture: {error}') from error
     checkpoint.check_weights({theirs: value for _, _, theirs, value in table}, weights, path)
@@ -193,50 +219,70 @@ def convert(weights, told, names, path):
 
 
 def identify(weights, path):
-    """(flags, names) of a state dict; the flags of diffusers' are None. Raises CheckpointError for no `UNet`'s."""
+    """Finds the format of a state dict; returns (flags, names). The flags are None for the format of diffusers.
+
+    Raises CheckpointError if the state dict is not that of a `UNet` in any format.
+    """
     for arch, names in FORMATS.items():
         if f'{names.outer[TIME_DENSE]}.weight' in weights:
             return arch and {**describe(weights, names, path), 'arch': arch}, names
     raise CheckpointError(f'{path} is of no network known here: its first keys are {", ".join(list(weights)[:3])}')
 
 
-def load(path):
-    """(config or None, (last weights, averaged weights)) of a file, under whatever names; 'module.' is left out.
+def read_file(path):
+    """Reads a file that holds weights; returns (config or None, what is stored there).
 
-    A checkpoint of this program or of pytorch-ddpm, a state dict, DDIM's list of them, or safetensors.
+    The file is safetensors if its name says so, and else what torch.save wrote. Only the safetensors of `--export` and
+    checkpoints of this program hold a config.
 
-    Raises CheckpointError where it is damaged, unsafe or no state dict; FileNotFoundError.
+    Raises CheckpointError if the file is damaged or unsafe; FileNotFoundError.
     """
-    if str(path).endswith('.safetensors'):
-        try:
-            with safetensors.safe_open(path, 'pt') as file:
-                config = (file.metadata() or {}).get('config')
-                weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            return _config_of(config), (weights, weights)
-        except (safetensors.SafetensorError, ValueError) as error:
-            raise CheckpointError(f'{path} is damaged or no safetensors file ({error})') from error
-    state = checkpoint.read(path)
-    config = None
-    if isinstance(state, dict) and 'net_model' in state and 'ema_model' in state:
-        config, found = state.get('config'), [state['net_model'], state['ema_model']]
-    elif isinstance(state, (list, tuple)) and state:  # DDIM: [model, optimiser, epoch, step, ema]
-        found = [state[0], state[-1] if isinstance(state[-1], dict) else state[0]]
+    if not str(path).endswith('.safetensors'):
+        stored = checkpoint.read(path)
+        return (stored.get('config') if _is_checkpoint(stored) else None), stored
+    try:
+        with safetensors.safe_open(path, 'pt') as file:
+            config = (file.metadata() or {}).get('config')
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return _config_of(config), weights
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise CheckpointError(f'{path} is damaged or no safetensors file ({error})') from error
+
+
+def state_dicts(stored, path):
+    """Returns the state dicts [last weights, averaged weights] of what a file stores, without 'module.' in their keys.
+
+    stored: a checkpoint of this program or of pytorch-ddpm, a list as DDIM saves it, or one state dict, which then
+    counts as both.
+
+    Raises CheckpointError if it is none of these.
+    """
+    if _is_checkpoint(stored):
+        both = [stored['net_model'], stored['ema_model']]
+    elif isinstance(stored, (list, tuple)) and stored:  # DDIM: [model, optimiser, epoch, step, ema]
+        both = [stored[0], stored[-1] if isinstance(stored[-1], dict) else stored[0]]
     else:
-        found = [state, state]
-    for weights in found:
+        both = [stored, stored]
+    for weights in both:
         if not isinstance(weights, dict) or not all(
             isinstance(key, str) and isinstance(value, torch.Tensor) and value.ndim for key, value in weights.items()
         ):
             raise CheckpointError(f'{path} holds no state dict: a dict of tensors, as network.state_dict() gives it')
-    return config, [checkpoint.unwrapped(weights) for weights in found]
+    return [checkpoint.unwrapped(weights) for weights in both]
+
+
+def _is_checkpoint(stored):
+    """Tells whether a file stores a checkpoint as this program and pytorch-ddpm write it."""
+    return isinstance(stored, dict) and 'net_model' in stored and 'ema_model' in stored
 
 
 def _config_of(metadata):
+    """Parses the config in the metadata of a safetensors file, which is JSON or None. Raises ValueError."""
     if metadata is None:
         return None
     config = json.loads(metadata)
     if not isinstance(config, dict):
-        raise ValueError('its config is no object')
+        raise ValueError('its config is not a JSON object')
     if config.get('moments') is not None:
         config['moments'] = torch.tensor(config['moments'])
     return config

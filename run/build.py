@@ -4,7 +4,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from diffusion import GaussianDiffusionSampler, GaussianDiffusionTrainer, Guidance
-from model import ContextUNet, PointMLP, UNet
+from model import UNet
+from networks.context_unet import ContextUNet
+from networks.point_mlp import PointMLP
 from process.losses import LOSSES
 from process.solvers import learns_variance
 

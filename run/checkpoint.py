@@ -135,7 +135,7 @@ def read(path, map_location='cpu'):
 
 
 @contextlib.contextmanager
-def blamed(path, *errors):
+def refusing_other_forms(path, *errors):
     """Raise CheckpointError where what is done with the state at `path` shows that it is of another form.
 
     errors: exceptions that say so, beside those of a missing key or a value of another type.

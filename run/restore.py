@@ -35,7 +35,7 @@ def restore(config, given):
             f'{path} holds no {kind}, its first keys are {", ".join(map(str, list(state)[:3]))}: '
             f'if it is a state dict, {_import_it(config)}'
         )
-    with checkpoint.blamed(path):
+    with checkpoint.refusing_other_forms(path):
         return _restored(config, given, path, checkpoint.unwrapped(state[kind]), state)
 
 

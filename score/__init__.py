@@ -1,6 +1,6 @@
-"""FID, IS and KID of images, from one streamed pass through one feature net; knows images, not diffusion.
+"""Scores images by FID, IS and KID, from one streamed pass through one feature net.
 
-And, of points in the plane, the sliced Wasserstein distance.
+It scores points in the plane too, by the sliced Wasserstein distance. It knows nothing of diffusion.
 """
 
 from .both import get_inception_and_fid_score
@@ -10,6 +10,7 @@ from .files import ScoreError, check_writable
 from .inception import PROTOCOLS
 from .inception_score import get_inception_score
 from .kid import kernel_inception_distance
+from .metrics import METRICS, Metric, compare_statistics
 from .points import sliced_wasserstein
 from .scorer import Scorer, build_statistics
 from .source import StaleError, check_source
@@ -17,8 +18,10 @@ from .statistics import Moments, Statistics, exact_device, load_statistics, save
 
 __all__ = [
     'FEATURE_NETS',
+    'METRICS',
     'PROTOCOLS',
     'FeatureNet',
+    'Metric',
     'Moments',
     'ScoreError',
     'Scorer',
@@ -28,6 +31,7 @@ __all__ = [
     'calculate_frechet_distance',
     'check_source',
     'check_writable',
+    'compare_statistics',
     'exact_device',
     'full_fp32',
     'get_fid_score',

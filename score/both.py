@@ -1,4 +1,4 @@
-"""pytorch-ddpm's entry point for the two scores at once."""
+"""Gives both IS and FID, under the name that pytorch-ddpm has for it."""
 
 from .features import standard_net
 from .images import batches, count_images
@@ -18,18 +18,21 @@ def get_inception_and_fid_score(
     *,
     net=None,
 ):
-    """IS (arXiv:1606.03498) and FID (arXiv:1706.08500, eq. 6) of images, from one pass through the network.
+    """Computes IS (arXiv:1606.03498) and FID (arXiv:1706.08500, eq. 6) of images in one pass through the network.
 
-    images: array, tensor or iterable of [C, H, W], C 1 or 3, uint8 or float in [0, 1]; an iterable without a length
-    needs num_images. fid_cache: a statistics file. use_torch: the linear algebra on the GPU. parallel: the network on
-    all GPUs. net: a FeatureNet; None: Inception with the standard weights.
+    images: array, tensor or iterable of [C, H, W], C 1 or 3, uint8 or float in [0, 1]. An iterable without a length
+    needs num_images. fid_cache: a statistics file. use_torch: whether to do the linear algebra on the GPU. verbose:
+    whether to show a bar. parallel: whether to run the network on all GPUs. net: a FeatureNet, by default Inception
+    with the standard weights.
+
     Returns ((IS, its standard deviation over the splits), FID). Raises ValueError for unusable images, ScoreError for
     unusable files.
     """
     num_images = count_images(images, num_images)
     net = standard_net(net, parallel)
     reference = load_statistics(fid_cache, net)
-    scorer = Scorer(net, num_images, splits)
+    scorer = Scorer(net, num_images, splits, metrics=('is', 'fid'))
     for batch in batches(images, num_images, batch_size, verbose, 'get_inception_and_fid_score'):
         scorer.update(batch)
-    return scorer.inception_score(), scorer.fid(reference, use_torch)
+    result = scorer.result(reference, use_torch)
+    return (result['IS'], result['IS_std']), result['FID']

@@ -1,4 +1,4 @@
-"""Images to features and logits: the one contract that FID, IS and KID need of a network."""
+"""Turns images into features and logits, which is all that the metrics need of a network."""
 
 import logging
 from collections.abc import Callable
@@ -12,14 +12,16 @@ import torch
 from . import classifier, inception
 from .files import ScoreError, check_writable
 from .images import check_images
+from .progress import silent
 from .source import StaleError, check_source
 
 
 @contextmanager
 def full_fp32(device):
-    """float32 whatever surrounds it: no autocast, and no TF32, which has 10 bits of mantissa for 23.
+    """Computes in float32 whatever the settings outside: without autocast and without TF32.
 
-    TF32 is cuDNN's default for convolutions, and for products that of some containers.
+    TF32 has 10 bits of mantissa in place of 23. It is cuDNN's default for convolutions, and some containers make it the
+    default for matrix products.
     """
     kinds = torch.backends.cudnn.conv, torch.backends.cuda.matmul
     before = [kind.fp32_precision for kind in kinds]
@@ -36,7 +38,7 @@ def full_fp32(device):
 
 @contextmanager
 def bf16(device):
-    """bfloat16 convolutions; everything after the feature maps stays in float32."""
+    """Computes the convolutions in bfloat16. What comes after the feature maps stays in float32."""
     with torch.autocast(device.type, torch.bfloat16):
         yield
 
@@ -46,10 +48,10 @@ PRECISIONS = {'fp32': full_fp32, 'bf16': bf16}
 
 @dataclass(frozen=True)
 class FeatureNet:
-    """head(trunk(prepare(x))): images [N, C, H, W] -> features float32 [N, dim], logits [N, num_classes].
+    """Computes head(trunk(prepare(x))): images [N, C, H, W] -> features float32 [N, dim], logits [N, num_classes].
 
-    Images are uint8 in [0, 255] or float in [0, 1]; anything else raises ValueError. `made` says how the features
-    came about, which goes into every statistics file and is compared with it.
+    Images are uint8 in [0, 255] or float in [0, 1]; anything else raises ValueError. `made` says how the features are
+    computed. It goes into every statistics file, and is compared with what a file says.
     """
 
     name: str
@@ -82,17 +84,17 @@ class FeatureNet:
         }
 
     def label(self, metric):
-        """'FID' for Inception, 'FID(classifier)' for any other net: only Inception's figures go by the bare name."""
+        """Names a figure: 'FID' for Inception, 'FID(classifier)' for another net, so that nobody confuses them."""
         return metric if self.name == 'inception' else f'{metric}({self.name})'
 
 
 def assemble(network, precision, device, **fields):
-    """A FeatureNet of `network` on `device`; ValueError for an unknown precision."""
+    """Makes a FeatureNet of `network` on `device`. Raises ValueError for an unknown precision."""
     if precision not in PRECISIONS:
         raise ValueError(f'precision must be one of {sorted(PRECISIONS)}, got {precision!r}')
     device = torch.device(device)
     network = network.to(device)
-    if precision == 'bf16':  # a change of layout reorders float32 sums, so fp32 keeps the layout of the reference
+    if precision == 'bf16':  # fp32 keeps the layout of the reference, because another one reorders its sums
         network = network.to(memory_format=torch.channels_last)
     return FeatureNet(precision=precision, device=device, trunk=network, head=network.head, **fields)
 
@@ -105,12 +107,14 @@ def inception_net(
     device='cpu',
     data=None,
     source=None,
+    progress=silent,
     sha256=inception.WEIGHTS_SHA256,
 ):
-    """The FID Inception (arXiv:1512.00567, graph of 2015-12-05): 2048 features, 1008 logits.
+    """Makes a FeatureNet of the FID Inception (arXiv:1512.00567, graph of 2015-12-05): 2048 features, 1008 logits.
 
-    weights: path of the standard weights; None: torch's hub cache, downloaded on first use.
-    protocol: a key of PROTOCOLS. precision: a key of PRECISIONS. data, source: not used. sha256: see `load_inception`.
+    weights: the path of the standard weights, by default torch's hub cache, into which they are downloaded once.
+    protocol: a key of PROTOCOLS. precision: a key of PRECISIONS. sha256: see `load_inception`. The rest is not used.
+
     Raises ScoreError for unusable weights, ValueError for an unknown protocol or precision.
     """
     if protocol not in inception.PROTOCOLS:
@@ -129,14 +133,18 @@ def inception_net(
     )
 
 
-def classifier_net(weights, *, protocol='pytorch', precision='fp32', device='cpu', data=None, source=None, seed=0):
-    """A small CNN trained on the data set's labels: 128 features, one logit a class.
+def classifier_net(
+    weights, *, protocol='pytorch', precision='fp32', device='cpu', data=None, source=None, progress=silent, seed=0
+):
+    """Makes a FeatureNet of a small CNN trained on the labels of the data set: 128 features, one logit per class.
 
-    weights: path of the cached network, trained and written there first where it is missing, or was made from others
-    than `source` says the data is. data: called without arguments only then, gives (images, labels, test_images,
-    test_labels), uint8 [N, C, H, W] and int64 [N]. protocol: not used, since the images are neither resized nor
-    requantised.
-    Raises ScoreError for an unusable file, or one that is missing or of others without data.
+    weights: the path of the cached network. If it is missing, or was made from other data than `source` says, it is
+    trained and written there first. data: a function without arguments that gives (images, labels, test_images,
+    test_labels), uint8 [N, C, H, W] and int64 [N]; it is called only for training. source: a dict that says what the
+    data is, or None. progress: what shows the progress of training, called as tqdm is. protocol: not used, because the
+    images are neither resized nor requantised.
+
+    Raises ScoreError if the file is unusable. So it does if the network must be trained and there is no data.
     """
     if why := _unusable(weights, source):
         if data is None:
@@ -144,7 +152,7 @@ def classifier_net(weights, *, protocol='pytorch', precision='fp32', device='cpu
         check_writable(weights, why)
         images = data()
         logging.info('%s %s: training a classifier on %d images', weights, why, len(images[0]))
-        classifier.cache_classifier(weights, images, source=source, seed=seed, device=device)
+        classifier.cache_classifier(weights, images, source=source, seed=seed, device=device, progress=progress)
     network, info, digest = classifier.load_classifier(weights)
     if why:
         logging.info('it reads %.1f%% of %d test images as labelled', 100 * info['test_accuracy'], len(images[2]))
@@ -163,6 +171,7 @@ def classifier_net(weights, *, protocol='pytorch', precision='fp32', device='cpu
 
 
 def _unusable(path, source):
+    """Says why the classifier at `path` must be trained, such as 'is missing'; '' if it can be used."""
     if not Path(path).is_file():
         return 'is missing'
     try:
@@ -176,6 +185,9 @@ FEATURE_NETS = {'inception': inception_net, 'classifier': classifier_net}
 
 
 def standard_net(net=None, parallel=False):
-    """`net`, else Inception with the standard weights, on the GPU where there is one; on all of them if `parallel`."""
+    """Returns `net` or, if it is None, Inception with the standard weights, on the GPU if there is one.
+
+    parallel: whether to use all GPUs.
+    """
     net = net or inception_net(device='cuda' if torch.cuda.is_available() else 'cpu')
     return replace(net, trunk=torch.nn.DataParallel(net.trunk)) if parallel else net

@@ -1,4 +1,4 @@
-"""The Fréchet distance between Gaussians, by symmetric eigenvalues alone."""
+"""Computes the Fréchet distance between Gaussians from the eigenvalues of symmetric matrices alone."""
 
 import torch
 
@@ -9,7 +9,7 @@ from .statistics import Moments, check_gaussian, exact_device, load_statistics
 
 
 def as_gaussian(mu, sigma, device):
-    """mu [d] and sigma [d, d] as float64 tensors on `device`; ValueError where they are no Gaussian."""
+    """Makes float64 tensors on `device` of mu [d] and sigma [d, d]. Raises ValueError if they are no Gaussian."""
     mu, sigma = (torch.as_tensor(x, dtype=torch.float64, device='cpu') for x in (mu, sigma))
     mu, sigma = torch.atleast_1d(mu), torch.atleast_2d(sigma)
     check_gaussian(mu.numpy(), sigma.numpy())
@@ -17,12 +17,13 @@ def as_gaussian(mu, sigma, device):
 
 
 def check_psd(eigenvalues, eps, name):
+    """Raises Unscorable if an eigenvalue lies further below 0 than eps times the largest."""
     if eigenvalues.min() < -eps * eigenvalues.max().abs():
         raise Unscorable(f'{name} is not positive semi-definite: eigenvalues {eigenvalues.min():g} and up')
 
 
 def root(sigma, eps):
-    """A with A A^T = sigma: [d, d] by Cholesky where the rank is full, else [d, r] by eigh, without the null space."""
+    """Factorises sigma = A A^T: A is [d, d], by Cholesky, if the rank is full, else [d, r], by eigh."""
     tiny = len(sigma) * torch.finfo(sigma.dtype).eps
     lower, info = torch.linalg.cholesky_ex(sigma)
     pivots = lower.diagonal() ** 2
@@ -30,7 +31,8 @@ def root(sigma, eps):
         return lower
     w, v = torch.linalg.eigh(sigma)
     check_psd(w, eps, 'sigma1')
-    # Rounding leaves ~1e-16 where there is zero; its square root, 1e-8, times 2048 would show in the sum.
+    # This leaves out the null space, in which rounding turns zeros into ~1e-16. The square root of that is 1e-8, and
+    # 2048 times as much would show in the sum.
     kept = w >= tiny * w.max()
     return v[:, kept] * w[kept].sqrt()
 
@@ -38,12 +40,13 @@ def root(sigma, eps):
 def calculate_frechet_distance(mu1, sigma1, mu2, sigma2, eps=1e-6, use_torch=False):
     """d^2 = |mu1 - mu2|^2 + tr S1 + tr S2 - 2 tr (S1^1/2 S2 S1^1/2)^1/2 (Dowson & Landau 1982; FID: arXiv:1706.08500).
 
-    With any A A^T = S1, the eigenvalues of A^T S2 A are those of S1 S2, so the last trace is a sum of square roots of
-    eigenvalues of a symmetric matrix. All of it in float64; no matrix square root is taken.
+    For any A with A A^T = S1, the eigenvalues of A^T S2 A are those of S1 S2. So the last trace is a sum of square
+    roots of the eigenvalues of a symmetric matrix. All of this is float64, and no matrix square root is taken.
 
     mu1, mu2: [d]; sigma1, sigma2: [d, d]; arrays or tensors. eps: how far below zero an eigenvalue may lie, relative
-    to the largest, before its matrix is refused. use_torch: on the GPU, where there is one.
-    Returns a float. Raises ValueError for wrong shapes, NaN, or what is no covariance.
+    to the largest, before its matrix is refused. use_torch: whether to compute on the GPU, if there is one.
+
+    Returns a float. Raises ValueError for wrong shapes, for NaN, and for a matrix that is no covariance.
     """
     device = 'cuda' if use_torch and torch.cuda.is_available() else 'cpu'
     mu1, sigma1 = as_gaussian(mu1, sigma1, device)
@@ -60,11 +63,12 @@ def calculate_frechet_distance(mu1, sigma1, mu2, sigma2, eps=1e-6, use_torch=Fal
 def get_fid_score(
     stats_cache, images, num_images=None, batch_size=50, use_torch=False, verbose=False, parallel=False, *, net=None
 ):
-    """FID (arXiv:1706.08500, eq. 6) of images against a statistics file; pytorch-ddpm's entry point.
+    """Computes FID (arXiv:1706.08500, eq. 6) of images against a statistics file; named as in pytorch-ddpm.
 
-    images: array, tensor or iterable of [C, H, W], C 1 or 3, uint8 or float in [0, 1]; an iterable without a length
-    needs num_images. use_torch: the linear algebra on the GPU. parallel: the network on all GPUs.
-    net: a FeatureNet; None: Inception with the standard weights.
+    images: array, tensor or iterable of [C, H, W], C 1 or 3, uint8 or float in [0, 1]. An iterable without a length
+    needs num_images. use_torch: whether to do the linear algebra on the GPU. verbose: whether to show a bar. parallel:
+    whether to run the network on all GPUs. net: a FeatureNet, by default Inception with the standard weights.
+
     Returns a float. Raises ValueError for unusable images, ScoreError for unusable files.
     """
     num_images = count_images(images, num_images)

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and the one error for those that are not what they should be."""
+"""Reads and writes files that are either whole or absent; one error says what is wrong with any other."""
 
 import hashlib
 import os
@@ -13,11 +13,11 @@ class ScoreError(Exception):
 
 
 class Unscorable(ScoreError, ValueError):
-    """Images or statistics of which no score can be had; the message says why."""
+    """Images or statistics that cannot be scored; the message says why."""
 
 
 def file_sha256(path):
-    """SHA-256 (FIPS 180-4) of a file, as 64 hex digits; read in pieces."""
+    """Computes the SHA-256 (FIPS 180-4) of a file, as 64 hex digits, and reads the file in pieces."""
     digest = hashlib.sha256()
     with open(path, 'rb') as f:
         for piece in iter(lambda: f.read(1 << 20), b''):
@@ -26,7 +26,7 @@ def file_sha256(path):
 
 
 def check_writable(path, why='is missing'):
-    """ScoreError where `path` could not be written: before the hours that making its content may take."""
+    """Raises ScoreError if `path` cannot be written. Call it before the hours that making the content may take."""
     folder = Path(path).parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def check_writable(path, why='is missing'):
 
 @contextmanager
 def atomic_write(path):
-    """Yields a binary file that becomes `path` at the end, whole and synced; on any error nothing is left behind."""
+    """Yields a binary file that becomes `path` at the end, whole and synced. If there is an error, nothing is left."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
@@ -54,7 +54,7 @@ def atomic_write(path):
 
 
 def load_torch(path):
-    """torch.load of tensors and plain containers only, on the CPU; raises ScoreError for a missing or damaged file."""
+    """Loads tensors and plain containers on the CPU, nothing else. Raises ScoreError for a missing or damaged file."""
     try:
         return torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError:

@@ -1,18 +1,18 @@
-"""What counts as a batch of images: [N, C, H, W], C 1 or 3, uint8 in [0, 255] or float in [0, 1]."""
+"""Says what a batch of images is: [N, C, H, W], C 1 or 3, uint8 in [0, 255] or float in [0, 1]."""
 
 from itertools import islice
 
 import torch
-
-from run import progress
+from tqdm import tqdm
 
 from .files import Unscorable
 
 
 def check_images(images):
-    """The batch as a uint8 or float32 tensor.
+    """Returns the batch as a uint8 or float32 tensor.
 
     images: tensor or array [N, C, H, W], C 1 or 3, uint8 in [0, 255] or float in [0, 1].
+
     Raises Unscorable for another shape or type, no images, NaN, or values out of range.
     """
     images = torch.as_tensor(images)
@@ -33,30 +33,35 @@ def check_images(images):
 
 
 def unit_range(images):
-    """x / 255: uint8 to float32 in [0, 1], torchvision's `to_tensor`; float images stay as they are."""
+    """Computes x / 255: uint8 to float32 in [0, 1], as torchvision's `to_tensor`. Float images stay as they are."""
     return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
 def eight_bit(images):
-    """floor(255 x + 1/2): float in [0, 1] to uint8, torchvision's `save_image`; uint8 images stay as they are."""
+    """Computes floor(255 x + 1/2): float in [0, 1] to uint8, as torchvision's `save_image`. uint8 stays as it is."""
     return images if images.dtype == torch.uint8 else (images * 255 + 0.5).to(torch.uint8)
 
 
 def rgb(images):
-    """Grey images three times over, [N, 3, H, W]; contiguous, since the layout decides how sums are rounded."""
+    """Repeats grey images over three channels, [N, 3, H, W]. They are contiguous: the layout decides how sums round."""
     return images.expand(-1, 3, -1, -1).contiguous()
 
 
 def count_images(images, num_images=None):
-    """`num_images`, else len(images); ValueError where neither is known."""
+    """Returns `num_images` or, if it is None, len(images). Raises ValueError if neither is known."""
     if num_images is None and not hasattr(images, '__len__'):
         raise ValueError('num_images must be given when `images` has no length (e.g. a generator)')
     return len(images) if num_images is None else num_images
 
 
 def batches(images, num_images, batch_size, verbose=False, desc=None):
-    """Stacks the first num_images of an array or iterable of [C, H, W] into tensors [n <= batch_size, C, H, W]."""
+    """Stacks the first num_images of an array or iterable of [C, H, W] into tensors [n <= batch_size, C, H, W].
+
+    verbose: whether to show a bar, with `desc` before it.
+    """
     images = islice(images, num_images)
-    images = iter(progress.bar(images, desc, num_images, 'image', leave=False, silent=not verbose))
+    if verbose:
+        images = tqdm(images, desc, num_images, unit='image', leave=False, dynamic_ncols=True)
+    images = iter(images)
     while batch := list(islice(images, batch_size)):
         yield torch.stack([torch.as_tensor(image) for image in batch])

@@ -1,4 +1,4 @@
-"""The input and the weights of the FID Inception, whose network is in inception_network.py."""
+"""Prepares the input of the FID Inception and loads its weights. The network is in inception_network.py."""
 
 from pathlib import Path
 from urllib.error import URLError
@@ -10,16 +10,16 @@ from .files import ScoreError, file_sha256, load_torch
 from .images import eight_bit, rgb, unit_range
 
 FEATURE_DIM, NUM_CLASSES, INPUT_SIZE = 2048, 1008, 299
-WEIGHTS_SHA256 = '6726825d'  # the digest's first digits, as in the file's name
+WEIGHTS_SHA256 = '6726825d'  # the first digits of the digest, as in the name of the file
 WEIGHTS_NAME = f'pt_inception-2015-12-05-{WEIGHTS_SHA256}.pth'
 WEIGHTS_URL = f'https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{WEIGHTS_NAME}'
 
 
 def tensorflow_bilinear(x, size):
-    """out[i] = x[l] + (x[l + 1] - x[l]) (s - l), s = i * n / size, l = floor(s): TF1's resize_bilinear.
+    """Computes out[i] = x[l] + (x[l + 1] - x[l]) (s - l), s = i * n / size, l = floor(s): TF1's resize_bilinear.
 
-    Corners are asymmetric (source 0 is target 0) and the last row and column repeat past the edge. Columns go
-    first and s is float32, as in TensorFlow's kernel, so that the result is TensorFlow's to the last bit.
+    Corners are asymmetric (source 0 is target 0), and the last row and column repeat past the edge. Columns go first
+    and s is float32, as in TensorFlow's kernel, so the result equals TensorFlow's to the last bit.
 
     x: float32 [N, C, H, W]. Returns [N, C, size, size].
     """
@@ -35,7 +35,7 @@ def tensorflow_bilinear(x, size):
 
 
 def pytorch_input(images):
-    """2 resize(x) - 1, half-pixel bilinear, no antialiasing: the input of pytorch-fid and pytorch-ddpm.
+    """Computes 2 resize(x) - 1, half-pixel bilinear without antialiasing, as pytorch-fid and pytorch-ddpm do.
 
     images: uint8 or float in [0, 1], [N, 1 or 3, H, W]. Returns float32 [N, 3, 299, 299] in [-1, 1].
     """
@@ -44,9 +44,9 @@ def pytorch_input(images):
 
 
 def tf_input(images):
-    """(resize(x) - 128) / 128, TF1's bilinear on 8-bit images: the input of the official code and torch-fidelity.
+    """Computes (resize(x) - 128) / 128, TF1's bilinear on 8-bit images, as the official code and torch-fidelity do.
 
-    images: uint8 [N, 1 or 3, H, W]; floats in [0, 1] are rounded to 8 bits, which is what the protocol scores.
+    images: uint8 [N, 1 or 3, H, W]. Floats in [0, 1] are rounded to 8 bits, because the protocol scores 8-bit images.
     Returns float32 [N, 3, 299, 299] in [-1, 1).
     """
     return (tensorflow_bilinear(rgb(eight_bit(images)).float(), INPUT_SIZE) - 128) / 128
@@ -56,9 +56,9 @@ PROTOCOLS = {'pytorch': pytorch_input, 'tf': tf_input}
 
 
 def weights_file(path=None):
-    """The weights' file: `path`, else torch's hub cache, into which they are downloaded once.
+    """Returns the path of the weights: `path` or, if it is None, that in torch's hub cache. They are downloaded once.
 
-    Raises ScoreError, saying where to get the file and where to put it, where there is none and no way to get one.
+    Raises ScoreError, saying where to get the file and where to put it, if there is none and it cannot be downloaded.
     """
     if path is not None:
         file = Path(path).expanduser()
@@ -69,7 +69,7 @@ def weights_file(path=None):
     if not file.is_file():
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            # To a temporary name, hashed, then renamed; removed on any error.
+            # This writes to a temporary name, checks the hash, and renames. It leaves nothing if there is an error.
             torch.hub.download_url_to_file(WEIGHTS_URL, str(file), hash_prefix=WEIGHTS_SHA256)
         except (URLError, OSError, RuntimeError) as error:
             raise ScoreError(
@@ -79,11 +79,12 @@ def weights_file(path=None):
 
 
 def load_inception(path=None, sha256=WEIGHTS_SHA256):
-    """The FID Inception with its weights, in eval mode on the CPU, and the SHA-256 of their file.
+    """Loads the FID Inception, in eval mode on the CPU; returns it and the SHA-256 of its weights' file.
 
-    path: a file of the standard weights; None: torch's hub cache, downloaded on first use.
-    sha256: what the file's digest must begin with; '' admits any weights of the same layout.
-    Raises ScoreError for a missing, damaged or different file.
+    path: a file of the standard weights, by default torch's hub cache, into which it is downloaded once. sha256: the
+    first digits that the digest of the file must have; '' admits any weights of the same layout.
+
+    Raises ScoreError if the file is missing, damaged or a different one.
     """
     file = weights_file(path)
     digest = file_sha256(file)
@@ -92,10 +93,10 @@ def load_inception(path=None, sha256=WEIGHTS_SHA256):
             f'{file}: sha256 begins with {digest[:8]}, not {sha256}: truncated, or not the published weights; '
             f'replace it by {WEIGHTS_URL}'
         )
-    from .inception_network import FIDInception  # here, since torchvision takes a second to import
+    from .inception_network import FIDInception  # imported here because torchvision takes a second
 
     state = load_torch(file)
-    with torch.device('meta'):  # no memory, no time and no draw from the global generator for weights to be replaced
+    with torch.device('meta'):  # these weights are replaced: spend no memory, time or draw from the generator
         network = FIDInception()
     try:
         network.load_state_dict(state, strict=True, assign=True)

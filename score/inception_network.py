@@ -1,4 +1,4 @@
-"""The FID Inception: the TensorFlow graph of 2015-12-05 as mseitzer/pytorch-fid ported it to torchvision's blocks."""
+"""Builds the FID Inception: the TensorFlow graph of 2015-12-05 as mseitzer/pytorch-fid ported it to torchvision."""
 
 import torch.nn.functional as F
 from torchvision.models.inception import (
@@ -17,7 +17,7 @@ from .statistics import exact_device
 
 
 def average_pool(x):
-    """3x3 mean over the pixels that exist: TensorFlow leaves the padding out of the average."""
+    """Averages over 3x3 pixels. As in TensorFlow, the padding does not count."""
     return F.avg_pool2d(x, kernel_size=3, stride=1, padding=1, count_include_pad=False)
 
 
@@ -63,7 +63,7 @@ class FIDInceptionE(InceptionE):
 
 
 class FIDInception(Inception3):
-    """Inception v3 (arXiv:1512.00567) with the 2015-12-05 graph's pooling: `head(net(x))` gives features and logits.
+    """Is Inception v3 (arXiv:1512.00567), pooling as the graph of 2015-12-05: `head(net(x))` gives features and logits.
 
     forward: [N, 3, 299, 299] in [-1, 1] -> maps [N, 2048, 8, 8]; head: maps -> features [N, 2048], logits [N, 1008].
     """
@@ -71,18 +71,22 @@ class FIDInception(Inception3):
     def __init__(self):
         blocks = [BasicConv2d, FIDInceptionA, InceptionB, FIDInceptionC, InceptionD, FIDInceptionE, InceptionAux]
         super().__init__(num_classes=NUM_CLASSES, aux_logits=False, inception_blocks=blocks, init_weights=False)
-        self.Mixed_7c.pool = max_pool  # the published graph pools its last block so, and its scores rest on that
+        self.Mixed_7c.pool = (
+            max_pool  # the published graph pools its last block like this, and published scores rest on it
+        )
 
     def forward(self, x):
-        *layers, _avgpool, _dropout, _fc = self.children()  # torchvision registers its layers in the order they run
+        *layers, _avgpool, _dropout, _fc = (
+            self.children()
+        )  # torchvision registers its layers in the order that they run in
         for layer in layers:
             x = layer(x)
         return x  # [N, 2048, 8, 8]
 
     def head(self, maps):
-        """features = mean over space; logits = W features, without fc's bias, as the Inception Score is defined on.
+        """Computes features = mean over space, and logits = W features, without the bias of fc.
 
-        The logits are float64: a matrix product that no global TF32 setting touches.
+        The Inception Score is defined on these logits. They are float64, because no setting of TF32 touches that.
         """
         features = self.avgpool(maps).flatten(1)  # [N, 2048]
         exact = exact_device(maps.device)

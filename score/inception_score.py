@@ -1,4 +1,4 @@
-"""The Inception Score, from sums over each split: no probabilities are kept."""
+"""Computes the Inception Score from sums over each split, so that no probabilities are kept."""
 
 import torch
 
@@ -9,10 +9,12 @@ from .statistics import exact_device
 
 
 class SplitSums:
-    """sum p, sum p log p and the count of each split, in float64: all that the Inception Score needs of its images.
+    """Sums p, p log p and the count of each split, in float64. The Inception Score needs nothing else of the images.
 
-    Split s holds the images [s N // splits, (s + 1) N // splits) in the order they were generated, so that N, the
-    number of images, is needed at the start. Raises Unscorable where a split would be empty.
+    Split s holds the images [s N // splits, (s + 1) N // splits) in the order of generation. So N, the number of
+    images, must be known at the start.
+
+    Raises Unscorable if a split would be empty.
     """
 
     def __init__(self, num_images, splits, num_classes, device='cpu'):
@@ -26,7 +28,7 @@ class SplitSums:
         self.count = torch.zeros(splits, dtype=torch.float64, device=device)
 
     def update(self, logits, index):
-        """logits: [n, num_classes]; index: int64 [n], each image's place in the order of generation, from 0."""
+        """Adds a batch. logits: [n, num_classes]. index: int64 [n], where each image stands in the generation."""
         log_p = logits.double().log_softmax(1)
         p = log_p.exp()
         p_log_p = torch.where(p == 0, 0, p * log_p).sum(1)  # 0 log 0 = 0
@@ -36,17 +38,19 @@ class SplitSums:
         self.count.index_add_(0, split, torch.ones_like(p_log_p))
 
     def reduce(self, all_sum):
-        """Replaces each process's sums by those of all; `all_sum(tensor)` gives the sum over the processes."""
+        """Replaces the sums of each process by those of all. `all_sum(tensor)` gives the sum over the processes."""
         self.p, self.p_log_p, self.count = all_sum(self.p), all_sum(self.p_log_p), all_sum(self.count)
 
     def score(self):
-        """exp(E_x KL(p(y|x) || p(y))) (arXiv:1606.03498): mean and standard deviation (ddof 0) over the splits.
+        """Computes exp(E_x KL(p(y|x) || p(y))) (arXiv:1606.03498); returns its mean and standard deviation over splits.
+
+        The standard deviation has ddof 0.
 
         Raises ValueError unless every image came.
         """
         if self.count.sum() != self.num_images:
             raise ValueError(f'{self.num_images} images were announced, {int(self.count.sum())} came')
-        entropy = torch.special.entr(self.p / self.count[:, None]).sum(1)  # of p(y)
+        entropy = torch.special.entr(self.p / self.count[:, None]).sum(1)  # the entropy of p(y)
         scores = (self.p_log_p / self.count + entropy).exp()
         return scores.mean().item(), scores.std(correction=0).item()
 
@@ -54,11 +58,13 @@ class SplitSums:
 def get_inception_score(
     images, splits=10, batch_size=32, use_torch=False, verbose=False, parallel=False, *, num_images=None, net=None
 ):
-    """IS (arXiv:1606.03498) of images over `splits` splits in generation order; pytorch-ddpm's entry point.
+    """Computes IS (arXiv:1606.03498) of images over `splits` splits in generation order; named as in pytorch-ddpm.
 
-    images: array, tensor or iterable of [C, H, W], C 1 or 3, uint8 or float in [0, 1]; an iterable without a length
-    needs num_images. use_torch: accepted, without effect: the sums are the network's device's already.
-    parallel: the network on all GPUs. net: a FeatureNet; None: Inception with the standard weights.
+    images: array, tensor or iterable of [C, H, W], C 1 or 3, uint8 or float in [0, 1]. An iterable without a length
+    needs num_images. use_torch: has no effect, because the sums are kept on the device of the network anyway. verbose:
+    whether to show a bar. parallel: whether to run the network on all GPUs. net: a FeatureNet, by default Inception
+    with the standard weights.
+
     Returns (mean, std), std with ddof 0. Raises ValueError for unusable images or fewer of them than splits.
     """
     num_images = count_images(images, num_images)

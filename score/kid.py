@@ -1,4 +1,4 @@
-"""The Kernel Inception Distance, on a bounded sample of the features."""
+"""Computes the Kernel Inception Distance from a bounded sample of the features."""
 
 import warnings
 
@@ -8,16 +8,17 @@ import torch
 from .files import Unscorable
 
 SUBSETS, SUBSET_SIZE = 100, 1000
-SAMPLE_SIZE = 5000  # features kept of each side: 5000 x 2048 float32 are 41 MB, where 50,000 would be 410 MB
+SAMPLE_SIZE = 5000  # features kept of each side: 5000 x 2048 float32 are 41 MB, while 50,000 would be 410 MB
 SEED = 2020  # torch-fidelity's
 
 
 class FeatureSample:
-    """A uniform sample without replacement of min(N, 5000) of N features, drawn before they come: bounded memory.
+    """Keeps a uniform sample without replacement of min(N, 5000) of N features, so that memory is bounded.
 
-    Which of the N images are kept depends on N alone, so the sample is independent of batches, order and processes.
-    Up to 5000 images all are kept, in generation order, and KID is exactly that of all images. Beyond, its subsets
-    come from the sample: still unbiased, since a uniform subset of a uniform sample is a uniform subset.
+    The sample is drawn before the features come. Which of the N images are kept depends on N alone, not on batches,
+    order or processes. Up to 5000 images all are kept, in generation order, and KID is exactly that of all images. If
+    there are more, the subsets of KID come from the sample. KID is still unbiased, because a uniform subset of a
+    uniform sample is a uniform subset.
     """
 
     def __init__(self, num_images, dim, device='cpu'):
@@ -27,18 +28,18 @@ class FeatureSample:
         self.rows = torch.zeros(size, dim, device=device)
 
     def update(self, features, index):
-        """features: [n, dim]; index: int64 [n], each image's place in the order of generation, from 0."""
+        """Takes in a batch. features: [n, dim]. index: int64 [n], where each image stands in the generation."""
         slot = torch.searchsorted(self.kept, index).clamp(max=len(self.kept) - 1)
         hit = self.kept[slot] == index
         self.rows[slot[hit]] = features[hit].float()
 
     def reduce(self, all_sum):
-        """Replaces each process's rows by those of all; `all_sum(tensor)` gives the sum over the processes."""
+        """Replaces the rows of each process by those of all. `all_sum(tensor)` gives the sum over the processes."""
         self.rows = all_sum(self.rows)
 
 
 def kernel_sums(x, y, out):
-    """Sum and trace of k(x_i, y_j) = (x_i . y_j / d + 1)^3 (arXiv:1801.01401), float64; `out` is overwritten by k."""
+    """Computes sum and trace of k(x_i, y_j) = (x_i . y_j / d + 1)^3 (arXiv:1801.01401), float64. `out` becomes k."""
     k = torch.mm(x, y.T, out=out).div_(x.shape[1]).add_(1).pow_(3)  # [n, m]
     return k.sum().item(), k.trace().item()
 
@@ -46,11 +47,13 @@ def kernel_sums(x, y, out):
 def kernel_inception_distance(x, y, subsets=SUBSETS, subset_size=SUBSET_SIZE, seed=SEED):
     """MMD^2 = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean k(x_i, y_j) (arXiv:1801.01401, eq. 4).
 
-    The unbiased estimator, on `subsets` random subsets of `subset_size` features of either side; the subsets are
-    torch-fidelity's for the same seed. With fewer features on a side, the subsets shrink to them, with a warning.
+    This is the unbiased estimator, on `subsets` random subsets of `subset_size` features of either side. For the same
+    seed the subsets are those of torch-fidelity. If a side has fewer features, the subsets are that small, with a
+    warning.
 
-    x, y: [n, d] and [m, d]. Returns (mean, standard deviation with ddof 0) over the subsets, floats. Raises Unscorable
-    for fewer than two features, ValueError for different dimensions.
+    x, y: [n, d] and [m, d]. Returns (mean, standard deviation with ddof 0) over the subsets, floats.
+
+    Raises Unscorable for fewer than two features, ValueError for different dimensions.
     """
     if x.shape[1] != y.shape[1]:
         raise ValueError(f'features of different dimension: {x.shape[1]} against {y.shape[1]}')
@@ -60,7 +63,7 @@ def kernel_inception_distance(x, y, subsets=SUBSETS, subset_size=SUBSET_SIZE, se
     if size < subset_size:
         warnings.warn(f'KID on subsets of {size}, not {subset_size}, of {len(x)} and {len(y)} images', stacklevel=2)
     rng = np.random.RandomState(seed)
-    # Written again for each subset: allocating these anew a hundred times leaves the heap in pieces, hundreds of MB.
+    # Every subset reuses these: allocating them a hundred times would leave the heap in pieces, hundreds of MB.
     rows = [side.new_empty(size, side.shape[1], dtype=torch.float64) for side in (x, y)]
     out = x.new_empty(size, size, dtype=torch.float64)
     values = []

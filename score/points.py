@@ -1,4 +1,4 @@
-"""How far one cloud of points in the plane lies from another."""
+"""Measures how far one cloud of points in the plane lies from another."""
 
 import math
 
@@ -6,10 +6,12 @@ import torch
 
 
 def sliced_wasserstein(a, b, directions=128):
-    """The Wasserstein-1 distance of projections, averaged over directions (Bonneel et al. 2015), in the points' units.
+    """Averages the Wasserstein-1 distance of projections over directions (Bonneel et al. 2015), in the points' units.
 
-    a, b: [N, 2], of which as many are used as both have. The directions are spread evenly over half a turn, so that
-    the same points give the same value. Raises ValueError for points of another shape.
+    a, b: [N, 2]; if one has more points, its last ones are left out. The directions are spread evenly over half a turn,
+    so the same points give the same value.
+
+    Raises ValueError for points of another shape.
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != 2 or b.shape[1] != 2:
         raise ValueError(f'points must be [N, 2], not {list(a.shape)} and {list(b.shape)}')

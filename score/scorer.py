@@ -1,38 +1,50 @@
-"""One pass over a stream of images, for FID, IS and KID at once."""
+"""Scores a stream of images by several metrics in one pass."""
 
 import warnings
 
 import torch
 
-from run import progress
-
-from .fid import calculate_frechet_distance
 from .inception_score import SplitSums
-from .kid import FeatureSample, kernel_inception_distance
+from .kid import FeatureSample
+from .metrics import METRICS, Gathered, compute_figures
+from .progress import silent
 from .statistics import Moments, Statistics, exact_device
 
 
 class Scorer:
-    """E f, cov f, sums of p and p log p, and a sample of f: all that FID, IS and KID need of f(x), p(y|x).
+    """Gathers what the metrics need of f(x) and p(y|x): E f, cov f, a sample of f, and sums of p and p log p.
 
-    Memory does not grow with the number of images beyond the 5000 features that KID samples.
+    Memory does not grow with the number of images, beyond the 5000 features that KID samples.
 
-    net: a FeatureNet. num_images: how many will come, over all processes. splits: of the Inception Score.
-    Raises ValueError where there are fewer images than splits.
+    net: a FeatureNet. num_images: how many images will come, over all processes. splits: the number of splits of the
+    Inception Score. metrics: keys of `METRICS`, by default all; only what they need is gathered.
+
+    Raises ValueError if a metric is not known, or if there are fewer images than splits.
     """
 
-    def __init__(self, net, num_images, splits=10):
-        self.net, self.num_images, self.seen = net, num_images, 0
+    def __init__(self, net, num_images, splits=10, *, metrics=None):
+        self.metrics = tuple(METRICS if metrics is None else metrics)
+        if unknown := [name for name in self.metrics if name not in METRICS]:
+            raise ValueError(f'metrics must be some of {", ".join(METRICS)}, not {unknown[0]}')
+        needs = {need for name in self.metrics for need in METRICS[name].needs}
+        self.net, self.num_images = net, num_images
+        self.seen = 0  # images of this process and, after `reduce`, of all
         self.device = exact_device(net.device)
-        self.moments = Moments(net.dim, self.device)
-        self.split_sums = SplitSums(num_images, splits, net.num_classes, self.device)
-        self.sample = FeatureSample(num_images, net.dim, self.device)
+        self.moments = self.split_sums = self.sample = None
+        if needs & {'mu', 'sigma'}:
+            self.moments = Moments(net.dim, self.device)
+        if 'class_probabilities' in needs:
+            self.split_sums = SplitSums(num_images, splits, net.num_classes, self.device)
+        if 'sample' in needs:
+            self.sample = FeatureSample(num_images, net.dim, self.device)
 
     def update(self, images, index=None):
-        """Scores one batch, [n, C, H, W], C 1 or 3, uint8 or float in [0, 1]; returns its logits [n, num_classes].
+        """Takes in one batch, [n, C, H, W], C 1 or 3, uint8 or float in [0, 1]; returns its logits [n, num_classes].
 
-        index: int64 [n], the images' places in the order of generation, where this process does not draw them all in
-        that order. Raises ValueError for unusable images or an index outside [0, num_images).
+        index: int64 [n], the places of the images in the order of generation. It may be left out if this process draws
+        all images in that order.
+
+        Raises ValueError for unusable images or an index outside [0, num_images).
         """
         if index is None:
             index = torch.arange(self.seen, self.seen + len(images))
@@ -42,66 +54,80 @@ class Scorer:
             raise ValueError(f'images {index.min()} to {index.max()} came, {self.num_images} were announced, from 0')
         features, logits = self.net(images)
         index, features = index.to(self.device), features.to(self.device)
-        self.moments.update(features)
-        self.split_sums.update(logits.to(self.device), index)
-        self.sample.update(features, index)
+        if self.moments is not None:
+            self.moments.update(features)
+        if self.split_sums is not None:
+            self.split_sums.update(logits.to(self.device), index)
+        if self.sample is not None:
+            self.sample.update(features, index)
         self.seen += len(images)
         return logits
 
     def reduce(self, all_sum):
-        """Gives every process the sums of all, once, after the last update.
+        """Gives every process the sums over all processes. Call it once, after the last update.
 
-        all_sum(tensor) -> tensor: the sum over the processes, on the same device; called in the same order by each.
+        all_sum(tensor) -> tensor: the sum over the processes, on the same device. Each process calls it in the same
+        order.
         """
         for part in (self.moments, self.split_sums, self.sample):
-            part.reduce(all_sum)
+            if part is not None:
+                part.reduce(all_sum)
+        self.seen = int(all_sum(torch.tensor(self.seen, dtype=torch.float64, device=self.device)))
+
+    def gathered(self):
+        """Returns what is known of the images, a `Gathered`. Raises ValueError unless all of them came."""
+        if self.seen != self.num_images:
+            raise ValueError(f'{self.num_images} images were announced, {self.seen} came')
+        moments, sample = self.moments, self.sample
+        mu, sigma = (None, None) if moments is None else (moments.mean, moments.covariance())
+        return Gathered(
+            mu=None if mu is None else mu.cpu().numpy(),
+            sigma=None if sigma is None else sigma.cpu().numpy(),
+            sample=None if sample is None else sample.rows,
+            class_probabilities=self.split_sums,
+        )
 
     def statistics(self):
-        """The Statistics of the images; ValueError unless all came, and at least two."""
-        if self.moments.n != self.num_images:
-            raise ValueError(f'{self.num_images} images were announced, {int(self.moments.n)} came')
-        mu, sigma, sample = (x.cpu().numpy() for x in (self.moments.mean, self.moments.covariance(), self.sample.rows))
-        return Statistics(mu, sigma, {'n': self.num_images, **self.net.made}, sample)
+        """Returns the Statistics of the images. Raises ValueError unless all came, and at least two.
+
+        The metrics of this scorer must be such that the mean and the covariance are gathered.
+        """
+        ours = self.gathered()
+        sample = None if ours.sample is None else ours.sample.cpu().numpy()
+        return Statistics(ours.mu, ours.sigma, {'n': self.num_images, **self.net.made}, sample)
 
     def inception_score(self):
-        """(IS, its standard deviation over the splits)."""
+        """Returns (IS, its standard deviation over the splits)."""
         return self.split_sums.score()
 
     def fid(self, reference, use_torch=False):
-        """FID against `reference`, a Statistics; use_torch: the linear algebra on the GPU."""
-        ours = self.statistics()
-        return calculate_frechet_distance(ours.mu, ours.sigma, reference.mu, reference.sigma, use_torch=use_torch)
-
-    def kid(self, reference):
-        """(KID, its standard deviation over the subsets), or (None, None) where `reference` keeps no features."""
-        if reference.sample is None:
-            warnings.warn('no KID: the statistics hold mu and sigma only; build them anew to have it', stacklevel=2)
-            return None, None
-        return kernel_inception_distance(self.sample.rows, torch.from_numpy(reference.sample).to(self.device))
+        """Returns the FID against `reference`, a Statistics. use_torch: whether to do the linear algebra on the GPU."""
+        return compute_figures(['fid'], self.gathered(), reference, use_torch)['FID']
 
     def result(self, reference, use_torch=False):
-        """{'FID', 'IS', 'IS_std', 'KID', 'KID_std', 'n'} against `reference`, a Statistics."""
-        fid = self.fid(reference, use_torch)
-        inception_score, inception_score_std = self.inception_score()
-        kid, kid_std = self.kid(reference)
-        return {
-            'FID': fid,
-            'IS': inception_score,
-            'IS_std': inception_score_std,
-            'KID': kid,
-            'KID_std': kid_std,
-            'n': self.num_images,
-        }
+        """Returns the figures of all metrics against `reference`, a Statistics, and the number of images as 'n'.
+
+        By default: {'FID', 'IS', 'IS_std', 'KID', 'KID_std', 'n'}. A figure is None, with a warning, if the reference
+        lacks what it needs.
+        """
+        ours = self.gathered()
+        for name in self.metrics:
+            if METRICS[name].lacks(reference):
+                why = 'the statistics hold mu and sigma only; build them anew to have it'
+                warnings.warn(f'no {METRICS[name].figures[0]}: {why}', stacklevel=2)
+        return compute_figures(self.metrics, ours, reference, use_torch) | {'n': self.num_images}
 
 
-def build_statistics(net, image_batches, num_images, verbose=True):
-    """The Statistics of a data set: every image once, in any order.
+def build_statistics(net, image_batches, num_images, progress=silent):
+    """Computes the Statistics of a data set, which must give every image once, in any order.
 
-    image_batches: iterable of [n, C, H, W], uint8 or float in [0, 1], num_images in all. verbose: a progress bar.
+    image_batches: iterable of [n, C, H, W], uint8 or float in [0, 1], num_images in all. progress: what shows the
+    progress, called as tqdm is.
+
     Raises ValueError for unusable images, fewer than two, or another number of them.
     """
-    scorer = Scorer(net, num_images, splits=1)
-    with progress.bar(desc='statistics', total=num_images, unit='image', leave=False, silent=not verbose) as bar:
+    scorer = Scorer(net, num_images, metrics=('fid', 'kid'))  # these need all that a Statistics holds
+    with progress(desc='statistics', total=num_images, unit='image', leave=False) as bar:
         for images in image_batches:
             scorer.update(images)
             bar.update(len(images))

@@ -1,4 +1,7 @@
-"""What a cache was made from: a dict, as JSON can keep it, by which whoever has the images describes them."""
+"""Compares what a cache was made from with what is asked for.
+
+A source is a dict, as JSON can keep it, in which whoever has the images describes them.
+"""
 
 import json
 
@@ -6,7 +9,7 @@ from .files import ScoreError
 
 
 class StaleError(ScoreError):
-    """A cache that was made of something else than is asked for; `why` says what, such as 'made from /a, not /b'."""
+    """A cache that was made from something else than is asked for; `why` says what, such as 'made from /a, not /b'."""
 
     def __init__(self, path, why):
         super().__init__(f'{path}: {why}; ask for that, or build it anew')
@@ -14,21 +17,21 @@ class StaleError(ScoreError):
 
 
 def check_source(path, made, asked):
-    """StaleError if the cache at `path`, made from images described by `made`, is not of those described by `asked`.
+    """Raises StaleError if the source of the cache at `path`, `made`, differs from the source `asked` for.
 
-    A cache that does not say (None) is taken as it is. Of `made`, keys that `asked` lacks are not compared.
+    If one of them is None, they are not compared. Nor are the keys that `asked` lacks.
     """
     if made is not None and asked is not None and (words := _differences(made, asked)):
         raise StaleError(path, f'made {words}')
 
 
 def to_text(source):
-    """JSON of a source."""
+    """Writes a source as JSON."""
     return json.dumps(source)
 
 
 def from_text(text):
-    """The source, a dict; ValueError for another text."""
+    """Reads a source from JSON. Raises ValueError if the text is no JSON object."""
     source = json.loads(text)
     if not isinstance(source, dict):
         raise ValueError(f'its source is no dict but {text[:40]}')
@@ -37,9 +40,9 @@ def from_text(text):
 
 def _differences(made, asked):
     wrong = [key for key in asked if made.get(key) != asked[key]]
-    if 'from' in wrong:  # and so all else
+    if 'from' in wrong:  # then all else differs too
         wrong = ['from']
-    elif len(wrong) > 1 and 'files' in wrong:  # which others describe better
+    elif len(wrong) > 1 and 'files' in wrong:  # other keys describe the difference better
         wrong.remove('files')
     return ' and '.join(_words(key, made.get(key), asked[key]) for key in wrong)
 

@@ -1,4 +1,4 @@
-"""Mean and covariance in one pass, and the npz files that keep them."""
+"""Computes mean and covariance in one pass, and keeps them in npz files."""
 
 import warnings
 from dataclasses import dataclass
@@ -10,19 +10,20 @@ from .files import ScoreError, Unscorable, atomic_write
 from .source import StaleError, from_text, to_text
 
 MADE_KEYS = ('n', 'feature_net', 'weights_hash', 'protocol', 'precision')
-FILE_BYTES = 2**27  # of all that is read of a file: with 2048 features it is 75 MB
+FILE_BYTES = 2**27  # the most that is read of a file; with 2048 features it is 75 MB
 
 
 def exact_device(device):
-    """Where float64 sums of what is computed on `device` are kept: there, or on the CPU if it may have no float64."""
+    """Returns the device for float64 sums of what `device` computes: the same or, if it may lack float64, the CPU."""
     device = torch.device(device)
     return device if device.type in ('cpu', 'cuda') else torch.device('cpu')
 
 
 class Moments:
-    """M += sum (x - m)(x - m)^T, merged by Chan, Golub & LeVeque (1983): float64 mean and covariance of a stream.
+    """Computes M += sum (x - m)(x - m)^T, merged as by Chan, Golub & LeVeque (1983): mean and covariance of a stream.
 
-    Every batch is centred on its own mean, so a large offset of the features costs no digits. Memory: dim^2 numbers.
+    All of it is float64. Every batch is centred on its own mean, so a large offset of the features costs no digits. It
+    takes the memory of dim^2 numbers.
     """
 
     def __init__(self, dim, device='cpu'):
@@ -31,19 +32,19 @@ class Moments:
         self.scatter = torch.zeros(dim, dim, dtype=torch.float64, device=device)  # sum (x - mean)(x - mean)^T
 
     def update(self, x):
-        """x: [N, dim], any float type."""
-        x = x.to(self.mean.device).to(self.mean.dtype)  # in this order: the device may have no such dtype
+        """Adds a batch. x: [N, dim], any float type."""
+        x = x.to(self.mean.device).to(self.mean.dtype)  # in this order, because the other device may have no such dtype
         mean = x.mean(0)
         shift = mean - self.mean
         total = self.n + len(x)
-        # The rank-one term n N / (n + N) shift shift^T of the merge, as one row more in the product.
+        # The last row gives the rank-one term of the merge, n N / (n + N) shift shift^T.
         rows = torch.cat([x - mean, (self.n * len(x) / total).sqrt() * shift[None]])  # [N + 1, dim]
         self.scatter.addmm_(rows.T, rows)
         self.mean += shift * (len(x) / total)
         self.n = total
 
     def reduce(self, all_sum):
-        """Replaces each process's moments by those of all; `all_sum(tensor)` gives the sum over the processes."""
+        """Replaces the moments of each process by those of all. `all_sum(tensor)` gives the sum over the processes."""
         total = all_sum(self.n.clone())
         mean = all_sum(self.n * self.mean) / total
         shift = self.mean - mean
@@ -51,7 +52,7 @@ class Moments:
         self.n, self.mean = total, mean
 
     def covariance(self):
-        """M / (n - 1), [dim, dim]; Unscorable for fewer than two."""
+        """Computes M / (n - 1), [dim, dim]. Raises Unscorable for fewer than two images."""
         if self.n < 2:
             raise Unscorable(f'a covariance needs at least 2 images, got {int(self.n)}')
         return self.scatter / (self.n - 1)
@@ -59,10 +60,11 @@ class Moments:
 
 @dataclass(frozen=True)
 class Statistics:
-    """N(mu, sigma) of one set of features, with what FID and KID need of it.
+    """Describes one set of features by N(mu, sigma) and a sample, as the metrics need it of a reference.
 
-    mu: [d], sigma: [d, d], float64. made: how they came about, any of MADE_KEYS. sample: float32 [m, d], some of the
-    features themselves, which KID needs, or None. source: what the images were, for `check_source`, or None.
+    mu: [d], sigma: [d, d], float64. made: how the features were computed, a dict with any of MADE_KEYS. sample: float32
+    [m, d], some of the features themselves, which KID needs, or None. source: a dict that says what the images were,
+    for `check_source`, or None.
     """
 
     mu: np.ndarray
@@ -73,7 +75,7 @@ class Statistics:
 
 
 def check_gaussian(mu, sigma):
-    """ValueError unless mu is [d] and sigma a symmetric [d, d], both finite."""
+    """Raises ValueError unless mu is [d] and sigma a symmetric [d, d], both finite."""
     if mu.ndim != 1 or tuple(sigma.shape) != (len(mu), len(mu)):
         raise ValueError(f'mu must be [d] and sigma [d, d], got {list(mu.shape)} and {list(sigma.shape)}')
     if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
@@ -84,9 +86,9 @@ def check_gaussian(mu, sigma):
 
 
 def save_statistics(path, statistics):
-    """Writes mu, sigma, as pytorch-ddpm and pytorch-fid read them, and what else there is; whole or not at all.
+    """Writes statistics to an npz file, whole or not at all; pytorch-ddpm and pytorch-fid can read mu and sigma.
 
-    Raises ValueError for what is no Gaussian.
+    Raises ValueError if mu and sigma are no Gaussian.
     """
     check_gaussian(statistics.mu, statistics.sigma)
     more = {} if statistics.sample is None else {'sample': statistics.sample}
@@ -96,11 +98,12 @@ def save_statistics(path, statistics):
 
 
 def load_statistics(path, net=None):
-    """Reads what `save_statistics` wrote, or any npz with mu and sigma; float32 is cast, with a warning.
+    """Reads the statistics that `save_statistics` wrote, or any npz with mu and sigma. float32 is cast, with a warning.
 
-    net: the FeatureNet that they will be compared with. What the file says of its making must agree with it; a file
-    that says nothing, such as pytorch-ddpm's, is taken at its dimension.
-    Raises ScoreError for a file that is missing, damaged or no Gaussian, StaleError for one of another making.
+    net: the FeatureNet that they will be compared with. What the file says about how it was made must agree with the
+    net. If a file says nothing, as pytorch-ddpm's do, only the number of features is checked.
+
+    Raises ScoreError if the file is missing, damaged or no Gaussian, StaleError if it was made in another way.
     """
     try:
         with np.load(path, mmap_mode='r', allow_pickle=False) as npz:
@@ -138,7 +141,7 @@ def load_statistics(path, net=None):
 
 
 def check_made(path, dim, made, net):
-    """StaleError unless statistics `made` so compare with the features of `net`, ScoreError unless of its dimension."""
+    """Raises StaleError if statistics were not `made` as `net` makes features; ScoreError if their number differs."""
     for key, asked in net.made.items():
         found = made.get(key, asked)
         if key == 'precision' and found != asked:

@@ -13,7 +13,9 @@ import dataset
 import train
 from diffusion import GaussianDiffusionSampler, Guidance
 from draw import walk
-from model import ContextUNet, PointMLP, UNet
+from model import UNet
+from networks.context_unet import ContextUNet
+from networks.point_mlp import PointMLP
 from process.parameterisations import PARAMETERISATIONS
 from run import inputs
 from run.restore import restore

@@ -12,7 +12,6 @@ from scipy import integrate, stats
 from torch.nn import functional as F
 
 import nll
-import sample
 from diffusion import GaussianDiffusionSampler, Guidance
 from process.bound import discretised_log_likelihood, normal_kl, prior_term, variational_term
 from process.schedules import make_betas, make_timesteps
@@ -170,9 +169,9 @@ def bits_per_dim(var_type, v, monkeypatch, **options):
     sampler = GaussianDiffusionSampler(None, *GAUSSIAN_BETAS, GAUSSIAN_T, var_type=var_type, **options)
     sampler.model = denoiser(sampler, v)
     x_0 = gaussian_pixels()
-    monkeypatch.setattr(sample, 'Noise', lambda seed, indices, shape, device: MomentMatched(x_0))
+    monkeypatch.setattr(nll, 'Noise', lambda seed, indices, shape, device: MomentMatched(x_0))
     batches = [(torch.arange(len(x_0)), x_0, None)]
-    p = nll.chances(sampler.alphas_bar[sampler.timesteps], len(sampler.timesteps))
+    p = nll.term_probabilities(sampler.alphas_bar[sampler.timesteps], len(sampler.timesteps))
     return nll.estimate(sampler, batches, len(x_0), p, 0).result()
 
 
@@ -324,8 +323,8 @@ def test_a_network_of_other_channels_is_refused(var_type, channels):
 def test_each_term_is_asked_as_often_as_its_weight_says():
     ab = (1 - make_betas('linear', *BETAS, T)).cumprod(0)
     for steps in (2, 9, 30, T):
-        p = nll.chances(ab, steps)
-        rows = nll.asked(p, torch.arange(4000), seed=3)
+        p = nll.term_probabilities(ab, steps)
+        rows = nll.pick_terms(p, torch.arange(4000), seed=3)
         assert rows.shape == (4000, steps) and p.sum().item() == pytest.approx(steps) and p[0] == 1
         counts = torch.bincount(rows.flatten(), minlength=T)
         torch.testing.assert_close(counts / 4000, p.float(), atol=0.01, rtol=0)
@@ -335,7 +334,7 @@ def test_each_term_is_asked_as_often_as_its_weight_says():
 @pytest.mark.parametrize('steps', [0, 1, T + 1])
 def test_impossible_numbers_of_terms_are_refused(steps):
     with pytest.raises(ValueError, match=f'--nll_steps must be between 2 and the {T} steps of the chain, not {steps}'):
-        nll.chances((1 - make_betas('linear', *BETAS, T)).cumprod(0), steps)
+        nll.term_probabilities((1 - make_betas('linear', *BETAS, T)).cumprod(0), steps)
 
 
 def test_fewer_terms_estimate_the_same_bound():
@@ -345,7 +344,7 @@ def test_fewer_terms_estimate_the_same_bound():
     found = {}
     for steps in (GAUSSIAN_T, 10):
         batches = [(indices, x_0[indices], None) for indices in torch.arange(64).split(24)]
-        p = nll.chances(sampler.alphas_bar, steps)
+        p = nll.term_probabilities(sampler.alphas_bar, steps)
         found[steps] = nll.estimate(sampler, batches, 64, p, 0).result()
     (_, whole), (part, arrays) = found.values()
     off = arrays['totals'] - whole['totals']

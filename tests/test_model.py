@@ -6,7 +6,9 @@ import pytest
 import torch
 from conftest import GOLDEN, largest_error
 
-from model import AttnBlock, ContextUNet, DownBlock, PointMLP, RearrangePoolBlock, ResidualConvBlock, UNet, UpBlock
+from model import AttnBlock, UNet
+from networks.context_unet import ContextUNet, DownBlock, RearrangePoolBlock, ResidualConvBlock, UpBlock
+from networks.point_mlp import PointMLP
 
 
 def test_output_equals_pytorch_ddpm(reference, reference_net):

@@ -17,7 +17,8 @@ import nll
 from dataset import loader
 from draw import picture
 from draw.noise import Noise, derive_seed
-from model import ContextUNet, UNet
+from model import UNet
+from networks.context_unet import ContextUNet
 from run import build, inputs
 from run.restore import restore
 

@@ -53,7 +53,7 @@ def test_same_seed_same_network_and_global_generator_untouched(digits):
 def test_scores_fall_with_quality(path, digits):
     net = FEATURE_NETS['classifier'](path)
     train, test = digits[0], digits[2]
-    reference = build_statistics(net, train.split(100), len(train), verbose=False)
+    reference = build_statistics(net, train.split(100), len(train))
     noise = torch.randn(test.shape, generator=torch.Generator().manual_seed(0))
     results = []
     for sigma in (0, 30, 120):

@@ -131,7 +131,7 @@ def test_what_is_no_gaussian_is_refused(mu, sigma, message):
 
 def test_get_fid_score_streams_arrays_tensors_and_generators(tmp_path):
     net, real, fake = small_net(), small_images(200, 1), small_images(101, 2)
-    reference = build_statistics(net, [real], len(real), verbose=False)
+    reference = build_statistics(net, [real], len(real))
     save_statistics(tmp_path / 'real.npz', reference)
     features, _ = net(fake)
     features = features.double().numpy()
@@ -145,7 +145,7 @@ def test_get_fid_score_streams_arrays_tensors_and_generators(tmp_path):
 
 def test_get_fid_score_needs_a_true_count(tmp_path):
     net, images = small_net(), small_images(20)
-    save_statistics(tmp_path / 'real.npz', build_statistics(net, [images], 20, verbose=False))
+    save_statistics(tmp_path / 'real.npz', build_statistics(net, [images], 20))
     with pytest.raises(ValueError, match='num_images must be given'):
         get_fid_score(tmp_path / 'real.npz', iter(images), net=net)
     with pytest.raises(ValueError, match='21 images were announced, 20 came'):

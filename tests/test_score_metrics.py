@@ -10,6 +10,8 @@ from test_score_statistics import LockStep
 
 import score.kid
 from score import (
+    METRICS,
+    Metric,
     Scorer,
     build_statistics,
     calculate_frechet_distance,
@@ -119,7 +121,7 @@ def feed(scorer, images, batch_size):
 
 @pytest.fixture
 def reference():
-    return build_statistics(small_net(), small_images(1500, 1).split(100), 1500, verbose=False)
+    return build_statistics(small_net(), small_images(1500, 1).split(100), 1500)
 
 
 def test_scorer_equals_the_metrics_on_all_features_at_once(reference):
@@ -188,11 +190,11 @@ def test_scorer_wants_what_was_announced(reference):
 
 
 def test_statistics_of_few_images_need_no_splits():
-    assert build_statistics(small_net(), [small_images(3)], 3, verbose=False).made['n'] == 3
+    assert build_statistics(small_net(), [small_images(3)], 3).made['n'] == 3
     with pytest.raises(ValueError, match='at least 2 images, got 1'):
-        build_statistics(small_net(), [small_images(1)], 1, verbose=False)
+        build_statistics(small_net(), [small_images(1)], 1)
     with pytest.raises(ValueError, match='4 images were announced, 3 came'):
-        build_statistics(small_net(), [small_images(3)], 4, verbose=False)
+        build_statistics(small_net(), [small_images(3)], 4)
 
 
 def test_get_inception_and_fid_score(tmp_path, reference):
@@ -213,3 +215,54 @@ def test_get_inception_and_fid_score(tmp_path, reference):
 def test_only_inceptions_figures_go_by_the_bare_name():
     assert small_net().label('FID') == 'FID'
     assert small_net(name='classifier').label('FID') == 'FID(classifier)'
+
+
+def mean_distance(ours, reference, use_torch):
+    return (np.linalg.norm(ours.mu - reference.mu),)
+
+
+def test_a_metric_is_one_entry_of_the_registry(reference, monkeypatch):
+    monkeypatch.setitem(METRICS, 'mean', Metric(('MEAN',), needs=('mu',), compute=mean_distance))
+    images = small_images(1203, 2)
+    expected = np.linalg.norm(small_net()(images)[0].double().numpy().mean(0) - reference.mu)
+    result = feed(Scorer(small_net(), 1203), images, 50).result(reference)
+    assert list(result) == ['FID', 'IS', 'IS_std', 'KID', 'KID_std', 'MEAN', 'n']
+    assert result['MEAN'] == pytest.approx(expected, rel=1e-9)
+    alone = feed(Scorer(small_net(), 1203, metrics=['mean']), images, 50)
+    assert alone.result(reference) == {'MEAN': result['MEAN'], 'n': 1203}
+    assert score.compare_statistics(alone.statistics(), reference)['MEAN'] == result['MEAN']
+
+
+@pytest.mark.parametrize(
+    'metrics, gathers', [(['fid'], ['moments']), (['is'], ['split_sums']), (['kid', 'fid'], ['moments', 'sample'])]
+)
+def test_a_scorer_gathers_what_its_metrics_need_and_no_more(reference, metrics, gathers):
+    images = small_images(1203, 2)
+    scorers = [Scorer(small_net(), 1203, metrics=metrics) for _ in range(2)]
+    parts = ('moments', 'split_sums', 'sample')
+    assert [part for part in parts if getattr(scorers[0], part) is not None] == gathers
+    whole = feed(Scorer(small_net(), 1203), images, 50).result(reference)
+    for rank, index in enumerate(torch.arange(1203).split([1000, 203])):
+        scorers[rank].update(images[index], index)
+    LockStep(2).run(lambda rank, all_sum: scorers[rank].reduce(all_sum))
+    for scorer in scorers:
+        result = scorer.result(reference)
+        assert list(result) == [*(figure for name in metrics for figure in METRICS[name].figures), 'n']
+        assert result == pytest.approx({key: whole[key] for key in result}, rel=1e-9)
+    scorers[0].seen -= 1
+    with pytest.raises(ValueError, match='1203 images were announced, 1202 came'):
+        scorers[0].result(reference)
+
+
+def test_an_unknown_metric_is_refused():
+    with pytest.raises(ValueError, match='metrics must be some of fid, is, kid, not fod'):
+        Scorer(small_net(), 30, metrics=['fid', 'fod'])
+
+
+def test_statistics_against_statistics(reference):
+    ours = build_statistics(small_net(), [small_images(1203, 2)], 1203)
+    result = score.compare_statistics(ours, reference)
+    whole = feed(Scorer(small_net(), 1203), small_images(1203, 2), 1203).result(reference)
+    assert result == {**{key: whole[key] for key in result}, 'IS': None, 'IS_std': None}
+    bare = score.compare_statistics(replace(ours, sample=None), reference)
+    assert bare == {**dict.fromkeys(result), 'FID': whole['FID']}

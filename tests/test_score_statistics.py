@@ -102,7 +102,7 @@ def test_a_covariance_needs_two(n):
 
 @pytest.fixture
 def built():
-    return build_statistics(small_net(), small_images(300).split(64), 300, verbose=False)
+    return build_statistics(small_net(), small_images(300).split(64), 300)
 
 
 def test_npz_round_trip(tmp_path, built):

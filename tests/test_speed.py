@@ -21,7 +21,9 @@ from bench.timing import interleaved
 from draw import walk
 from draw.inference import Inference
 from draw.noise import Noise
-from model import ContextUNet, PointMLP, UNet
+from model import UNet
+from networks.context_unet import ContextUNet
+from networks.point_mlp import PointMLP
 from run import build, compiling, inputs, labels
 from run.restore import restore
 

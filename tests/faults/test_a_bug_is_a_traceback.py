@@ -12,7 +12,7 @@ MODES = [
     ('evaluate.compare', ['--eval', '--images=stats/digits.test.classifier.npz', '--feature_net=classifier']),
     ('nll.variational_term', ['--nll']),
     ('draw.picture.table', ['--figure=progressive']),
-    ('interop.weights.save_file', ['--export=safetensors']),
+    ('interop.exports.save_file', ['--export=safetensors']),
     ('interop.pipeline.save_file', ['--export=diffusers']),
     ('score.build_statistics', ['--stats', '--feature_net=classifier']),
     ('interop.read', ['--import_ckpt=x.pt', '--logdir=other']),

@@ -40,7 +40,7 @@ def test_samples(trained, cli):
 
 
 def test_statistics(tmp_path):
-    statistics = score.build_statistics(small_net(), small_images(300).split(64), 300, verbose=False)
+    statistics = score.build_statistics(small_net(), small_images(300).split(64), 300)
     score.save_statistics(tmp_path / 'set.npz', statistics)
     before = (tmp_path / 'set.npz').read_bytes()
     with files_of_at_most(2000), pytest.raises(OSError, match='File too large'):

@@ -81,7 +81,7 @@ def write_images(path, _):
 
 
 def write_statistics(path, _):
-    score.save_statistics(path, score.build_statistics(small_net(), small_images(30).split(10), 30, verbose=False))
+    score.save_statistics(path, score.build_statistics(small_net(), small_images(30).split(10), 30))
 
 
 def read_checkpoint(path, config):

@@ -35,7 +35,7 @@ def test_a_kill_at_each_stage(here, cli):
 
 @pytest.mark.parametrize('kept', [0.5, -40, 0], ids=['half', 'without its end', 'empty'])
 def test_a_torn_one_is_refused(here, cli, kept):
-    whole = score.build_statistics(small_net(), small_images(300).split(64), 300, verbose=False)
+    whole = score.build_statistics(small_net(), small_images(300).split(64), 300)
     score.save_statistics(PATH, whole)
     content = (here / PATH).read_bytes()
     (here / PATH).write_bytes(content[: len(content) // 2 if kept == 0.5 else kept])

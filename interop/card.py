@@ -1,0 +1,86 @@
+"""Writes the model card of an export: the README.md of its folder."""
+
+import json
+import os
+from pathlib import Path
+
+from interop.drawing_code import drawing_code
+from run.restore import run_folder
+
+CARD = """\
+---
+license: {license}
+library_name: diffusers
+tags: [diffusers, ddpm, {task}]
+datasets: [{dataset}]
+---
+
+# {title}
+
+A denoising diffusion probabilistic model (Ho et al. 2020, https://arxiv.org/abs/2006.11239) of {dataset}:
+{channels}x{size}x{size} images, {parameters:,} parameters, {weights}{step}.
+
+## How to load
+
+```python
+{code}
+```
+
+From the same noise it draws what `python main.py` draws with the flags in its comments.
+
+## Scores
+
+{scores}
+
+## Trained with
+
+```
+{flags}
+```
+"""
+
+
+def model_card(config, net, step):
+    """Returns the text of a model card: what the model is, how to load it, how it scored and how it was trained.
+
+    config, net, step: as `restore` gives them.
+    """
+    folder = run_folder(config)
+    flagfile, scores = (_text(os.path.join(folder, name)) for name in ('flagfile.txt', 'eval.txt'))
+    filled = {
+        **vars(config),
+        'title': os.path.basename(os.path.abspath(folder)),
+        'task': 'class-conditional-image-generation' if config.num_classes else 'unconditional-image-generation',
+        'parameters': sum(parameter.numel() for parameter in net.parameters()),
+        'size': config.img_size,
+        'weights': {'ema': 'averaged weights', 'net': 'last weights'}[config.weights],
+        'step': f', after {step} training steps' if step else '',
+        'code': drawing_code(vars(config)),
+        'flags': flagfile.strip() if step else 'weights from elsewhere: not known',
+        'scores': _scores_table(scores),
+    }
+    return CARD.format(**filled)
+
+
+def _text(path):
+    return Path(path).read_text() if os.path.exists(path) else ''
+
+
+def _scores_table(text):
+    """Makes a table of the scores that --eval wrote, with how each was measured. text: that of eval.txt."""
+    records = [json.loads(line) for line in text.splitlines()]
+    if not records:
+        return 'None were measured.'
+    lines = ['| after step | images | scores | sampler | measured with |', '| --- | --- | --- | --- | --- |']
+    for record in records:
+        scores = [
+            f'{key} {value:.4g}' for key, value in record.items() if key.startswith(('FID', 'IS', 'KID')) and value
+        ]
+        sampler = [f'{key} {record[key]}' for key in ('sample_steps', 'eta', 'var_type', 'clip_denoised', 'guidance')]
+        made = [
+            f'{key} {record[key]}' for key in ('reference', 'feature_net', 'protocol', 'precision') if key in record
+        ]
+        lines.append(
+            f'| {record["step"]} | {record["n"]} | {", ".join(scores)} | {", ".join(sampler)} | {", ".join(made)} |'
+        )
+    return '\n'.join(lines)
