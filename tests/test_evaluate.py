@@ -53,6 +53,7 @@ def test_eval_of_digits_needs_nothing_but_its_checkpoint(trained, cli):
     assert 'Model(EMA): IS(classifier):' in out and 'FID(classifier):' in out and 'KID(classifier):' in out
     assert '300 images, 8 steps, eta 1, fixedlarge' in out
     assert 'WARNING: FID of 300 images is biased upward' in error and 'building it from the 1438 images' in error
+    assert 'training the classifier: 1000/1000 steps' in error  # score/ is given what shows its progress
     record = last_record()
     assert record['FID(classifier)'] > 0 and record['n'] == 300 and record['weights'] == 'ema' and record['T'] == 8
     assert record['feature_net'] == 'classifier' and len(record['weights_hash']) == 64 and record['seconds'] > 0
