@@ -3,10 +3,12 @@
 pesser/pytorch_diffusion converted, named and published them. Each file is checked against its published md5.
 """
 
+import contextlib
 import hashlib
 import http.client
 import logging
 import os
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -67,12 +69,24 @@ def download(name):
             logging.info('downloading %s to %s', url, path)
             # Only a terminal gets a bar: in a log file every redrawing of it would be a line.
             has_bar = sys.stderr.isatty() and os.environ.get('TQDM_DISABLE', '0') in ('', '0')
-            torch.hub.download_url_to_file(url, part, progress=has_bar)
+            with _patience(30):
+                torch.hub.download_url_to_file(url, part, progress=has_bar)
             _check_md5(part, path, url, published.md5, 'if the download broke off, run it again')
             os.replace(part, path)
     except (OSError, http.client.HTTPException) as error:
         raise CheckpointError(f'cannot download {path} ({error}): run it again, or put {url} there') from error
     return path
+
+
+@contextlib.contextmanager
+def _patience(seconds):
+    """Gives up on a connection that brings nothing for so long."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _cached(name, published):

@@ -50,8 +50,8 @@ for module, names in NAMES.items():
 os.open, builtins.open, shutil._use_fd_functions = _open, _open_file, False
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import loader  # noqa: E402
 import main  # noqa: E402
+from dataset import loader  # noqa: E402
 
 signal_handling.IS_WINDOWS = True  # which torch reads off sys.platform
 loader.RESIDENT_BYTES = 0  # no data set is small enough to be kept on the device
