@@ -1,4 +1,4 @@
-"""From a config, which holds the value of every flag, to the objects: the one place where they are made."""
+"""Make the network, trainer and sampler of a config, which holds the value of every flag."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,20 +12,20 @@ from process.solvers import learns_variance
 
 
 class Network(NamedTuple):
-    make: Callable  # config -> the network
-    is_points: bool = False  # [B, channels] rather than images [B, channels, img_size, img_size]
+    make: Callable  # makes the network of a config
+    is_points: bool = False  # takes [B, channels], not images [B, channels, img_size, img_size]
 
 
 def _unet(config):
     shape = (config.ch, config.ch_mult, config.attn, config.num_res_blocks, config.dropout)
-    return UNet(config.T, *shape, arch=config.arch, head_dim=config.head_dim, **_of_images(config))
+    return UNet(config.T, *shape, arch=config.arch, head_dim=config.head_dim, **_image_options(config))
 
 
 def _context_unet(config):
-    return ContextUNet(config.T, config.ch, config.ch_mult, **_of_images(config))
+    return ContextUNet(config.T, config.ch, config.ch_mult, **_image_options(config))
 
 
-def _of_images(config):
+def _image_options(config):
     return {
         'img_channels': config.channels,
         'out_channels': config.channels * (1 + learns_variance(config.var_type)),
@@ -36,7 +36,7 @@ def _of_images(config):
 
 def _point_mlp(config):
     if learns_variance(config.var_type):
-        raise ValueError(f'--var_type={config.var_type} is of images: --net=point_mlp predicts no variance')
+        raise ValueError(f'--var_type={config.var_type} is only for images: --net=point_mlp predicts no variance')
     return PointMLP(config.T, config.ch, dim=config.channels, num_classes=config.num_classes)
 
 
@@ -44,22 +44,22 @@ NETWORKS = {'unet': Network(_unet), 'context_unet': Network(_context_unet), 'poi
 
 
 def network(config):
-    """The network of a config. Raises ValueError as its class does."""
+    """Return the network of a config. Raises ValueError as the class of the network does."""
     return NETWORKS[config.net].make(config)
 
 
 def is_points(config):
-    """Whether a config is of points in place of images."""
+    """Return whether a config is for points instead of images."""
     return NETWORKS[config.net].is_points
 
 
 def shape(config):
-    """Of one image, (channels, img_size, img_size), or one point, (channels,)."""
+    """Return the shape of one image, (channels, img_size, img_size), or of one point, (channels,)."""
     return (config.channels,) if is_points(config) else (config.channels, config.img_size, config.img_size)
 
 
 def trainer(config, net):
-    """Algorithm 1 around `net`. Raises ValueError as `GaussianDiffusionTrainer` does, and for a bound of points."""
+    """Return Algorithm 1 around `net`. Raises ValueError as `GaussianDiffusionTrainer`, and for a bound on points."""
     if is_points(config) and LOSSES[config.loss].of_bound:
         raise ValueError(f'--loss={config.loss} is of 8-bit images: --net={config.net} is of points')
     return GaussianDiffusionTrainer(
@@ -78,9 +78,9 @@ def trainer(config, net):
 
 
 def sampler(config, net):
-    """Algorithm 2 around `net`, guided by --guidance; net may be None if nothing is to be predicted.
+    """Return Algorithm 2 around `net`, guided by --guidance. net may be None if nothing is predicted.
 
-    Raises ValueError as `GaussianDiffusionSampler` does.
+    Raises ValueError as `GaussianDiffusionSampler`.
     """
     if config.num_classes:
         net = Guidance(net, config.guidance, config.num_classes)

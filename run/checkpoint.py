@@ -1,4 +1,4 @@
-"""Checkpoints that survive: written atomically, verified when read, with the one before kept as `ckpt.prev.pt`."""
+"""Write checkpoints atomically, verify them when read, and keep the one before as `ckpt.prev.pt`."""
 
 import contextlib
 import logging
@@ -14,25 +14,25 @@ from run import files
 
 
 class CheckpointError(Exception):
-    """A checkpoint or its folder that cannot be read or written; the message is one line with the remedy."""
+    """A checkpoint or its folder cannot be read or written. The message is one line with the remedy."""
 
 
 def previous(path):
-    """Where `save` keeps the checkpoint before the one at `path`: ckpt.pt -> ckpt.prev.pt."""
+    """Return where `save` keeps the checkpoint before the one at `path`: ckpt.pt -> ckpt.prev.pt."""
     return '.prev'.join(os.path.splitext(path))
 
 
 def numbered(path, step):
-    """Where the checkpoint of a step is kept for good: ckpt.pt -> ckpt-5000.pt."""
+    """Return where the checkpoint of a step is kept for good: ckpt.pt -> ckpt-5000.pt."""
     return f'-{step}'.join(os.path.splitext(path))
 
 
 def save(path, state, kept=None):
     """Write `state` to `path` so that a crash at any moment leaves a whole checkpoint at `path` or at `previous(path)`.
 
-    kept: a path to have it at as well, as another name for the same bytes if the file system has links.
+    kept: a second path for it, linked to the same bytes if the file system has links.
 
-    Raises CheckpointError, with what was there untouched, where the disk is full or the folder cannot be written.
+    Raises CheckpointError if the disk is full or the folder cannot be written; older checkpoints are left as they were.
     """
 
     def rotate(temporary):
@@ -59,12 +59,12 @@ def _first_line(error):
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-# What pickle calls what NumPy's values are made by.
+# The functions that rebuild NumPy's values from a pickle -> how to describe those values.
 NUMPY = {'scalar': ', a NumPy number such as np.float64', '_reconstruct': ', a NumPy array'}
 
 
 def _unreadable(path, error):
-    """CheckpointError for what torch.load raised: the type it will not make, in place of its paragraphs on it."""
+    """Return the CheckpointError for an error of torch.load: it names the refused type, without torch's advice."""
     foreign = re.search(r'GLOBAL (\S+)', str(error))
     if not isinstance(error, pickle.UnpicklingError) or not foreign:
         return CheckpointError(f'{path} is damaged or no checkpoint ({_first_line(error)})')
@@ -77,12 +77,12 @@ def _unreadable(path, error):
 
 
 def load(path, map_location='cpu', repair=False):
-    """The state at `path` or, where that is missing or damaged, with a warning the one at `previous(path)`.
+    """Return the state at `path`. If that is missing or damaged, warn and return the one at `previous(path)`.
 
-    Every byte is checked against the zip's CRCs and nothing but tensors and plain values is unpickled. With `repair`
-    a damaged file is renamed to ckpt.bad.pt, so that the next `save` does not rotate it over the good one.
+    Checks every byte against the zip's CRCs, and unpickles only tensors and plain values. With `repair`, a damaged
+    file is renamed to ckpt.bad.pt, so that the next `save` does not rotate it over the good one.
 
-    Raises CheckpointError where neither can be read; FileNotFoundError where neither is there.
+    Raises CheckpointError if neither can be read; FileNotFoundError if neither exists.
     """
     fallback = previous(path)
     if not os.path.exists(path) and not os.path.exists(fallback):
@@ -110,13 +110,13 @@ def _load_verified(path, map_location):
 
 
 def read(path, map_location='cpu'):
-    """What torch.save wrote to `path`: tensors and plain values alone, every byte checked where it is a zip.
+    """Return what torch.save wrote to `path`, only tensors and plain values. If it is a zip, check every byte.
 
-    Raises CheckpointError where it is missing, damaged or holds anything else.
+    Raises CheckpointError if the file is missing, damaged or holds anything else.
     """
     try:
         with open(path, 'rb') as file:
-            zipped = file.read(2) != b'\x80\x02'  # the pickle that torch before 1.6 wrote
+            zipped = file.read(2) != b'\x80\x02'  # a bare pickle starts so: torch before 1.6
         if zipped:
             with zipfile.ZipFile(path) as archive:
                 if sum(entry.file_size for entry in archive.infolist()) > os.path.getsize(path):
@@ -136,9 +136,9 @@ def read(path, map_location='cpu'):
 
 @contextlib.contextmanager
 def refusing_other_forms(path, *errors):
-    """Raise CheckpointError where what is done with the state at `path` shows that it is of another form.
+    """Raise CheckpointError if using the state at `path` fails because it has another form than ours.
 
-    errors: exceptions that say so, beside those of a missing key or a value of another type.
+    errors: exceptions that mean this, besides those for a missing key or a value of another type.
     """
     try:
         yield
@@ -151,19 +151,19 @@ def refusing_other_forms(path, *errors):
 
 
 def unwrapped(weights):
-    """A state dict with the names that the network has outside of DistributedDataParallel and its like."""
+    """Return a state dict without the prefix that DistributedDataParallel or DataParallel gives its names."""
     return {key.removeprefix('module.'): value for key, value in weights.items()}
 
 
 def load_weights(module, weights, path):
-    """Load a state dict into `module`, strictly; `path` names its file in the error. Raises as `check_weights`."""
+    """Load a state dict into `module`, strictly. Raises as `check_weights`; `path` is the file named in the error."""
     weights = unwrapped(weights)
     check_weights(module.state_dict(), weights, path)
     module.load_state_dict(weights)
 
 
 def check_weights(wanted, found, path):
-    """Raise CheckpointError, naming keys and shapes, unless two dicts of tensors have the same of them."""
+    """Raise CheckpointError, naming keys and shapes, unless two dicts of tensors have the same keys and shapes."""
     wanted, found = ({key: tuple(value.shape) for key, value in weights.items()} for weights in (wanted, found))
     complaints = [f'{key} {wanted[key]} is missing' for key in wanted.keys() - found.keys()]
     complaints += [f'{key} {found[key]} is not of this network' for key in found.keys() - wanted.keys()]
@@ -177,13 +177,13 @@ def check_weights(wanted, found, path):
 
 @contextlib.contextmanager
 def exclusive(logdir):
-    """Hold `logdir` for one training process; the hold ends with the process, however it dies.
+    """Lock `logdir` for one training process; the lock ends with the process, however it dies.
 
-    A file system that has no locks is used without, with a warning. Raises CheckpointError where another live process
-    holds the folder, or it cannot be made or written.
+    Warns and goes on if the file system has no locks. Raises CheckpointError if another live process holds the lock,
+    or if the folder cannot be made or written.
     """
     lock = FileLock(os.path.join(logdir, '.lock'), timeout=0, fallback_to_soft=False)
-    holder = os.path.join(logdir, '.pid')  # not the lock itself, which nobody else can read on Windows
+    holder = os.path.join(logdir, '.pid')  # not the lock file, which others cannot read on Windows
     try:
         os.makedirs(logdir, exist_ok=True)
         _acquire(lock, logdir)

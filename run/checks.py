@@ -1,4 +1,4 @@
-"""The checks of a config before anything is made: its device, network, trainer and sampler."""
+"""Check a config before anything is made: its device, network, trainer and sampler."""
 
 import math
 import warnings
@@ -11,9 +11,9 @@ from run.errors import usage
 
 @usage()
 def check(config, training=False, drawing=True):
-    """Raise UsageError, naming what is wrong, if a config describes no device, or no trainer, network or sampler.
+    """Raise UsageError, saying what is wrong, if a config's device, network, trainer or sampler cannot be made.
 
-    training, drawing: whether a trainer is wanted, and a network and sampler. Warns of a precision that is slow here.
+    drawing: whether to check the network and sampler; training: and the trainer. Warns if the precision is slow here.
     """
     for key, value in vars(config).items():
         if isinstance(value, float) and not math.isfinite(value):
@@ -21,7 +21,7 @@ def check(config, training=False, drawing=True):
     _check_device(config)
     if not drawing:
         return
-    for key, limit in (('T', 10**6), ('num_res_blocks', 100)):  # a damaged checkpoint may say anything
+    for key, limit in (('T', 10**6), ('num_res_blocks', 100)):  # a damaged checkpoint may have any value
         if not 1 <= getattr(config, key) <= limit:
             raise ValueError(f'{key} must be between 1 and {limit}, not {getattr(config, key)}')
     with torch.device('meta'):
@@ -37,7 +37,7 @@ def _check_device(config):
     if config.precision == 'bf16' and not torch.amp.is_autocast_available(where.type):
         raise ValueError(f'--precision=bf16: torch has no autocast for {where.type}; use --precision=fp32')
     if config.precision == 'bf16' and not hardware.computes_bf16(where):
-        warnings.warn(  # once, though this is called again with the config of a checkpoint
+        warnings.warn(  # shown once, though this runs again with a checkpoint's config
             f'--precision=bf16: this {where.type.upper()} does not compute in bf16 itself and may take ten times as '
             'long as in fp32; without the flag the faster one is taken',
             stacklevel=1,

@@ -1,4 +1,4 @@
-"""The words of a command line: those of its flagfiles, what a misspelt flag may mean, and the text of --help."""
+"""Merge flagfiles into the command line, suggest the flag that a misspelt one means, and write --help."""
 
 import difflib
 import os
@@ -11,7 +11,7 @@ from absl import flags
 
 from run.config import GROUPS
 
-# What other programs call our flags.
+# Names of flags in other programs -> our flag.
 MEANT = {
     'batchsize': 'batch_size', 'bs': 'batch_size', 'cfg_scale': 'guidance', 'guidance_scale': 'guidance',
     'checkpoint': 'ckpt', 'resume': 'ckpt', 'class': 'labels', 'data': 'dataset', 'data_root': 'data_dir',
@@ -27,12 +27,13 @@ OFF = ('=false', '=0', '=no')
 
 
 def arrange(argv, known, actions):
-    """The words for absl to parse, the flagfile that each of its flags comes from, and the actions that were left out.
+    """Merge flagfiles and command line into the words that absl parses.
 
-    argv: its first word is the program. known: the names of the flags. actions: those that say what to do. What the
-    command line says of a flag replaces what flagfiles say of it, and an action there replaces all of theirs.
+    argv: the program, then its arguments. known: names of all flags. actions: names of those that say what to do. A
+    flag on the command line replaces the same flag in flagfiles; an action there replaces all actions in flagfiles.
 
-    Returns (words, {name: path}, {path: names}). Raises flags.Error if a flagfile cannot be read.
+    Returns (words, {flag: the flagfile that sets it}, {flagfile: the actions of it that were left out}). Raises
+    flags.Error if a flagfile cannot be read.
     """
     files, words = [], []
     rest = iter(argv[1:])
@@ -42,15 +43,15 @@ def arrange(argv, known, actions):
             files += [path] if equals else list(islice(rest, 1)) or ['']
         else:
             words.append(word)
-    said = {_flag_of(word, known) for word in words if word.startswith('-')}
-    acts = any(_name(word) in actions and not word.lower().endswith(OFF) for word in words)
+    given = {_flag_of(word, known) for word in words if word.startswith('-')}
+    has_action = any(_name(word) in actions and not word.lower().endswith(OFF) for word in words)
     lines, origins, left_out, keep = [], {}, {}, True
     for path in files:
         for line in _lines_of(path):
-            if line.startswith('-'):  # else the value of the flag before it
+            if line.startswith('-'):  # otherwise it is the value of the flag before
                 name = _flag_of(line, known)
-                keep = name not in said and not (acts and name in actions)
-                if not keep and name not in said and not line.lower().endswith(OFF) and _name(line) == name:
+                keep = name not in given and not (has_action and name in actions)
+                if not keep and name not in given and not line.lower().endswith(OFF) and _name(line) == name:
                     left_out.setdefault(path, []).append(name)
                 if keep:
                     origins[name] = path
@@ -75,7 +76,7 @@ def _lines_of(path):
 
 
 def explain(error, known, origins):
-    """What a flags.Error says and, of a flag that is none of `known`, which one may be meant."""
+    """Return the message of a flags.Error. For a flag that is not in `known`, suggest the one that may be meant."""
     if not isinstance(error, flags.UnrecognizedFlagError):
         return str(error)
     name = error.flagname
@@ -87,19 +88,19 @@ def explain(error, known, origins):
 
 
 def written(flag, value):
-    """One absl flag of another value, as a flagfile has it."""
-    return flag._serialize(value)  # serialize() writes the value that it has
+    """Return the line of a flagfile that sets an absl flag to `value`."""
+    return flag._serialize(value)  # serialize() would write the flag's own value
 
 
 def sections(argv):
-    """The groups of flags in the order of --help: what to do, the groups of the verbs in argv, the others."""
+    """Return the groups of flags in the order of --help: what to do, the groups of the verbs in argv, the others."""
     verbs = {_name(word) for word in argv[1:] if word.startswith('-')}
     first, *others = GROUPS
     return [first, *sorted(others, key=lambda group: not verbs.intersection(group.verbs))]
 
 
 def help_text(doc, groups, flags):
-    """Every flag with its default, and what it is for. doc: text above them. flags: {name: absl's flag}."""
+    """Return the text of --help: every flag with its default and help. doc: text on top. flags: {name: absl's flag}."""
     width = max(60, min(120, shutil.get_terminal_size().columns))
     lines = [doc.strip()]
     for group in groups:
@@ -114,7 +115,7 @@ def help_text(doc, groups, flags):
 
 
 def flags_page(flags):
-    """The text of docs/flags.md. flags: {name: absl's flag}."""
+    """Return the text of docs/flags.md. flags: {name: absl's flag}."""
     lines = ['# Flags', '', '`make flags` writes this page from the declarations in `run/config.py`.']
     for group in GROUPS:
         lines += ['', f'## {group.heading}', '', '| flag | what it says |', '| --- | --- |']
@@ -123,10 +124,10 @@ def flags_page(flags):
 
 
 def _described(flag):
-    """An absl flag as it is written with its default, and its help with the choices."""
+    """Return an absl flag as it is written with its default, and its help with the choices."""
     choices = getattr(flag.parser, 'enum_values', None)
     name = f'--[no]{flag.name}' if flag.boolean and flag.default else f'--{flag.name}'
     if not flag.boolean and flag.default not in (None, ''):
         name += '=' + re.sub(r"[' \[\]]", '', str(flag.default))
-    text = re.sub(r'^<.*?>: |;\s+repeat this option.*', '', flag.help)  # what absl adds
+    text = re.sub(r'^<.*?>: |;\s+repeat this option.*', '', flag.help)  # without what absl adds
     return name, text + (f' ({" ".join(choices)})' if choices else '')

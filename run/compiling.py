@@ -1,4 +1,4 @@
-"""Whether torch.compile pays for a run, and whether it works here."""
+"""Decide whether torch.compile pays for a run, and whether it works here."""
 
 import functools
 import getpass
@@ -14,7 +14,7 @@ from run import build, hardware
 
 
 def _cpu():
-    """A name for this user on this kind of CPU."""
+    """Return a name for this user on this kind of CPU."""
     try:
         user = re.sub(r'\W', '_', getpass.getuser())
     except (ImportError, KeyError, OSError):  # in a container that does not know its user
@@ -23,22 +23,22 @@ def _cpu():
     return f'{user}_{torch.backends.cpu.get_cpu_capability()}{amx}'
 
 
-# torch's cache of compiled code takes no notice of the CPU: what another kind of CPU left there gives NaN.
+# torch's cache of compiled code ignores the kind of CPU: code that was compiled for another kind gives NaN.
 os.environ.setdefault('TORCHINDUCTOR_CACHE_DIR', os.path.join(tempfile.gettempdir(), f'torchinductor_{_cpu()}'))
 
 COMPILING = 'compiling: a minute or two before the first step'
 
-# What an uncompiled network comes to, roughly, in floating-point operations a second, and how many seconds of it must
-# lie ahead for the minute or two of compiling to be won back. Other kinds of device compile with --compile=on alone.
+# Roughly how many floating-point operations a second an uncompiled network computes. A run that would take more than
+# COMPILE_SECONDS wins back the minute or two of compiling. Other kinds of device compile only with --compile=on.
 RATE = {'cuda': 2e14, 'cpu': 2e11}
 
 COMPILE_SECONDS = 600
 
 
 def compiles(config, images, backward=False):
-    """Whether to compile for the network to see so many images: --compile or, with auto, if it is long enough a run.
+    """Return whether to compile a network that will see `images` images: as --compile says; auto: if it pays.
 
-    With auto, where torch.compile does not work, the answer is no, with a warning.
+    With auto, warns and returns False if torch.compile does not work. backward: whether gradients are computed too.
     """
     kind = hardware.device(config).type
     if config.compile != 'auto' or kind not in RATE:
@@ -49,10 +49,10 @@ def compiles(config, images, backward=False):
 
 @functools.cache
 def compile_failure(kind):
-    """Why torch.compile does not work on this kind of device, in one line; '' if it does. Tried once, in seconds."""
+    """Return why torch.compile fails on this kind of device, in one line; '' if it works. Tries once, in seconds."""
     try:
         torch.compile(lambda x: 2 * x + 1, fullgraph=True)(torch.zeros(8, device=kind))
-    except Exception as error:  # whatever inductor, triton or a missing compiler lead to
+    except Exception as error:  # inductor, triton or a missing compiler may raise anything
         return str(getattr(error, 'inner_exception', error)).strip().partition('\n')[0] or type(error).__name__
     return ''
 
@@ -68,7 +68,7 @@ TO_COMPILE = "It needs a C++ compiler, such as g++, and Python's headers"
 
 
 def flops(config):
-    """Floating-point operations of one network call on one image, two a multiplication and addition."""
+    """Return the floating-point operations of one network call on one image; a multiply-add counts as two."""
     with torch.device('meta'), FlopCounterMode(display=False) as counter:
         build.network(config)(torch.zeros(1, *build.shape(config)), torch.zeros(1, dtype=torch.int64))
     return counter.get_total_flops()

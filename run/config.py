@@ -1,6 +1,6 @@
-"""The flags, each declared once with its role, and what a checkpoint fixes and suggests of their values.
+"""Declare every flag once, with its role, and decide which values a checkpoint fixes or suggests.
 
-A config is a bag of the values of all flags, with what only the data decides: `channels`, `class_names` and `moments`.
+A config holds the values of all flags, and what only the data decides: `channels`, `class_names` and `moments`.
 """
 
 from functools import partial
@@ -19,10 +19,10 @@ from score import FEATURE_NETS, PROTOCOLS
 
 
 class Flag(NamedTuple):
-    """A flag of the command line. Its kind is that of its default: bool, int, float, str, or list of int.
+    """A flag of the command line. Its type is the type of its default: bool, int, float, str, or list of int.
 
-    choices: a registry, whose keys of the moment are the choices. low, high: the smallest and largest value. key: the
-    name in a config, if it is another. before: the value of checkpoints that were written before the flag existed.
+    choices: a registry; its keys at the time of parsing are the choices. low, high: the smallest and largest value.
+    key: the name in a config, if it differs. before: the value for checkpoints older than the flag.
     """
 
     role: str
@@ -37,22 +37,22 @@ class Flag(NamedTuple):
 
     @property
     def config_key(self):
-        """The name of its value in a config."""
+        """Return the name of the flag's value in a config."""
         return self.key or self.name
 
 
 class Group(NamedTuple):
-    """Flags under a heading of --help, which comes first if one of these verbs is asked for."""
+    """Flags under one heading of --help. The group moves up if the command line has one of its verbs."""
 
     heading: str
     verbs: tuple
     flags: list
 
 
-# What a checkpoint does with the value of a flag, by role:
-# network, process: it fixes them, for they decide what the weights mean. sampler, data, score, suggested: it suggests
-# them, and a flag that is given overrides it. labels, action, run: nothing. Samples are of one network, process,
-# sampler and labels; the records of scores keep sampler and labels.
+# The role of a flag decides what a checkpoint does with its value.
+# network, process: it fixes the value, since the weights mean nothing without it. sampler, data, score, suggested: it
+# suggests the value, and a flag that the user gives overrides it. labels, action, run: it ignores the value. A folder
+# of samples belongs to one network, process, sampler and labels; the records of scores keep sampler and labels.
 ROLES = 'action', 'network', 'process', 'sampler', 'labels', 'data', 'score', 'suggested', 'run'
 action, network, process, sampler, labels, data, score, suggested, run = (partial(Flag, role) for role in ROLES)
 
@@ -171,44 +171,44 @@ GROUPS = [
 
 
 def declared():
-    """Every `Flag`, in the order of --help."""
+    """Return every `Flag`, in the order of --help."""
     return [flag for group in GROUPS for flag in group.flags]
 
 
 def keys(*roles):
-    """The config keys of the flags of these roles."""
+    """Return the config keys of the flags with these roles."""
     return tuple(flag.config_key for flag in declared() if flag.role in roles)
 
 
 def fixed_keys():
-    """What decides the meaning of the weights: a checkpoint is used with these as it was trained."""
+    """Return the keys that decide what the weights mean. A checkpoint is always used with its own values of these."""
     return (*keys('network', 'process'), 'channels')
 
 
 def recorded_keys():
-    """What a record of scores keeps of the config."""
+    """Return the keys that a record of scores keeps."""
     return keys('sampler', 'labels')
 
 
 def drawn_keys():
-    """What decides, with the weights, which images --sample draws."""
+    """Return the keys that decide, with the weights, which images --sample draws."""
     return (*fixed_keys(), *keys('sampler', 'labels'), 'seed')
 
 
 def replace(config, **changes):
-    """A copy of a config with other values."""
+    """Return a copy of a config with some values changed."""
     return SimpleNamespace(**{**vars(config), **changes})
 
 
 def complete(stored):
-    """A dict of config values with those that were written before a flag existed."""
+    """Return a dict of stored config values, filled in with `Flag.before` for flags that did not exist yet."""
     return {**{flag.config_key: flag.before for flag in declared() if flag.before is not None}, **stored}
 
 
 def disagreements(config, stored, origins=None):
-    """One phrase for each key of `fixed_keys`, and a learned variance, in which a config differs from a checkpoint's.
+    """Return one phrase for each key of `fixed_keys` in which a config and the stored one of a checkpoint differ.
 
-    origins: {name: the flagfile that says it}, to name in the phrase.
+    Compares var_type too if either learns its variance. origins: {name: the flagfile that sets it}, for the phrase.
     """
     files = {key: f' in {path}' for key, path in (origins or {}).items() if path}
     stored = _complete_checkpoint(stored)
@@ -221,24 +221,24 @@ def disagreements(config, stored, origins=None):
 
 
 def _complete_checkpoint(stored):
-    return complete(stored) if 'T' in stored else stored  # pytorch-ddpm's have no config, and the flags speak
+    return complete(stored) if 'T' in stored else stored  # pytorch-ddpm stores no config: the flags decide
 
 
 @usage()
 def adopt(config, stored, given):
-    """The config to use a checkpoint with: its network, and its sampler unless a flag of `given` says otherwise.
+    """Return the config to use a checkpoint with: its network, and its sampler unless a flag in `given` overrides it.
 
-    config: of the flags. stored: dict of the checkpoint's. given: names of the flags that the user gave; as a dict,
-    {name: the flagfile it comes from, or ''}.
+    config: from the flags. stored: the checkpoint's, as a dict. given: names of the flags that the user set; if a
+    dict, {name: the flagfile that sets it, or ''}.
 
     Raises UsageError if a given flag contradicts the checkpoint's network.
     """
     stored = _complete_checkpoint(stored)
-    said = SimpleNamespace(**{key: value for key, value in vars(config).items() if key in given})
-    if getattr(said, 'image_channels', 'auto') != 'auto':
-        said.channels = int(said.image_channels)
+    explicit = SimpleNamespace(**{key: value for key, value in vars(config).items() if key in given})
+    if getattr(explicit, 'image_channels', 'auto') != 'auto':
+        explicit.channels = int(explicit.image_channels)
     origins = given if isinstance(given, dict) else {}
-    wrong = disagreements(SimpleNamespace(**{**stored, **vars(said)}), stored, origins)
+    wrong = disagreements(SimpleNamespace(**{**stored, **vars(explicit)}), stored, origins)
     if wrong:
         remedy = 'leave the flag out'
         if any(origins.values()):

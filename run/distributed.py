@@ -1,7 +1,7 @@
-"""The processes that torchrun starts: their ranks, shares of the work, sums and agreements. One alone is rank 0 of 1.
+"""The processes that torchrun starts: ranks, shares of the work, sums and agreements. A single process is rank 0 of 1.
 
-Collectives are called by every rank in the same order. A rank that dies ends them all, by torchrun, which may then
-start them anew (--max-restarts).
+Every rank must call the collectives in the same order. If a rank dies, torchrun ends all of them, and may start them
+again (--max-restarts).
 """
 
 import contextlib
@@ -20,32 +20,32 @@ from torch.nn.parallel import DistributedDataParallel
 
 from run import progress
 
-# For one rank to wait for another: rank 0 may be building statistics. Dead ranks are torchrun's to notice.
+# How long a rank waits for another: rank 0 may be building statistics. It is torchrun that notices dead ranks.
 TIMEOUT = datetime.timedelta(hours=6)
 
 
 class LostRank(Exception):
-    """Another rank has gone, so that this one cannot go on."""
+    """Another rank has died, so that this one cannot go on."""
 
 
-# Kinds of device whose processes can share the work -> how they talk; CPU tensors go between them too.
+# Kinds of device whose processes can share the work -> their backend, which must also exchange CPU tensors.
 BACKENDS = {'cpu': 'gloo', 'cuda': 'cpu:gloo,cuda:nccl', 'xpu': 'cpu:gloo,xpu:xccl'}
 
 
 def launched():
-    """How many processes torchrun, or another that sets its variables, has started; 0 where none of them has."""
+    """Return how many processes torchrun, or a launcher that sets its variables, started; 0 without a launcher."""
     return int(os.environ.get('WORLD_SIZE') or 0)
 
 
 def local_rank():
-    """This process's place among those of its machine, from 0."""
+    """Return this process's index among those of its machine, from 0."""
     return int(os.environ.get('LOCAL_RANK') or 0) if launched() else 0
 
 
 def start(device):
-    """Join the other ranks: NCCL between GPUs, gloo between CPUs. All but rank 0 fall silent but for errors.
+    """Join the other ranks: NCCL between GPUs, gloo between CPUs. All ranks but 0 then print only errors.
 
-    Raises ValueError where this machine has fewer GPUs than ranks, or all were sent to one.
+    Raises ValueError if ranks cannot share this kind of device, exceed this machine's GPUs, or were all sent to one.
     """
     if device.type not in BACKENDS:
         raise ValueError(f'--parallel: processes cannot share work on {device.type}; run one, or use --device=cpu')
@@ -89,12 +89,12 @@ def _unused(store, this, n):
 
 @contextlib.contextmanager
 def joined():
-    """What may `start`; at its end the ranks part. Raises LostRank in place of what a collective says of a lost one."""
+    """Around code that may call `start`: leave the group at its end. Raises LostRank if a collective lost a rank."""
     try:
         yield
     except RuntimeError as error:
         if world() > 1 and re.search('gloo|nccl|connection', str(error), re.IGNORECASE):
-            raise LostRank('another process has gone: see what it said, or torchrun of it') from error
+            raise LostRank('another process has died: see its output, or that of torchrun') from error
         raise
     finally:
         if grouped():
@@ -102,61 +102,61 @@ def joined():
 
 
 def rank():
-    """Of this process, from 0; known before `start` and after the ranks have parted."""
-    return int(os.environ.get('RANK') or 0) if launched() else 0  # a RANK alone is not torchrun's
+    """Return the rank of this process, from 0. It is known before `start` and after the group has ended."""
+    return int(os.environ.get('RANK') or 0) if launched() else 0  # RANK alone is not torchrun's
 
 
 def grouped():
-    """Whether this process has joined others, or torchrun has started it alone."""
+    """Return whether this process is in a group; torchrun may also start a group of one."""
     return dist.is_available() and dist.is_initialized()
 
 
 def world():
-    """How many processes there are."""
+    """Return the number of processes."""
     return dist.get_world_size() if grouped() else 1
 
 
 def share(n):
-    """The slice of n things in order that is this rank's; shares differ by one at most, larger ones first."""
+    """Return this rank's slice of n things in order. Shares differ by at most one; the larger ones come first."""
     each, more = divmod(n, world())
     first = rank() * each + min(rank(), more)
     return slice(first, first + each + (rank() < more))
 
 
 def parallel(module, accumulates):
-    """A module whose backward averages the gradients over the ranks, or the module itself in a process alone.
+    """Return a module whose backward averages gradients over the ranks, or the module itself if not in a group.
 
-    accumulates: whether some of its passes will be `unsynced`, which torch does not allow of a static graph.
+    accumulates: whether some of its passes will be `unsynced`, which torch does not allow with a static graph.
     """
     if not grouped():
         return module
-    known = inspect.signature(DistributedDataParallel).parameters
-    buffers = 'forward_sync_buffers' if 'forward_sync_buffers' in known else 'broadcast_buffers'  # before torch 2.15
+    accepts = inspect.signature(DistributedDataParallel).parameters
+    buffers = 'forward_sync_buffers' if 'forward_sync_buffers' in accepts else 'broadcast_buffers'  # before torch 2.15
     options = {'gradient_as_bucket_view': True, 'static_graph': not accumulates, buffers: False}
     return DistributedDataParallel(module, **options)
 
 
 def unsynced(module):
-    """A context for the passes of a `parallel` module whose gradients are to be averaged with those of a later one."""
+    """Return a context for passes of a `parallel` module that leave the averaging of gradients to a later pass."""
     return module.no_sync() if isinstance(module, DistributedDataParallel) else contextlib.nullcontext()
 
 
 def all_sum(x):
-    """x, in place, summed over the ranks; on its device, which is not waited for."""
+    """Sum x over the ranks, in place and on its device, without waiting for the device. Returns x."""
     if world() > 1:
         dist.all_reduce(x)
     return x
 
 
 def whole(part, where, n):
-    """[n, ...] of every rank's rows, `part` being this one's at the indices or slice `where`."""
+    """Return the rows of all ranks, [n, ...]. part: this rank's rows. where: their indices or slice."""
     x = part.new_zeros(n, *part.shape[1:])
     x[where] = part
     return all_sum(x)
 
 
 def highest(value):
-    """The largest of the ranks' values, int; waits for all."""
+    """Return the largest of the ranks' values, int. Waits for all ranks."""
     value = torch.tensor(value)
     if world() > 1:
         dist.all_reduce(value, dist.ReduceOp.MAX)
@@ -164,12 +164,12 @@ def highest(value):
 
 
 def any_rank(flag):
-    """Whether `flag` is true for any rank; waits for all."""
+    """Return whether `flag` is true on any rank. Waits for all ranks."""
     return bool(highest(int(flag)))
 
 
 def from_main(value):
-    """Rank 0's value, of any kind that pickles."""
+    """Return rank 0's value, of any type that pickles."""
     if world() == 1:
         return value
     values = [value]
@@ -178,7 +178,7 @@ def from_main(value):
 
 
 def same(value):
-    """Whether every rank has the same value, of any kind that pickles."""
+    """Return whether every rank has the same value, of any type that pickles."""
     values = [None] * world()
     if world() > 1:
         dist.all_gather_object(values, value)
@@ -188,43 +188,43 @@ def same(value):
 @contextlib.contextmanager
 def _in_turn(turn, turns):
     for _ in range(turn):
-        any_rank(False)  # waits for those before
+        any_rank(False)  # wait for the ranks before
     yield
     for _ in range(turn + 1, turns):
         any_rank(False)
 
 
 def main_first():
-    """Rank 0 goes through the block before the others, which find what it has written where all of them look."""
+    """Run the block on rank 0 before the others, which then find what it wrote in a folder that all ranks share."""
     return _in_turn(0 if rank() == 0 else 1, 2)
 
 
 def first_here():
-    """Rank 0, then the first rank of each other machine, then the rest: each finds what was written on its machine.
+    """Run the block on rank 0, then on the first rank of each other machine, then on the rest.
 
-    The machines may share the place, and are not in each other's way if they do.
+    Each rank thus finds what was written on its machine, whether or not the machines share a folder.
     """
     return _in_turn(0 if rank() == 0 else 1 if local_rank() == 0 else 2, 3)
 
 
 class Consensus:
-    """Flags that any rank may raise, heard by all at the same call: the next one, so that no step waits for them.
+    """Flags that any rank may raise. All ranks see them at the next call, so that no step waits for the exchange.
 
-    A process alone hears itself at once.
+    A single process sees its own flags at once.
     """
 
     def __init__(self):
         self.pending = None
 
     def __call__(self, *flags):
-        """The flags to act upon now, a list of bool, having raised those given."""
+        """Raise these flags; return the flags to act upon now, a list of bool."""
         if world() == 1:
             return list(flags)
-        heard = [False] * len(flags)
+        raised = [False] * len(flags)
         if self.pending:
             work, counts = self.pending
             work.wait()
-            heard = [bool(count) for count in counts]
+            raised = [bool(count) for count in counts]
         counts = torch.tensor([int(flag) for flag in flags])
         self.pending = dist.all_reduce(counts, async_op=True), counts
-        return heard
+        return raised

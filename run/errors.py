@@ -1,7 +1,7 @@
-"""Two of the errors that end a run in one line: flags that cannot be, and too little memory.
+"""Two of the errors that end a run in one line: wrong flags, and too little memory.
 
-What cannot be read is an error of the module that reads it: CheckpointError, DataError, ScoreError. Anything else is a
-fault of this program and ends in a traceback.
+A module that cannot read something has an error of its own: CheckpointError, DataError, ScoreError. A bug of this
+program ends in a traceback.
 """
 
 import contextlib
@@ -10,16 +10,16 @@ import torch
 
 
 class UsageError(ValueError):
-    """Flags that are wrong, or wrong together; the message names them."""
+    """Flags are wrong, or do not go together. The message names them."""
 
 
 class OutOfMemory(Exception):
-    """Memory ran out; the message says which flag makes do with less."""
+    """Memory ran out. The message says which flag to lower or raise."""
 
 
 @contextlib.contextmanager
 def usage():
-    """Around checks of flags, and nothing else: raises their ValueErrors as UsageError."""
+    """Raise the ValueErrors of a block as UsageError. Use it only around checks of flags."""
     try:
         yield
     except ValueError as error:
@@ -28,8 +28,7 @@ def usage():
 
 @contextlib.contextmanager
 def memory(remedy):
-    """Raise OutOfMemory, naming the remedy, if the memory of the GPU or the machine runs out within; the innermost one
-    counts."""
+    """Raise OutOfMemory, naming the remedy, if a block runs out of memory, GPU or other. The innermost block counts."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

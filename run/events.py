@@ -1,7 +1,7 @@
-"""What a run says as it goes: TensorBoard's files, and the log of a training that fills them.
+"""Write TensorBoard's event files, and log a training to them.
 
-Not tensorboardX's SummaryWriter: its queue is in no flush, so that a kill after a checkpoint would lose what came
-before it. Here each thing said is in the file by the next `flush`.
+tensorboardX's SummaryWriter is not used: its flush leaves out its queue, so that a kill after a checkpoint would lose
+events from before it. Here every event is in the file after the next `flush`.
 """
 
 import contextlib
@@ -21,19 +21,19 @@ from tensorboardX.record_writer import RecordWriter
 
 from run import hardware, progress
 
-LOG_SECONDS = 1.0  # between two readings of the losses on a GPU, each of which waits for it
-SCORES = ('FID', 'IS', 'KID', 'SW', 'label_accuracy', 'bits_per_dim')  # how the names of a record's scores begin
+LOG_SECONDS = 1.0  # between readings of the losses on a GPU, since each waits for the GPU
+SCORES = ('FID', 'IS', 'KID', 'SW', 'label_accuracy', 'bits_per_dim')  # prefixes of the scores in a record
 
 
 class Events:
-    """Scalars, images and flags of a run, by step. Raises OSError where the folder cannot be written."""
+    """Scalars, images and flags of a run, by step. Raises OSError if the folder cannot be written."""
 
     def __init__(self, folder):
         self.folder = folder
         self._open()
 
     def _open(self):
-        # TensorBoard reads the files in the order of their names: a new one goes last, be the clock set back.
+        # TensorBoard reads files in the order of their names: a new one must be last, even if the clock was set back.
         found = (re.match(r'events\.out\.tfevents\.(\d{10})\.', name) for name in os.listdir(self.folder))
         stamp = max([int(time.time()), *(int(name[1]) + 1 for name in found if name)])
         name = f'events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}'
@@ -42,28 +42,30 @@ class Events:
         self._write(file_version='brain.Event:2')
 
     def restart(self, step):
-        """Hide what a killed run wrote of steps from `step` on."""
+        """Hide what a killed run wrote about `step` and later steps."""
         self._write(step=step, session_log=SessionLog(status=SessionLog.START))
 
     def scalar(self, name, value, step):
-        """Note a number."""
+        """Add a number."""
         self._write(step=step, summary=summary.scalar(_legal(name), value))
 
     def image(self, name, picture, step):
-        """Note a PIL image."""
+        """Add a PIL image."""
         self._write(step=step, summary=summary.image(_legal(name), np.asarray(picture), dataformats='HWC'))
 
     def flags(self, flagfile, config):
-        """Note the flags of a run, as text and as hyperparameters. flagfile: text. config: {name: value}."""
-        lines = ''.join(f'    {line}\n' for line in flagfile.splitlines())  # code, in Markdown
+        """Add the flags of a run, as text and as hyperparameters. flagfile: text. config: {name: value}."""
+        lines = ''.join(f'    {line}\n' for line in flagfile.splitlines())  # Markdown's code
         values = {key: value if isinstance(value, (bool, int, float)) else str(value) for key, value in config.items()}
         experiment, start, _ = summary.hparams(values, {'loss': None})
         for each in (summary.text('flags', lines), experiment, start):
             self._write(step=0, summary=each)
 
     def flush(self):
-        """Have on disk what was noted. Goes on in a new file if another process, an --eval, has begun one meanwhile:
-        TensorBoard reads the last alone."""
+        """Write everything added to disk.
+
+        Goes on in a new file if another process, such as an --eval, has begun one: TensorBoard reads only the last.
+        """
         with self._named():
             self.writer.flush()
         last = max(name for name in os.listdir(self.folder) if name.startswith('events.out.tfevents.'))
@@ -72,7 +74,7 @@ class Events:
             self._open()
 
     def close(self):
-        """End the file."""
+        """Close the file."""
         with self._named():
             self.writer.close()
 
@@ -84,7 +86,7 @@ class Events:
     def _named(self):
         try:
             yield
-        except OSError as error:  # of a full disk, which names no file
+        except OSError as error:  # that of a full disk names no file
             error.filename = self.path
             raise
 
@@ -94,7 +96,7 @@ def _legal(name):
 
 
 def scores_of(record):
-    """{tag: value} of the scores in a record of --eval or --nll."""
+    """Return {tag: value} for the scores in a record of --eval or --nll."""
     weights = record['weights'].upper()
     return {
         f'{name}_{weights}': value for name, value in record.items() if name.startswith(SCORES) and value is not None
@@ -102,9 +104,9 @@ def scores_of(record):
 
 
 def note(folder, step, scalars=(), images=()):
-    """Add to the run in a folder what was found of its checkpoint at `step`: {tag: number} and {tag: PIL image}.
+    """Add {tag: number} and {tag: PIL image}, made from the checkpoint of `step`, to the run in a folder.
 
-    Only warns if the folder cannot be written: it may hold a checkpoint of someone else's.
+    Only warns if the folder cannot be written: the checkpoint may belong to someone else.
     """
     try:
         events = Events(folder)
@@ -118,7 +120,7 @@ def note(folder, step, scalars=(), images=()):
 
 
 class Silence:
-    """The `Log` of all ranks but 0."""
+    """A `Log` that does nothing, for all ranks but 0."""
 
     def __enter__(self):
         return self
@@ -131,19 +133,19 @@ class Silence:
 
 
 class Losses:
-    """The losses and gradient norms of steps, left on the device until they are read, all at once, and checked."""
+    """Losses and gradient norms of steps. They stay on the device until `read` takes and checks them all at once."""
 
     def __init__(self, remedy):
-        """remedy: called without arguments, says what to do about a loss that is not finite."""
+        """remedy: a function that returns what to do about a loss that is not finite."""
         self.remedy = remedy
         self.pending = []  # (step, loss and norm, lr)
 
     def add(self, step, loss, norm, lr):
-        """Note one step."""
+        """Add one step."""
         self.pending.append((step, torch.stack([loss, norm]), lr))
 
     def read(self):
-        """(step, loss, norm, lr) of each step noted. Raises FloatingPointError, with the step, if one is not finite."""
+        """Return (step, loss, norm, lr) of each step added. Raises FloatingPointError, with the step, if not finite."""
         if not self.pending:
             return []
         values = torch.stack([pair for _, pair, _ in self.pending]).tolist()
@@ -156,10 +158,10 @@ class Losses:
 
 
 class Log:
-    """TensorBoard and the progress bar. Losses are read off the device, and checked, when shown and before a save.
+    """TensorBoard and the progress bar. Losses are read off the device and checked when shown and before a save.
 
-    A point of TensorBoard is the mean over the steps since the point before it. There is one every --log_step steps
-    and one at each flush, so also before each checkpoint: a run that goes on from there has each step in one mean.
+    A point in TensorBoard is the mean over the steps since the point before it. There is one every --log_step steps
+    and one at each flush, which precedes each checkpoint: a resumed run thus counts each step in exactly one mean.
     """
 
     def __init__(self, run, flagfile):
@@ -170,11 +172,11 @@ class Log:
         self.events.flags(flagfile, vars(run.config))
         self.losses = Losses(self._remedy)
         self.read_since = []  # (loss, norm, seconds) of each step since the last point
-        self.recent = deque(maxlen=100)  # losses, whose mean is shown
+        self.recent = deque(maxlen=100)  # losses, shown as their mean
         self.restart_clock()
 
     def restart_clock(self):
-        """Leave what was just done out of the images a second."""
+        """Restart the clock, so that images per second leave out what was just done."""
         self.last = time.monotonic()
 
     def __enter__(self):
@@ -187,20 +189,20 @@ class Log:
             self.bar.close()
 
     def add(self, loss, norm, lr):
-        """Note one step."""
+        """Add one step."""
         self.losses.add(self.run.step, loss, norm, lr)
         if self.run.device.type == 'cpu' or time.monotonic() - self.last > LOG_SECONDS:
             self.read()
 
     def flush(self):
-        """Read what was noted and have it on disk, as must be before a checkpoint makes those steps the past."""
+        """Read the steps added and write them to disk. Call it before each checkpoint: no later run repeats them."""
         self.read()
         self.point()
         self.events.flush()
         self.bar.refresh()
 
     def read(self):
-        """Read, check and write what was noted. Raises FloatingPointError as `Losses.read`."""
+        """Read, check and write the steps added. Raises FloatingPointError as `Losses.read`."""
         read = self.losses.read()
         if not read:
             return
@@ -236,12 +238,12 @@ class Log:
         return f'stopped before the update; {kept}; try {", ".join(tips[:-1])} or {tips[-1]}'
 
     def image(self, name, picture):
-        """A PIL image to TensorBoard."""
+        """Send a PIL image to TensorBoard."""
         self.events.image(name, picture, self.run.step)
         self.events.flush()
 
     def scores(self, record):
-        """The scores of an evaluation to TensorBoard."""
+        """Send the scores of an evaluation to TensorBoard."""
         for name, value in scores_of(record).items():
             self.events.scalar(name, value, self.run.step)
         self.events.flush()

@@ -1,4 +1,4 @@
-"""Files that are either whole or as they were before, on every platform."""
+"""Write files so that each is either complete or as it was before, on every platform."""
 
 import contextlib
 import errno
@@ -6,19 +6,19 @@ import os
 import shutil
 import time
 
-# What a file system says that has no locks, or no fsync of a folder.
+# The errors of a file system that has no locks, or no fsync of folders.
 UNSUPPORTED = [
     code for code, name in errno.errorcode.items() if name in ('ENOSYS', 'ENOLCK', 'EOPNOTSUPP', 'ENOTSUP', 'EINVAL')
 ]
-PATIENCE = 5.0 if os.name == 'nt' else 0.0  # seconds; Windows replaces no file that another process has open
+PATIENCE = 5.0 if os.name == 'nt' else 0.0  # seconds; Windows cannot replace a file that is open
 
 
 @contextlib.contextmanager
 def replacing(path, durable=False, first=lambda temporary: None):
-    """Give a temporary path that becomes `path` at the end, so that no file or folder half-written passes for whole.
+    """Give a temporary path that becomes `path` at the end, so that `path` is never a half-written file or folder.
 
-    durable: a file survives a loss of power from then on. first: called with the temporary path, whole, before it
-    becomes `path`. On any error the temporary file or folder is removed, and `path` is what it was.
+    durable: whether the file then survives a loss of power. first: called with the complete temporary path, before it
+    becomes `path`. On any error the temporary file or folder is removed, and `path` stays as it was.
     """
     temporary = f'{path}.tmp'
     try:
@@ -27,20 +27,20 @@ def replacing(path, durable=False, first=lambda temporary: None):
             _sync(temporary, os.O_RDWR)
         first(temporary)
         replace(temporary, path)
-        if durable and hasattr(os, 'O_DIRECTORY'):  # Windows opens no folder
+        if durable and hasattr(os, 'O_DIRECTORY'):  # Windows cannot open folders
             _sync(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
     finally:
         remove(temporary)
 
 
 def write_text(path, text):
-    """Write a text file, whole or not at all."""
+    """Write a text file, completely or not at all."""
     with replacing(path) as temporary, open(temporary, 'w') as file:
         file.write(text)
 
 
 def replace(source, target):
-    """os.replace, which on Windows waits for those that read the target: a run that samples, or a virus scanner."""
+    """Call os.replace. On Windows, wait for processes that read the target: a sampling run, or a virus scanner."""
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
@@ -52,7 +52,7 @@ def replace(source, target):
 
 
 def remove(path):
-    """Remove a file or a folder, if it is there and can be removed."""
+    """Remove a file or folder, if it exists and can be removed."""
     with contextlib.suppress(OSError):
         if os.path.isdir(path):
             shutil.rmtree(path)
@@ -61,7 +61,7 @@ def remove(path):
 
 
 def link(path, other):
-    """Have a file at another path as well: a second name for the same bytes, or a copy on a file system without."""
+    """Give a file a second path: a hard link, or a copy if the file system has no links."""
     with replacing(other) as temporary:
         remove(temporary)
         try:

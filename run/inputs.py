@@ -1,4 +1,4 @@
-"""The data set of a config: opened, described, checked against a checkpoint, and its batches."""
+"""Open the data set of a config, describe it, check it against a checkpoint, and give its batches."""
 
 import logging
 import os
@@ -12,12 +12,12 @@ from run.config import replace
 
 
 def dataset(config, split='train', like=None):
-    """The images or points of --dataset, of which it says in one line what they are.
+    """Return the images or points of --dataset, and log in one line what they are.
 
-    Classes are numbered as the checkpoint does, or as another data set, `like`, does.
+    Classes are numbered as in the checkpoint or, if `like` is given, as in that data set.
 
-    Raises DataError as `dataset.load`, where there is no such split, and where it has classes or colour that `like`
-    has not.
+    Raises DataError as `dataset.load`, if there is no such split, and if it has classes or colour that `like` does
+    not have.
     """
     name = _name(config, split)
     data = _opened(config, split, 3 if like is not None and like.channels == 3 else config.image_channels, like)
@@ -46,10 +46,10 @@ def _opened(config, split, channels, like=None):
 
 
 def _class_names(config, data):
-    """The classes in the order that the checkpoint of a config has them, or that of the data where it has none."""
+    """Return the classes in the order of the config's checkpoint, or in that of the data if it has none."""
     if config.class_names is not None or config.dataset in datasets.DATASETS:
         return config.class_names or data.classes
-    names = sorted(data.classes)  # as they were numbered before checkpoints held their names
+    names = sorted(data.classes)  # the numbering of checkpoints that hold no names
     if names != data.classes:
         logging.warning(
             'the checkpoint holds no names of classes: they are numbered as when it was trained, by their letters: %s',
@@ -59,10 +59,10 @@ def _class_names(config, data):
 
 
 def go_on_with_classes(config, data):
-    """Number the classes of a data set as the checkpoint that training goes on from does, and those new to it last.
+    """Number the classes of a data set as in the checkpoint that training resumes from; new classes come last.
 
-    config: its `class_names` are the checkpoint's, and become the data's. Raises DataError where the network has no
-    room for them.
+    config: its `class_names` are the checkpoint's, and become the data's. Raises DataError if the network has too few
+    labels for them.
     """
     data.arrange(_class_names(config, data))
     if data.num_classes > config.num_classes:
@@ -71,7 +71,7 @@ def go_on_with_classes(config, data):
 
 
 def check_channels(config, data):
-    """Raise DataError where images of a data set have other channels than the network of a config."""
+    """Raise DataError if the images of a data set have other channels than the network of a config."""
     if data.channels != config.channels:
         found, wanted = ('grey' if n == 1 else 'in colour' for n in (data.channels, config.channels))
         raise datasets.DataError(
@@ -81,7 +81,7 @@ def check_channels(config, data):
 
 
 def check_classes(config, data):
-    """Raise DataError where the labels of a data set are not those that the network of a config was trained on."""
+    """Raise DataError if the labels of a data set are not those that the network of a config was trained on."""
     known = config.num_classes if config.class_names is None else len(config.class_names)
     if config.num_classes and data.num_classes != known:
         raise datasets.DataError(
@@ -91,10 +91,10 @@ def check_classes(config, data):
 
 
 def identity(config, split='train', data=None):
-    """What `dataset(config, split)` is, a dict as JSON can keep it, for caches made from it to be checked by.
+    """Return what identifies `dataset(config, split)`, a dict that fits in JSON. Caches made from it are checked by it.
 
-    data: that data set, if it is open already. A named one is not opened, which might download it: its name tells, and
-    the size of a database that the user brought. Raises DataError as `dataset`.
+    data: that data set, if it is already open. A named one is not opened, since that might download it: its name
+    identifies it, with the size of a database that the user supplied. Raises DataError as `dataset`.
     """
     source = datasets.DATASETS.get(config.dataset)
     if source is None:
@@ -107,10 +107,10 @@ def identity(config, split='train', data=None):
 
 
 def fit(config, data):
-    """The config with what the data decides: channels, classes with --cond, mean and std with --prior=data.
+    """Return the config with what the data decides: channels, classes with --cond, mean and std with --prior=data.
 
-    Raises DataError if --net is not for such data, --cond finds no labels or more than --num_classes, or --labels names
-    others.
+    Raises DataError if --net is not for such data, if --cond finds no labels or more than --num_classes, or if
+    --labels names labels that the data does not have.
     """
     _check_kind(config, data)
     num_classes = (config.num_classes or data.num_classes) if config.cond else 0
@@ -124,14 +124,14 @@ def fit(config, data):
         moments=moments(config, data) if config.prior == 'data' else config.moments,
     )
     try:
-        labels.chosen(fitted)  # for the previews
+        labels.chosen(fitted)  # checks the labels of the previews
     except ValueError as error:
         raise datasets.DataError(str(error)) from error
     return fitted
 
 
 def moments(config, data):
-    """Mean and standard deviation of 4,096 items of a data set, [2, ...], for --prior=data."""
+    """Return the mean and standard deviation of 4,096 items of a data set, [2, ...], for --prior=data."""
     std, mean = torch.std_mean(sample_items(config, data, 4096), dim=0, correction=0)
     return torch.stack([mean, std]).cpu()
 
@@ -144,7 +144,7 @@ def _check_kind(config, data):
 
 
 def batches(config, data, step):
-    """Endless training batches from `step` on, this rank's share of each, as `loader.batches` gives them."""
+    """Return endless training batches from `step` on, this rank's share of each, as `loader.batches` gives them."""
     how = (hardware.device(config), config.random_flip, config.num_workers, config.loader_timeout)
     share = distributed.share(config.batch_size)
     return loader.batches(data, config.batch_size, config.seed, step, *how, share, _watch)
@@ -155,20 +155,20 @@ def _watch(batches, data):
 
 
 def in_order(config, data, batch_size=256, share=slice(None)):
-    """Every item of a data set, or a share of it, once, as `loader.in_order` gives them."""
+    """Return every item of a data set, or of a share of it, once, as `loader.in_order` gives them."""
     return loader.in_order(data, config.num_workers, config.loader_timeout, batch_size, share)
 
 
 def sample_items(config, data, n):
-    """n images or points of a data set, or all of fewer, as the network sees them: those that --seed picks."""
+    """Return n images or points of a data set, or all if it has fewer, as the network sees them. --seed picks them."""
     chosen = next(loader.index_batches(len(data), min(n, len(data)), config.seed, 0))
     return data.prepare(loader.pick(data, chosen)).to(hardware.device(config))
 
 
 def labelled(config):
-    """(images, labels, test images, test labels) of --dataset; every tenth is held out where it has no test split.
+    """Return (images, labels, test images, test labels) of --dataset. Without a test split, hold out every tenth.
 
-    Raises DataError where it has no labels.
+    Raises DataError if it has no labels.
     """
     train = dataset(config)
     if not train.num_classes:
@@ -182,7 +182,7 @@ def labelled(config):
 
 
 def labelled_identity(config):
-    """What `labelled` gives, as `identity` says it. Raises DataError as `dataset`."""
+    """Return what identifies the data of `labelled`, as `identity` does. Raises DataError as `dataset`."""
     return {**identity(config), 'test': identity(config, 'test') if _has_test(config) else None}
 
 
@@ -191,6 +191,6 @@ def _has_test(config):
 
 
 def is_native(config):
-    """Whether the images of a named data set are all of --img_size to begin with."""
+    """Return whether all images of a named data set have --img_size to begin with."""
     source = datasets.DATASETS.get(config.dataset)
     return source is not None and source.size == config.img_size

@@ -1,4 +1,4 @@
-"""The labels to draw, and what they are called."""
+"""The labels to draw, and their names."""
 
 import torch
 
@@ -7,11 +7,11 @@ from run import hardware
 
 
 def chosen(config):
-    """The labels of --labels, a sequence of int; None for an unconditional network.
+    """Return the labels of --labels, a sequence of int; None for an unconditional network.
 
-    They are names of classes or, unless a class is called by a number, the numbers of classes, from 0.
+    The flag takes names of classes, and their numbers from 0 unless the name of a class is itself a number.
 
-    Raises ValueError for labels that the network does not have.
+    Raises ValueError if the network does not have those labels.
     """
     if not config.num_classes:
         if config.labels != 'all' or config.guidance != 1:
@@ -30,13 +30,13 @@ def chosen(config):
 
 
 def names(config):
-    """What the labels of the config's network are called: by the names of its classes, else by their numbers."""
+    """Return the names of the labels of the config's network: class names, and numbers for those without a name."""
     names = config.class_names or []
     return [*names, *map(str, range(len(names), config.num_classes))]
 
 
 def of_indices(config, indices):
-    """The label of each image to draw, int64 [B]: those `chosen` in turn; None for an unconditional network."""
+    """Return the label of each image, int64 [B]: the `chosen` ones in turn; None for an unconditional network."""
     turn = chosen(config)
     if turn is None:
         return None

@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar in a terminal; elsewhere, as in the log file of a job, a plain line every 30 seconds."""
+"""Show progress on stderr: a bar in a terminal; elsewhere, such as in a log file, a plain line every 30 seconds."""
 
 import os
 import sys
@@ -11,15 +11,15 @@ _silent = False
 
 
 def silence():
-    """Show nothing from here on: of several processes one is enough."""
+    """Show nothing from here on. If there are several processes, only one shows progress."""
     global _silent
     _silent = True
 
 
 def bar(iterable=None, desc='', total=None, unit='it', initial=0, leave=True, unit_scale=False, silent=False):
-    """A tqdm bar or, where stderr is no terminal, `Lines`; with TQDM_DISABLE=1 neither shows anything.
+    """Return a tqdm bar or, if stderr is not a terminal, `Lines`. With TQDM_DISABLE=1 neither shows anything.
 
-    leave: whether even a short task is worth a line that stays. silent: neither, for this task.
+    leave: whether a line stays even after a short task. silent: whether to show nothing for this task.
     """
     if total is None and hasattr(iterable, '__len__'):
         total = len(iterable)
@@ -31,7 +31,7 @@ def bar(iterable=None, desc='', total=None, unit='it', initial=0, leave=True, un
 
 
 def counted(batches, desc, total, unit):
-    """Give batches, (x [n, ...], y), and show a bar of how many items have come."""
+    """Yield batches, (x [n, ...], y), and show a bar that counts their items."""
     with bar(desc=desc, total=total, unit=unit, leave=False) as shown:
         for batch in batches:
             yield batch
@@ -39,13 +39,13 @@ def counted(batches, desc, total, unit):
 
 
 class Lines:
-    """What the rest of the program uses of tqdm, in plain lines."""
+    """The part of tqdm that this program uses, printed as plain lines."""
 
     def __init__(self, iterable, silent, desc, total, unit, initial, leave, unit_scale):
         self.iterable, self.desc, self.total, self.unit = iterable, desc, total, unit
         self.n, self.initial, self.leave, self.unit_scale = initial, initial, leave, unit_scale
         self.silent = silent
-        self.postfix, self.shown = '', None  # n of the last line
+        self.postfix, self.shown = '', None  # shown: n of the last line
         self.begin = self.last = time.monotonic()
 
     def __iter__(self):
@@ -61,19 +61,19 @@ class Lines:
         self.close()
 
     def update(self, n=1):
-        """Count n more."""
+        """Add n to the count."""
         self.n += n
         if time.monotonic() - self.last >= SECONDS:
             self.refresh()
 
     def set_postfix(self, refresh=True, **values):
-        """What to say at the end of a line."""
+        """Set the text at the end of a line."""
         self.postfix = ''.join(f', {key}={value}' for key, value in values.items())
 
     def refresh(self):
-        """Say now how far it is, once."""
-        told, self.last, self.shown = self.shown, time.monotonic(), self.n
-        if self.silent or told == self.n:
+        """Print the count now, unless the last line already shows it."""
+        previous, self.last, self.shown = self.shown, time.monotonic(), self.n
+        if self.silent or previous == self.n:
             return
         seconds, done = self.last - self.begin, self.n - self.initial
         rate = done / seconds if seconds else 0
@@ -85,6 +85,6 @@ class Lines:
         print(f'{self.desc}: ' * bool(self.desc) + ', '.join(parts) + self.postfix, file=sys.stderr, flush=True)
 
     def close(self):
-        """Say where it ended."""
+        """Print the final count."""
         if self.leave or self.shown is not None:
             self.refresh()

@@ -1,4 +1,4 @@
-"""From a checkpoint to its config, its network and its step."""
+"""Restore the config, network and step of a checkpoint."""
 
 import logging
 import os
@@ -11,16 +11,16 @@ from run.errors import UsageError, usage
 
 
 def run_folder(config):
-    """Where the checkpoint lies."""
+    """Return the folder of the checkpoint."""
     if os.path.isdir(config.ckpt):
         return config.ckpt
     return os.path.dirname(config.ckpt) if config.ckpt else config.logdir
 
 
 def restore(config, given):
-    """The config that a checkpoint was trained with (see `adopt`), its network in eval mode, and its step.
+    """Return the config that a checkpoint was trained with (see `adopt`), its network in eval mode, and its step.
 
-    Raises FileNotFoundError or CheckpointError where it cannot be read, UsageError where given flags contradict it.
+    Raises FileNotFoundError or CheckpointError if it cannot be read, UsageError if given flags contradict it.
     """
     path = config.ckpt or config.logdir
     if not config.ckpt or os.path.isdir(path):
@@ -40,12 +40,12 @@ def restore(config, given):
 
 
 def _import_it(config):
-    return f'begin a run of it with --import_ckpt={config.ckpt or config.logdir} --logdir=NEW'
+    return f'import it with --import_ckpt={config.ckpt or config.logdir} --logdir=NEW'
 
 
 def _restored(config, given, path, weights, state):
     stored = state.get('config')
-    if stored is None:  # pytorch-ddpm's own: the flags describe it, but for the channels, which it had no flag for
+    if stored is None:  # pytorch-ddpm's: the flags describe all but the channels, for which it had no flag
         stored = {'channels': weights['head.weight'].shape[1]} if 'head.weight' in weights else {}
     config = adopt(config, stored, given)
     checks.check(config)
@@ -53,7 +53,7 @@ def _restored(config, given, path, weights, state):
         labels.chosen(config)
     if config.prior == 'data' and config.moments is None:
         raise UsageError('--prior=data needs a checkpoint trained with it')
-    with torch.device('meta'):  # before anything of a size that a damaged file made up is allocated
+    with torch.device('meta'):  # check shapes first: a damaged file may ask for any amount of memory
         checkpoint.check_weights(build.network(config).state_dict(), weights, path)
     net = build.network(config)
     net.load_state_dict(weights)
@@ -62,8 +62,8 @@ def _restored(config, given, path, weights, state):
 
 
 def _hint(config, stored, step):
-    """Warn of weights that draw poorly however well the run goes. stored: the config of the checkpoint."""
-    left = stored.get('ema_decay', config.ema_decay) ** (step or 0)  # what the average holds of what it began with
+    """Warn of weights that will draw poor images. stored: the config of the checkpoint."""
+    left = stored.get('ema_decay', config.ema_decay) ** (step or 0)  # the initial weights' part of the average
     if config.weights == 'ema' and step and left > 0.1 and not stored.get('import_ckpt'):
         logging.warning(
             'the averaged weights of step %d are still %.0f%% those that the run began with: --weights=net may draw '
