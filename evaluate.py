@@ -1,6 +1,6 @@
-"""FID, IS and KID of a checkpoint, of images made by anything, or of one data set against another.
+"""Score a checkpoint, images from any source, or one data set against another by FID, IS and KID.
 
-Of points, the sliced Wasserstein distance.
+Points are scored by the sliced Wasserstein distance.
 """
 
 import dataclasses
@@ -22,18 +22,18 @@ from run import build, distributed, hardware, inputs, labels, progress
 from run.config import recorded_keys, replace
 from run.restore import run_folder
 
-FEW = 50000  # below this many images the published protocol's FID is biased upward
+FEW = 50000  # the published protocol's number of images; with fewer, FID is biased upward
 
 
 def evaluate(config, net, step=None, interrupted=lambda: False):
-    """Draw --num_images, by default 50,000, with `net` and score them in a stream.
+    """Draw --num_images (default 50,000) with `net` and score them in a stream.
 
-    Returns the record, or None once interrupted. Each rank draws and scores a share of the images; rank 0 has the
+    Returns the record, or None if interrupted. Each rank draws and scores a share of the images; rank 0 returns the
     record, the others None.
 
     Appends the record as one JSON line to logdir/eval.txt and writes samples_ema.png (256 images, 16 a row) beside it.
 
-    Raises ScoreError for unusable weights or statistics, DataError where these cannot be built.
+    Raises ScoreError if weights or statistics are unusable, DataError if statistics cannot be built.
     """
     config = replace(config, num_images=config.num_images or FEW)
     scores = (_score_points if build.is_points(config) else _score_images)(config, net, interrupted)
@@ -48,13 +48,13 @@ def evaluate(config, net, step=None, interrupted=lambda: False):
 
 def _score_images(config, net, interrupted):
     begin = time.monotonic()
-    with distributed.first_here():  # to train a classifier and build statistics, where they are missing
+    with distributed.first_here():  # one rank of each machine makes a missing classifier or statistics
         feature_net = load_feature_net(config)
         compared = load_statistics(config, feature_net)
     if not distributed.same(feature_net.weights_hash):
         raise score.ScoreError(f'{feature_net.name} is not the same on all machines: let them share stats/, or copy it')
     scorer = score.Scorer(feature_net, config.num_images, min(10, config.num_images))
-    # Labels mean the same to both where the classifier learned those of the data set.
+    # The classifier learned the labels of the data set, so its answers are comparable.
     labelled = config.num_classes and config.feature_net == 'classifier'
     hits = torch.zeros((), dtype=torch.int64, device=hardware.device(config))
     shown = torch.zeros(min(256, config.num_images), *build.shape(config), dtype=torch.uint8, device=hits.device)
@@ -62,8 +62,8 @@ def _score_images(config, net, interrupted):
     for chunk, x_0 in walk.draw(config, net, indices, interrupted):
         logits = scorer.update((x_0 + 1) / 2, torch.tensor(chunk))
         hits += (logits.argmax(1) == labels.of_indices(config, chunk)).sum() if labelled else 0
-        seen = [i for i in chunk if i < len(shown)]
-        shown[seen] = picture.to_uint8(x_0[: len(seen)])
+        tiles = [i for i in chunk if i < len(shown)]
+        shown[tiles] = picture.to_uint8(x_0[: len(tiles)])
     if distributed.any_rank(interrupted()):
         return None
     scorer.reduce(distributed.all_sum)
@@ -85,7 +85,7 @@ def _score_images(config, net, interrupted):
 
 
 def _score_points(config, net, interrupted):
-    if distributed.rank():  # quick, and wanted in one piece
+    if distributed.rank():  # drawing points is quick: rank 0 does it alone
         return None
     drawn = [x_0.cpu() for _, x_0 in walk.draw(config, net, list(range(config.num_images)), interrupted)]
     if interrupted():
@@ -102,11 +102,11 @@ def _score_points(config, net, interrupted):
 
 
 def evaluate_images(config, given):
-    """Score --images: a folder, zip or npz of images, or an npz of statistics; prints, and returns the record.
+    """Score --images: a folder, zip or npz of images, or an npz of statistics. Print and return the record.
 
-    given: names of the flags that the user gave. A --fid_cache need not be of the data set unless --dataset is given.
+    given: names of the flags that the user set. If --dataset is not one of them, --fid_cache may hold any data set.
 
-    Raises as `evaluate`, and DataError for images that cannot be read or compared.
+    Raises as `evaluate`, and DataError if the images cannot be read or compared.
     """
     if build.is_points(config):
         raise dataset.DataError(f'--images are scored as images, and --net={config.net} is of points: leave it out')
@@ -115,7 +115,7 @@ def evaluate_images(config, given):
     compared = load_statistics(config, feature_net, checked='dataset' in given or not config.fid_cache)
     if holds_statistics(config.images):
         statistics = score.load_statistics(config.images, feature_net)
-        result, what = compare(statistics, compared, config.fid_use_torch), _of_source(statistics)
+        result, what = compare(statistics, compared, config.fid_use_torch), _describe_source(statistics)
         same = statistics.source is not None and statistics.source == compared.source
     else:
         result, what = _score_files(config, feature_net, compared)
@@ -126,7 +126,7 @@ def evaluate_images(config, given):
 
 
 def _score_files(config, feature_net, compared):
-    """(the scores, what was scored in words) of images in files. Raises DataError if they cannot be scored."""
+    """Return (scores, description of the images) for images in files. Raises DataError if they cannot be scored."""
     path = config.images
     n, stream = dataset.read_images(path, config.image_channels, config.background)
     scorer, seen = score.Scorer(feature_net, n, min(10, n)), Seen()
@@ -143,14 +143,14 @@ def _score_files(config, feature_net, compared):
 
 
 class Seen:
-    """What the images scored were like: how many of each shape and the first of them, how many copies, their range."""
+    """Counts over the scored images: how many of each shape, the first of each, how many copies, the largest value."""
 
     def __init__(self):
         self.shapes, self.first = Counter(), {}  # (C, H, W) -> how many, index of the first
         self.digests, self.largest = set(), 0
 
     def add(self, images):
-        """Take in a batch, uint8 [n, C, H, W]."""
+        """Count a batch, uint8 [n, C, H, W]."""
         shape = tuple(images.shape[1:])
         self.first.setdefault(shape, self.shapes.total())
         self.shapes[shape] += len(images)
@@ -165,9 +165,9 @@ class Seen:
         return f'{self.shapes.total()} images {of}' + (f', {copies} of them copies of others' if copies else '')
 
     def check(self, path, source):
-        """Warn of what makes a score mean something else. Raises DataError if the values are no 8-bit ones.
+        """Warn if shapes differ, which changes what a score means. Raises DataError if the values are not 8-bit ones.
 
-        source: of the statistics compared with.
+        source: what the statistics to compare with were made from.
         """
         if self.largest <= 1:
             raise dataset.DataError(f'{path}: no value is above 1 of 255: multiply by 255 before rounding to uint8')
@@ -178,14 +178,14 @@ class Seen:
                 '%s holds images of %d shapes: %d of %s, %s the first', path, len(self.shapes), n, _shape(*shape), name
             )
         usual = self.shapes.most_common(1)[0][0]
-        asked = tuple(
+        reference = tuple(
             source.get(key, own) for key, own in zip(('channels', 'img_size', 'img_size'), usual, strict=True)
         )
-        if usual != asked:
+        if usual != reference:
             logging.warning(
                 'images of %s are compared with those of %s: the score counts that difference too',
                 _shape(*usual),
-                _shape(*asked),
+                _shape(*reference),
             )
 
 
@@ -197,8 +197,8 @@ def _name(path, index):
     return f'image {index}' if path.endswith('.npz') else dataset.ImageFiles(path).names[index]
 
 
-def _of_source(statistics):
-    """What statistics are of, in words: how many images, from where."""
+def _describe_source(statistics):
+    """Say what statistics were made from: how many images, and from where."""
     source, n = statistics.source, statistics.made.get('n')
     if source is None:
         return f'{n or "an unknown number of"} images, which the file does not name'
@@ -208,12 +208,12 @@ def _of_source(statistics):
 
 
 def compare(statistics, compared, use_torch):
-    """FID and, where both keep features, KID of two sets of statistics; no IS, which needs the images."""
+    """Return FID and, if both keep features, KID of two sets of statistics. There is no IS: it needs the images."""
     return score.compare_statistics(statistics, compared, use_torch) | {'n': statistics.made.get('n')}
 
 
 def report(config, feature_net, compared, result, what, seconds):
-    """Print the scores as pytorch-ddpm does, of what and against what they are; returns all as one record."""
+    """Print the scores as pytorch-ddpm does, with what was scored against what. Return all of it as one record."""
     name = feature_net.label
     whose = config.images or f'Model({config.weights.upper()})'
     parts = []
@@ -224,7 +224,7 @@ def report(config, feature_net, compared, result, what, seconds):
         parts.append(f'{name("KID")}: {result["KID"]:.5f}({result["KID_std"]:.5f})')
     print(f'{whose}: {", ".join(parts)}')
     print(f'  {what}, {feature_net.protocol} protocol, {feature_net.precision}, {seconds:.0f} s')
-    print(f'  against {statistics_path(config)}: {_of_source(compared)}')
+    print(f'  against {statistics_path(config)}: {_describe_source(compared)}')
     if result['n'] and result['n'] < FEW:
         logging.warning('FID of %d images is biased upward: published figures are of %d', result['n'], FEW)
     scores = {name(key): value for key, value in result.items() if key != 'n'}
@@ -232,7 +232,7 @@ def report(config, feature_net, compared, result, what, seconds):
 
 
 def holds_statistics(path):
-    """Whether a file is an npz of mu and sigma."""
+    """Return whether a file is an npz of mu and sigma."""
     try:
         with zipfile.ZipFile(path) as archive:
             return {'mu.npy', 'sigma.npy'} <= set(archive.namelist())
@@ -241,14 +241,14 @@ def holds_statistics(path):
 
 
 def load_feature_net(config):
-    """The network of --feature_net, in fp32 unless --precision=bf16; a classifier is trained if need be.
+    """Return the network of --feature_net, in fp32 unless --precision=bf16. Trains a classifier if there is none.
 
-    On the FID Inception with random weights, 300 images a side, bf16 shifted FID by -0.8% (34.65 to 34.36).
+    With the FID Inception at random weights and 300 images a side, bf16 shifted FID by -0.8% (34.65 to 34.36).
     """
     weights, source = config.inception_weights or None, None
     if config.feature_net == 'classifier':
         weights = f'{_stem(config)}.classifier.pt'
-        # Other ranks take what the first of their machine leaves.
+        # The first rank of each machine checks the file or trains it; its other ranks use the result.
         source = None if distributed.local_rank() else inputs.labelled_identity(config)
     return score.FEATURE_NETS[config.feature_net](
         weights,
@@ -262,7 +262,7 @@ def load_feature_net(config):
 
 
 def statistics_path(config):
-    """--fid_cache, or stats/<dataset>.<split>.npz, with the protocol or feature net in its name where not the usual."""
+    """Return --fid_cache, or stats/<dataset>.<split>.npz, with any other than the default protocol or network named."""
     if config.fid_cache:
         return config.fid_cache
     usual = config.feature_net == 'inception' and config.fid_protocol == 'pytorch'
@@ -275,7 +275,7 @@ def _split(config):
 
 
 def _stem(config):
-    """stats/cifar10, stats/mnist32 or, since folders of one name are many, stats/faces-64-<hash of their paths>."""
+    """Return stats/cifar10, stats/mnist32 or, since folders may share a name, stats/faces-64-<hash of the paths>."""
     if config.dataset in dataset.DATASETS:
         size = '' if inputs.is_native(config) else str(config.img_size)
         colour = '' if config.image_channels == 'auto' else f'-{config.image_channels}channels'
@@ -288,11 +288,11 @@ def _stem(config):
 
 
 def load_statistics(config, feature_net, checked=True):
-    """The statistics at `statistics_path`; builds them if they are missing, or stale and not named by --fid_cache.
+    """Return the statistics at `statistics_path`. Build them if missing, or if stale and not named by --fid_cache.
 
-    checked: whether to compare what they were made from with the data set, of which a file of others says nothing.
+    checked: whether they must have been made from the data set, if the file says what it was made from.
 
-    Raises ScoreError for unusable statistics, DataError if these cannot be built or compared.
+    Raises ScoreError if statistics are unusable, DataError if they cannot be built or compared.
     """
     path, split = statistics_path(config), _split(config)
     why = 'is missing'
@@ -308,7 +308,7 @@ def load_statistics(config, feature_net, checked=True):
             why = f'was {error.why}'
     score.check_writable(path, why)
     images = inputs.dataset(config, split)
-    source = inputs.identity(config, split, images)  # before the images are read, lest they change meanwhile
+    source = inputs.identity(config, split, images)  # taken before the images are read: they may change meanwhile
     logging.info('%s %s: building it from the %d images of %s', path, why, len(images), config.dataset)
     batches = (x for x, _ in inputs.in_order(config, images))
     built = score.build_statistics(feature_net, batches, len(images), progress.bar)
@@ -317,7 +317,7 @@ def load_statistics(config, feature_net, checked=True):
 
 
 def build_statistics(config):
-    """--stats: build the statistics of the data set if need be, and print what is there.
+    """--stats: build the statistics of the data set if need be, and print what they were made with.
 
     Raises as `load_statistics`.
     """

@@ -1,12 +1,12 @@
-"""Denoising diffusion probabilistic models from the command line.
+"""Train, sample and score denoising diffusion probabilistic models from the command line.
 
-python main.py --flagfile config/CIFAR10.txt --train     trains, or goes on where it stopped
-python main.py --flagfile config/CIFAR10.txt --sample    draws images from its checkpoint
-python main.py --flagfile config/CIFAR10.txt --eval      reports its FID, IS and KID
-python main.py --flagfile config/CIFAR10.txt --nll       reports its bits/dim
-python main.py --flagfile config/CIFAR10.txt --figure=progressive    draws the way from noise to images
-python main.py --import_ckpt ema_cifar10 --logdir logs/ema_cifar10   makes a run of a published checkpoint
-python main.py --export=diffusers --logdir logs/ema_cifar10          hands a run's model to others
+python main.py --flagfile config/CIFAR10.txt --train     train, or resume where it stopped
+python main.py --flagfile config/CIFAR10.txt --sample    draw images from its checkpoint
+python main.py --flagfile config/CIFAR10.txt --eval      report its FID, IS and KID
+python main.py --flagfile config/CIFAR10.txt --nll       report its bits/dim
+python main.py --flagfile config/CIFAR10.txt --figure=progressive    draw how noise becomes images
+python main.py --import_ckpt ema_cifar10 --logdir logs/ema_cifar10   make a run from a published checkpoint
+python main.py --export=diffusers --logdir logs/ema_cifar10          write a run's model for diffusers
 """
 
 import contextlib
@@ -37,11 +37,11 @@ from run.restore import restore, run_folder
 from score import ScoreError, full_fp32
 
 FLAGS = flags.FLAGS
-ORIGINS = {}  # name of a flag -> the flagfile it comes from
+ORIGINS = {}  # name of a flag -> the flagfile that sets it
 
 
 class IntListFlag(flags.MultiFlag):
-    """--ch_mult=1 --ch_mult=2 (pytorch-ddpm's form), --ch_mult=1,2, and --attn= for the empty list."""
+    """A list of int: --ch_mult=1 --ch_mult=2 (pytorch-ddpm's form), --ch_mult=1,2, or --attn= for the empty list."""
 
     def parse(self, arguments):
         super().parse([part for part in arguments.split(',') if part])
@@ -52,18 +52,18 @@ class IntListFlag(flags.MultiFlag):
 
 
 class ChoiceParser(flags.ArgumentParser):
-    """One of the keys that a registry has when the flag is parsed."""
+    """Parser of a flag that takes a key of a registry; it looks the keys up when the flag is parsed."""
 
     def __init__(self, registry):
         self.registry = registry
 
     @property
     def enum_values(self):
-        """The keys as words."""
+        """Return the keys as strings."""
         return [str(key) for key in self.registry]
 
     def parse(self, argument):
-        """The key whose word this is. Raises ValueError if there is none."""
+        """Return the key with this name. Raises ValueError if there is none."""
         for key in self.registry:
             if str(key) == str(argument):
                 return key
@@ -88,7 +88,7 @@ def define(flag):
         flags.DEFINE_integer(*about, **bounds)
 
 
-CHOICES = {'figure': figure.FIGURES, 'export': interop.EXPORTS}  # which run/ does not know
+CHOICES = {'figure': figure.FIGURES, 'export': interop.EXPORTS}  # registries that run/ may not import
 for each in declared():
     define(each)
 
@@ -96,12 +96,12 @@ MODES = ('import_ckpt', 'train', 'sample', 'figure', 'nll', 'stats', 'eval', 'ex
 
 
 def own_flags():
-    """absl's flags of what run/config.py declares: {name: flag}."""
+    """Return {name: absl's flag} for the flags that run/config.py declares."""
     return {flag.name: FLAGS[flag.name] for flag in declared()}
 
 
 def parse_flags(argv):
-    """absl's parsing, but the command line replaces what flagfiles say; exits with 2 on an error, 0 after --help."""
+    """Parse flags with absl; the command line overrides flagfiles. Exits with 2 on an error, 0 after --help."""
     known = set(own_flags())
     if {'-h', '-help', '--help', '--helpshort'} & set(argv[1:]):
         print(commandline.help_text(__doc__, commandline.sections(argv), own_flags()))
@@ -118,22 +118,22 @@ def parse_flags(argv):
             raise UsageError(commandline.explain(error, known, ORIGINS)) from error
     for path, names in left_out.items():
         if not distributed.rank():
-            said = ' '.join(f'--{name}' for name in names)
-            print(f'main.py: {said} in {path} is left out: the command line says what to do', file=sys.stderr)
+            actions = ' '.join(f'--{name}' for name in names)
+            print(f'main.py: {actions} in {path} is left out: the command line says what to do', file=sys.stderr)
     return parsed
 
 
 @contextlib.contextmanager
 def exits(status, *errors):
-    """Turn errors of these kinds into one line and an exit status."""
+    """Turn errors of these kinds into one line on stderr and an exit status."""
     try:
         yield
     except errors as error:
-        said = ' '.join(str(error).split()) + _remedy(error)
+        message = ' '.join(str(error).split()) + _remedy(error)
         if not distributed.rank():
-            print(f'main.py: error: {said}', file=sys.stderr)
-        elif status != 2:  # which rank 0 has said too
-            print(f'main.py: error: rank {distributed.rank()}: {said}', file=sys.stderr)
+            print(f'main.py: error: {message}', file=sys.stderr)
+        elif status != 2:  # rank 0 reports wrong flags for all
+            print(f'main.py: error: rank {distributed.rank()}: {message}', file=sys.stderr)
         sys.exit(status)
 
 
@@ -144,9 +144,9 @@ def _remedy(error):
 
 
 def configuration():
-    """Return (config, given): the values of all flags, with placeholders for what the data decides, and the given ones.
+    """Return (config, given): all flag values, with placeholders for what the data decides, and the flags the user set.
 
-    given: {name of a flag that the user gave: the flagfile that says it, or '' for the command line}.
+    given: {name of a flag: the flagfile that sets it, or '' for the command line}.
     """
     undecided = {'channels': 3, 'class_names': [], 'moments': None}
     values = {flag.config_key: FLAGS[flag.name].value for flag in declared()}
@@ -155,7 +155,7 @@ def configuration():
 
 
 def flagfile(config):
-    """The text of a flagfile for a config. It says how, not what to do, so that any action may be added to it."""
+    """Return a config as the text of a flagfile. It has no actions, so that the command line can add any of them."""
     lines = []
     for flag in declared():
         value = getattr(config, flag.config_key)
@@ -165,12 +165,12 @@ def flagfile(config):
 
 
 class Interruption:
-    """Whether SIGINT or SIGTERM has come. A second Ctrl-C ends the process at once, or a signal that comes later.
+    """A callable: whether SIGINT or SIGTERM has come. A second Ctrl-C, or any signal after SAME seconds, exits at once.
 
-    Not every second one: a scheduler sends SIGTERM to all processes and torchrun, on its own, another to each rank.
+    Other signals within SAME seconds are ignored: a scheduler signals all processes, and torchrun each rank once more.
     """
 
-    SAME = 5.0  # seconds within which signals are taken for one
+    SAME = 5.0  # seconds within which signals count as one
 
     def __init__(self):
         self.signum, self.since = None, None
@@ -192,7 +192,7 @@ class Interruption:
 
 
 def main(argv):
-    """Run the modes asked for, in order. Exit status: 2 for wrong flags, 1 for a failure, 128 + n after signal n."""
+    """Run the requested modes in order. Exit status: 2 for wrong flags, 1 for a failure, 128 + n after signal n."""
     logging.basicConfig(format='%(levelname)s: %(message)s', level=logging.INFO, force=True)
     warnings.showwarning = lambda message, *_: logging.warning('%s', message)
     config, given = configuration()
@@ -209,7 +209,7 @@ def main(argv):
 
 @usage()
 def check(config):
-    """Join the other processes, if there are some. Raises UsageError for flags that describe nothing to be done."""
+    """Join the other processes, if there are any. Raises UsageError if flags are wrong or ask for nothing."""
     if config.parallel or distributed.launched() > 1:
         share_work(config)
     if config.import_ckpt and distributed.world() > 1:
@@ -221,12 +221,12 @@ def check(config):
 
 
 def draws(config):
-    """Whether a mode asked for draws or scores with the network of a checkpoint; --images and --stats do without."""
+    """Return whether a requested mode draws or scores with a checkpoint's network; --stats and --images do not."""
     return bool(config.sample or config.figure or config.nll or (config.eval and not config.images))
 
 
 def run_modes(config, given, interrupted):
-    """What main does, once all is well with the flags; what cannot be shared is rank 0's."""
+    """Run the requested modes, once the flags are checked. Rank 0 alone runs those that cannot be shared."""
 
     def go_on():
         return not distributed.any_rank(interrupted())
@@ -262,7 +262,7 @@ def run_modes(config, given, interrupted):
 
 
 def share_work(config):
-    """Join the processes that torchrun started. Raises ValueError, saying what to run, where that is amiss."""
+    """Join the processes that torchrun started. Raises ValueError, saying what to run, if that is not possible."""
     if not config.parallel:
         raise ValueError('torchrun started several processes: add --parallel for them to share the work')
     device = hardware.device(config)
@@ -277,12 +277,12 @@ def share_work(config):
 
 
 def import_run(config, given):
-    """Begin the run of --import_ckpt; returns its config."""
+    """Create a run in --logdir from the weights of --import_ckpt, and return its config."""
     source = interop.read(config.import_ckpt)
     config = adopt(config, source.config, given)
     config.cond = bool(config.num_classes)
     train.begin(config, source.net, source.ema, flagfile(config))
-    print(f'{config.logdir}: a run of {config.import_ckpt}, to --sample, --eval or --train with its flagfile.txt')
+    print(f'{config.logdir}: imported {config.import_ckpt}; use its flagfile.txt to --sample, --eval or --train')
     return config
 
 

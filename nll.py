@@ -1,7 +1,7 @@
-"""--nll: the variational bound of a checkpoint in bits/dim, term by term (Ho et al. 2020, table 1 and figure 5).
+"""--nll: compute a checkpoint's variational bound in bits/dim, by term (Ho et al. 2020, table 1 and figure 5).
 
-Images stream from the data set into float64 sums. The noise of image i, and which of its terms
-are computed, are functions of (seed, i), whatever the batch.
+Images stream from the data set into float64 sums. The noise of image i, and the choice of terms
+that are computed for it, depend only on (seed, i), not on the batch size.
 """
 
 import json
@@ -23,33 +23,33 @@ from run.config import recorded_keys, replace
 from run.errors import UsageError, usage
 from run.restore import run_folder
 
-GOLDEN = (5**0.5 - 1) / 2  # whose multiples, modulo 1, are spread evenly however many there are
+GOLDEN = (5**0.5 - 1) / 2  # any number of its multiples, modulo 1, are spread evenly
 
 
 def nll(config, net, step=None, interrupted=lambda: False):
-    """-log p(x_0) <= L_T + sum_t L_{t-1} (paper eq. 5), the mean over --split, by default test, in bits/dim.
+    """Compute -log p(x_0) <= L_T + sum_t L_{t-1} (paper eq. 5), the mean over --split (default test), in bits/dim.
 
-    Prints it, appends it to logdir/nll.txt as a line of JSON, and writes nll.npz and nll.png beside it: for each
-    timestep its mean term and the mean squared error of x0_hat, clipped as an image is; for each image, in order, L_T
-    and the total. Returns the record, or None once interrupted.
+    Prints the bound, appends it to logdir/nll.txt as a line of JSON, and writes nll.npz and nll.png beside it. They
+    hold each timestep's mean term and mean squared error of x0_hat, clipped to [-1, 1] as an image is; and each image's
+    L_T and total, in order. Returns the record, or None if interrupted.
 
-    config, net, step: of `restore`. The chain is that of the flags at eta = 1, all T steps unless --sample_steps
-    says otherwise. Each rank takes a share of the images; rank 0 has the record.
+    config, net, step: from `restore`. The chain follows the flags at eta = 1, with all T steps unless --sample_steps
+    is given. Each rank takes a share of the images; rank 0 returns the record.
 
-    Raises UsageError for points and as `term_probabilities`, DataError where there are no images for the network.
+    Raises UsageError for points and as `term_probabilities`, DataError if the network cannot take the images.
     """
     if build.is_points(config):
         raise UsageError('--nll is of 8-bit images: points are scored by --eval')
     begin = time.monotonic()
     config = replace(config, eta=1.0, split=config.split or 'test')
     device = hardware.device(config)
-    # As scores are: in float32 unless bf16 is asked for.
+    # As for the other scores: float32 unless bf16 is asked for.
     model = Inference(net, torch.bfloat16 if config.precision == 'bf16' else torch.float32)
     sampler = build.sampler(config, model).to(device)
     steps = config.nll_steps or len(sampler.timesteps)
     with usage():
         p = term_probabilities(sampler.alphas_bar[sampler.timesteps], steps)
-    with distributed.first_here():  # to download
+    with distributed.first_here():  # one rank of each machine downloads
         data = inputs.dataset(config, config.split)
     inputs.check_channels(config, data)
     inputs.check_classes(config, data)
@@ -82,7 +82,7 @@ def nll(config, net, step=None, interrupted=lambda: False):
     t = np.array(sampler.timesteps)
     with files.replacing(os.path.join(folder, 'nll.npz')) as temporary, open(temporary, 'wb') as file:
         np.savez(file, t=t, **{name: values.numpy() for name, values in arrays.items()})
-    name = os.path.basename(os.path.abspath(config.dataset)).replace('$', r'\$')  # a folder's, which is no mathtext
+    name = os.path.basename(os.path.abspath(config.dataset)).replace('$', r'\$')  # a folder's name is not mathtext
     scored = f'{len(data)} images of {name} ({config.split})'
     picture.save(os.path.join(folder, 'nll.png'), draw(t, result['L_T'], arrays['terms'], arrays['x0_mse'], scored))
     _report(config, record, len(t))
@@ -111,10 +111,10 @@ def _report(config, record, terms):
 
 
 def draw(t, prior, terms, x0_mse, scored):
-    """A picture of the terms over t, and of the distortion over the rate as noise is taken away (paper figure 5).
+    """Plot the terms over t, and the distortion over the rate as noise is removed (paper figure 5).
 
-    t: the timesteps [N]. prior: L_T. terms: [N], in bits/dim. x0_mse: [N]. The rate at t is L_T and all terms above t;
-    the distortion is the root of x0_mse, on [0, 255]. scored: what images, in words.
+    t: the timesteps [N]. prior: L_T. terms: [N], in bits/dim. x0_mse: [N]. The rate at t is the sum of L_T and all
+    terms above t; the distortion is the root of x0_mse, on [0, 255]. scored: a description of the images.
     """
     rate = (prior + terms.sum() - terms.cumsum(0)).numpy()
     seen = x0_mse.isfinite().numpy()
@@ -142,17 +142,17 @@ def draw(t, prior, terms, x0_mse, scored):
 
 
 class Bound:
-    """Sums of the bound's terms over images, float64, by index of a timestep or an image; those of two parts add up."""
+    """float64 sums of the bound's terms over images, by timestep or image. The sums of parts of the images add up."""
 
     def __init__(self, timesteps, images):
         self.terms, self.squares, self.visits = torch.zeros(3, timesteps, dtype=torch.float64)
         self.prior, self.totals = torch.zeros(2, images, dtype=torch.float64)
 
     def add(self, indices, prior, rows, terms, squares, p):
-        """Take in a batch of B images: `indices` and their L_T [B], and S terms each.
+        """Add a batch of B images: `indices` and their L_T [B], and S terms for each image.
 
-        rows, terms, squares, p: [B, S], indices of timesteps, bits/dim, mean squared errors of x0_hat, and the
-        probabilities that those terms were computed.
+        rows, terms, squares, p: [B, S]; the indices of timesteps, the terms in bits/dim, the mean squared errors of
+        x0_hat, and the probability with which each term was computed.
         """
         weighted = terms / p
         self.prior[indices] = prior
@@ -161,12 +161,12 @@ class Bound:
             sums.index_add_(0, rows.flatten(), values.flatten())
 
     def reduce(self, all_sum):
-        """Replace each process's sums by those of all; all_sum(tensor): its sum over the processes, in place."""
+        """Replace each process's sums by those over all processes. all_sum(tensor) sums a tensor over them in place."""
         for sums in vars(self).values():
             all_sum(sums)
 
     def result(self):
-        """Means over the images, in bits/dim, the total's standard error, and the mean squared error of x0_hat at t."""
+        """Return (means over images in bits/dim and the standard error of the total, arrays by timestep or image)."""
         n = len(self.totals)
         terms = self.terms / n
         return {
@@ -179,10 +179,10 @@ class Bound:
 
 
 def term_probabilities(alphas_bar, steps):
-    """p is proportional to 1/(N-1) + bits_t / sum(bits), capped at 1; L_0 is always taken.
+    """Return p proportional to 1/(N-1) + bits_t / sum(bits), capped at 1; L_0 has p = 1.
 
-    Returns the probability, float64 [N], that each of a chain's N terms is among the `steps` that are computed for an
-    image. bits_t is what the term takes if x_0 ~ N(0, I). alphas_bar: [N], ascending in t.
+    p: float64 [N], the probability that a term of the chain is among the `steps` terms computed for an image. bits_t
+    is the size of the term if x_0 ~ N(0, I). alphas_bar: [N], ascending in t.
 
     Raises ValueError if `steps` is not between 2 and N.
     """
@@ -201,17 +201,17 @@ def term_probabilities(alphas_bar, steps):
 
 
 def pick_terms(p, indices, seed):
-    """Pick S terms for each image: rows [B, S], row r with probability p[r] (systematic sampling)."""
+    """Return rows [B, S], S terms for each image; term r is picked with probability p[r] (systematic sampling)."""
     u = (derive_seed('nll', seed) / 2**63 + GOLDEN * indices.double()) % 1
     teeth = u[:, None] + torch.arange(round(p.sum().item()))
     return torch.searchsorted(p.cumsum(0), teeth, right=True).clamp(max=len(p) - 1)
 
 
 def estimate(sampler, batches, n, p, seed, advance=lambda: True):
-    """The `Bound` of n images under the chain of `sampler`.
+    """Return the `Bound` of n images under the chain of `sampler`.
 
-    batches: of (indices int64 [B], x_0 in [-1, 1] [B, C, H, W], y int64 [B] or None). p: as `term_probabilities`
-    gives it. advance: called after each term of a batch; if it says no, the answer is None.
+    batches: yields (indices int64 [B], x_0 in [-1, 1] [B, C, H, W], y int64 [B] or None). p: from
+    `term_probabilities`. advance: called after each term of a batch; if it returns False, the result is None.
     """
     device = sampler.columns.device
     exact = score.exact_device(device)
@@ -221,15 +221,15 @@ def estimate(sampler, batches, n, p, seed, advance=lambda: True):
     for indices, x_0, y in batches:
         noise = Noise(derive_seed('nll', seed), indices.tolist(), x_0.shape[1:], device)
         rows = pick_terms(p, indices, seed)
-        found = []
+        computed = []
         for t in timesteps[rows].to(device).unbind(1):
             x_t = extract(alpha, t, x_0.shape) * x_0 + extract(sigma, t, x_0.shape) * noise()
             term, x0_hat = variational_term(sampler, x_0, x_t, t, sampler.model(x_t, t, y))
             square = (x_0 - x0_hat.clamp(-1, 1)) ** 2
-            found.append(torch.stack([each.to(exact).double().flatten(1).mean(1) for each in (term, square)]))
+            computed.append(torch.stack([each.to(exact).double().flatten(1).mean(1) for each in (term, square)]))
             if not advance():
                 return None
-        terms, squares = torch.stack(found, dim=2).cpu()  # [B, S] each
+        terms, squares = torch.stack(computed, dim=2).cpu()  # [B, S] each
         prior = prior_term(sampler, x_0).to(exact).double().flatten(1).mean(1)
         bound.add(indices, prior.cpu(), rows, terms, squares, p[rows])
     return bound

@@ -1,6 +1,6 @@
-"""Drawing from a checkpoint, in batches: images to PNG files, one npz and a grid; points to an npz and a figure.
+"""Draw from a checkpoint in batches: images as PNG files, one npz and a grid; points as an npz and a figure.
 
-Image i is a function of (seed, i): its noise comes from the generator of its block of 64 images, whatever the batch.
+Image i depends only on (seed, i), not on the batch size: each block of 64 images has its own noise generator.
 """
 
 import hashlib
@@ -22,26 +22,26 @@ from run import build, distributed, files, inputs, labels
 from run.config import complete, drawn_keys, replace
 from run.restore import run_folder
 
-NUM_IMAGES = 100  # to draw, if nothing is said
+NUM_IMAGES = 100  # to draw by default
 
-RECORD = 'samples.json'  # in a folder of samples: what they are of
+RECORD = 'samples.json'  # in a folder of samples: their `_fingerprint`
 
 IMAGE = r'\d{6,}\.png'
 
-LITTER = r'\.DS_Store|Thumbs\.db|desktop\.ini'  # of operating systems
+LITTER = r'\.DS_Store|Thumbs\.db|desktop\.ini'  # from operating systems
 
 OURS = rf'({IMAGE}|(grid|figure)\.png|(samples|points)\.npz|{RECORD})(\.tmp)?|{LITTER}'
 
 
 def sample(config, net, interrupted=lambda: False):
-    """Draw --num_images, by default 100, to --out, by default samples/ beside the checkpoint.
+    """Draw --num_images (default 100) to --out (default samples/ beside the checkpoint).
 
-    Images: 000000.png..., samples.npz (arr_0, uint8 [N, H, W, C]) and grid.png; those already there from the same
+    Images: 000000.png..., samples.npz (arr_0, uint8 [N, H, W, C]) and grid.png. Images already drawn from the same
     weights, seed and sampler are kept, so that an interrupted call continues. Points: points.npz (points, float32
-    [N, 2], and labels where there are some) and figure.png, q(x_t) above p(x_t) at ten times.
+    [N, 2], and labels if conditional) and figure.png, which shows q(x_t) above p(x_t) at ten times.
 
-    config, net: of `restore`. What an earlier call drew by other weights or settings moves to `<out>.prev`. Raises
-    FileExistsError if --out holds anything else; DataError for points whose data set cannot be read.
+    config, net: from `restore`. Samples drawn with other weights or settings move to `<out>.prev`. Raises
+    FileExistsError if --out holds anything else; DataError if the data set of points cannot be read.
     """
     out = config.out or os.path.join(run_folder(config), 'samples')
     config = replace(config, num_images=config.num_images or NUM_IMAGES)
@@ -52,7 +52,7 @@ def sample(config, net, interrupted=lambda: False):
 
 
 def _sample_points(config, net, out, interrupted):
-    if distributed.rank():  # quick, and wanted in one piece
+    if distributed.rank():  # drawing points is quick: rank 0 does it alone
         return
     _claim(out, _fingerprint(config, net))
     sampler = build.sampler(config, None)
@@ -82,7 +82,7 @@ def _sample_images(config, net, out, interrupted):
     paths = [os.path.join(out, f'{i:06d}.png') for i in range(config.num_images)]
     pending = distributed.from_main([i for i, path in enumerate(paths) if not os.path.exists(path)])
     if pending:
-        with ThreadPoolExecutor(1) as writer:  # of a batch, while the next is drawn
+        with ThreadPoolExecutor(1) as writer:  # writes a batch while the next is drawn
             written = writer.submit(_write, [], [])
             for chunk, x_0 in walk.draw(config, net, pending[distributed.share(len(pending))], interrupted):
                 images = picture.to_uint8(x_0).permute(0, 2, 3, 1).cpu().numpy()
@@ -119,9 +119,9 @@ def _fingerprint(config, net):
 
 
 def _claim(out, fingerprint):
-    """Make the folder `out` ready for samples of this fingerprint; those it holds of another move to `<out>.prev`.
+    """Prepare the folder `out` for samples with this fingerprint; samples with another one move to `<out>.prev`.
 
-    Raises FileExistsError, having touched nothing, if that would move or mingle with what `sample` did not make.
+    Raises FileExistsError, before any change, if that would move or mix with files that `sample` did not make.
     """
     before, foreign = _held(out)
     before = complete(before)
@@ -138,9 +138,9 @@ def _claim(out, fingerprint):
 
 
 def _held(out):
-    """The fingerprint of the samples in a folder, {} for none, and the name of something there that is not ours, or ''.
+    """Return a folder's fingerprint, {} if it has none, and the name of a file there that is not ours, or ''.
 
-    Without a fingerprint nothing is ours.
+    Without a fingerprint, no file counts as ours.
     """
     try:
         with open(os.path.join(out, RECORD)) as file:
@@ -156,7 +156,7 @@ def _held(out):
 
 
 def _set_aside(out, changed):
-    """Rename a folder of ours to `<out>.prev`, in place of one there if that is ours as well."""
+    """Rename a folder of our samples to `<out>.prev`, and replace a folder of that name if it is ours too."""
     folder = os.path.realpath(out)
     kept = f'{folder}.prev'
     if os.path.commonpath([folder, os.getcwd()]) == folder:
@@ -174,7 +174,7 @@ def _set_aside(out, changed):
 
 
 def _pack(path, images, shape):
-    """np.savez of the images, one at a time: 50,000 of 256x256 would not fit in memory."""
+    """Save images as np.savez does, but one at a time: 50,000 of 256x256 would not fit in memory."""
     header = {'descr': '|u1', 'fortran_order': False, 'shape': (len(images), *shape)}
     with (
         files.replacing(path) as temporary,

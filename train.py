@@ -1,9 +1,9 @@
-"""The training loop: Algorithm 1 with EMA, warm-up and clipping, resumed by running the same command again.
+"""The training loop: Algorithm 1 with EMA, warm-up and clipping. Running the same command again resumes the run.
 
-Every random number of a step is a function of (seed, step), and the order of an epoch of (seed, epoch), so that a
-checkpoint needs no generator state and a resumed run equals an unbroken one bit for bit on the CPU. Of several ranks
-each draws what the whole batch needs and takes its share, so that all together take the steps of one process; only the
-masks of dropout are functions of (seed, rank, step). Rank 0 writes and logs.
+The random numbers of a step depend only on (seed, step), and the order of an epoch only on (seed, epoch). A checkpoint
+therefore needs no generator state, and on the CPU a resumed run equals an unbroken one bit for bit. Each rank draws the
+random numbers of the whole batch and uses its share of them, so that several ranks take the same steps as one process.
+Only the dropout masks depend on (seed, rank, step). Rank 0 writes and logs.
 """
 
 import contextlib
@@ -30,15 +30,15 @@ from run.events import Log, Silence
 
 
 def train(config, flagfile='', interrupted=lambda: False, evaluate=None):
-    """Train to --total_steps in --logdir, from its checkpoint if there is one; once `interrupted()`, save and return.
+    """Train to --total_steps in --logdir, from its checkpoint if there is one. Once `interrupted()`, save and return.
 
-    config: the value of every flag. flagfile: text written to logdir/flagfile.txt. evaluate: what --eval_step calls
-    with (config, net, step, interrupted), `evaluate.evaluate`.
+    config: the value of every flag. flagfile: text written to logdir/flagfile.txt. evaluate: the function that
+    --eval_step calls with (config, net, step, interrupted), as `evaluate.evaluate` takes them.
 
-    Raises UsageError, DataError, CheckpointError or OSError where the run cannot start or go on, and FloatingPointError
-    where a loss or gradient is not finite; no update with it was made and none is saved.
+    Raises UsageError, DataError, CheckpointError or OSError if the run cannot start or go on, and FloatingPointError
+    if a loss or gradient is not finite; that update is neither made nor saved.
     """
-    with distributed.first_here():  # to download
+    with distributed.first_here():  # one rank of each machine downloads
         data = inputs.dataset(config)
     config = inputs.fit(config, data)
     loader.check_batch_size(data, config.batch_size)
@@ -47,7 +47,7 @@ def train(config, flagfile='', interrupted=lambda: False, evaluate=None):
         os.makedirs(os.path.join(config.logdir, 'sample'), exist_ok=True)
         run = Run(config)
         run.describe()
-        with distributed.main_first():  # to put a damaged checkpoint aside
+        with distributed.main_first():  # rank 0 renames a damaged checkpoint
             run.resume()
         if distributed.world() > 1 and not distributed.same(run.digest()):
             raise checkpoint.CheckpointError(
@@ -56,14 +56,14 @@ def train(config, flagfile='', interrupted=lambda: False, evaluate=None):
         if config.num_classes:
             inputs.go_on_with_classes(config, data)
         write_flagfile(config, flagfile)
-        begun = run.step
+        first_step = run.step
         loop(run, data, flagfile, interrupted, evaluate)
-        if not distributed.rank() and (interrupted() or run.step > begun):
+        if not distributed.rank() and (interrupted() or run.step > first_step):
             print(_ending(run, interrupted()))
 
 
 def _ending(run, interrupted):
-    """What to say at the end: what was saved where, and what may come next."""
+    """Return the closing message: what was saved where, and what to run next."""
     config = run.config
     saved = f'{run.path} holds step {run.step} of {config.total_steps}'
     if interrupted and run.step < config.total_steps:
@@ -72,10 +72,10 @@ def _ending(run, interrupted):
 
 
 def begin(config, net, ema, flagfile=''):
-    """A run at step 0 in --logdir, of state dicts of a network and its average, which may lack what is not trained.
+    """Create a run at step 0 in --logdir from two state dicts, `net` and `ema`, which may lack what is not trained.
 
-    Raises FileExistsError where --logdir holds a run, ValueError as `checks.check`, CheckpointError where the weights
-    are not of the config's network or the checkpoint cannot be written, OSError.
+    Raises FileExistsError if --logdir holds a run, UsageError as `checks.check`, CheckpointError if the weights do not
+    fit the config's network or the checkpoint cannot be written, OSError.
     """
     checks.check(config, training=True)
     run = Run(config, trains=False)
@@ -91,14 +91,14 @@ def begin(config, net, ema, flagfile=''):
 
 
 def write_flagfile(config, text):
-    """Write logdir/flagfile.txt, on rank 0."""
+    """Write logdir/flagfile.txt, on rank 0 only."""
     if distributed.rank():
         return
     files.write_text(os.path.join(config.logdir, 'flagfile.txt'), text)
 
 
 def loop(run, data, flagfile='', interrupted=lambda: False, evaluate=None):
-    """Steps from `run.step` to --total_steps, in pytorch-ddpm's order but for saving before sampling."""
+    """Train from `run.step` to --total_steps, in pytorch-ddpm's order except that it saves before it samples."""
     config = run.config
     if run.step >= config.total_steps:
         logging.info('%s is at step %d of %d: raise --total_steps to go on', run.path, run.step, config.total_steps)
@@ -141,7 +141,7 @@ def loop(run, data, flagfile='', interrupted=lambda: False, evaluate=None):
 
 
 def show(log, name, x, path=None):
-    """A picture of a batch to TensorBoard and, given a path, to a file, on rank 0."""
+    """Send a picture of a batch to TensorBoard and, if a path is given, to a file, on rank 0 only."""
     if distributed.rank():
         return
     drawn = picture.of(x)
@@ -151,7 +151,7 @@ def show(log, name, x, path=None):
 
 
 def lr_factor(config, step):
-    """Of --lr: from 0 up to 1 over --warmup steps, then 1 or, with --lr_schedule=cosine, down to 0 at --total_steps."""
+    """Return the factor of --lr: 0 to 1 over --warmup steps, then 1 or, with cosine, down to 0 at --total_steps."""
     if step < config.warmup:
         return step / config.warmup
     if config.lr_schedule == 'constant':
@@ -161,14 +161,14 @@ def lr_factor(config, step):
 
 
 def p_uncond(config, step):
-    """Of --p_uncond: the same throughout or, with --p_uncond_schedule=linear, from 1 down to it at --total_steps."""
+    """Return the probability of dropping a label: --p_uncond or, with linear, from 1 down to it at --total_steps."""
     if config.p_uncond_schedule == 'constant':
         return config.p_uncond
     return 1 + (config.p_uncond - 1) * min(step / max(1, config.total_steps - 1), 1.0)
 
 
 class Alarm:
-    """Whether so many minutes have passed since it last said so, by rank 0's clock; 0 for never."""
+    """A callable: whether `minutes` have passed since it was last true. Only rank 0 has the clock; 0 is never."""
 
     def __init__(self, minutes):
         self.seconds = 60 * minutes if distributed.rank() == 0 else 0
@@ -182,7 +182,7 @@ class Alarm:
 
 
 class MeanLoss(nn.Module):
-    """The mean of a trainer's loss: what is compiled, and whose gradients are averaged over the ranks."""
+    """The mean of a trainer's loss. This module is compiled, and its gradients are averaged over the ranks."""
 
     def __init__(self, trainer):
         super().__init__()
@@ -192,15 +192,15 @@ class MeanLoss(nn.Module):
         return self.trainer(**batch).mean()
 
     def compile(self, **options):
-        """Compile what follows, as one graph for the size it comes in. options: of inductor."""
+        """Compile the forward pass as one graph of fixed shapes. options: passed to inductor."""
         super().compile(dynamic=False, fullgraph=True, options=options)
 
 
 class Run:
-    """What a checkpoint holds (network, EMA, optimiser, schedule, step, x_T, sampler of t), and what is done to it."""
+    """A training run: what a checkpoint holds (network, EMA, optimiser, schedule, step, x_T, sampler of t), in use."""
 
     def __init__(self, config, trains=True):
-        """trains: whether steps will be taken, for which it may pay to compile."""
+        """trains: whether training steps will follow, for which compiling may pay."""
         self.config = config
         self.path = os.path.join(config.logdir, 'ckpt.pt')
         self.device = hardware.device(config)
@@ -208,7 +208,7 @@ class Run:
         torch.manual_seed(derive_seed('init', config.seed))
         self.net = build.network(config).to(self.device)
         if self.device.type == 'cuda':
-            self.net.to(memory_format=torch.channels_last)  # on a CPU it slows the way back through GroupNorm
+            self.net.to(memory_format=torch.channels_last)  # on a CPU it slows the backward pass of GroupNorm
         self.ema = copy.deepcopy(self.net).eval()
         self.trainer = build.trainer(config, self.net).to(self.device)
         self.loss = MeanLoss(self.trainer)
@@ -217,7 +217,7 @@ class Run:
         if self.compiled:
             self.loss.compile()
         self.loss = distributed.parallel(self.loss, accumulates=config.grad_accum > 1)
-        # Every parameter, the frozen time table too: so Adam numbers them as pytorch-ddpm does.
+        # Pass the frozen time table too: then Adam numbers the parameters as pytorch-ddpm does.
         self.optim = torch.optim.Adam(self.net.parameters(), lr=config.lr, fused=True)
         self.sched = torch.optim.lr_scheduler.LambdaLR(self.optim, lambda step: lr_factor(config, step))
         self.step = 0
@@ -226,10 +226,10 @@ class Run:
         self.trained = [p for p in self.net.parameters() if p.requires_grad]
         self.averaged = [p for p in self.ema.parameters() if p.requires_grad]
         self.average = get_ema_multi_avg_fn(config.ema_decay)
-        self.broken = torch.zeros((), device=self.device)  # 1 from the first loss or gradient that is not finite on
+        self.broken = torch.zeros((), device=self.device)  # 1 once a loss or gradient was not finite
 
     def describe(self):
-        """Say what trains, on what, and where that is to be seen."""
+        """Log what trains, on which device, and how to watch it."""
         millions = sum(p.numel() for p in self.trained) / 1e6
         compiled = ', compiled' if self.compiled else ''
         logging.info('%.2f M parameters on %s%s', millions, hardware.describe(self.config), compiled)
@@ -238,13 +238,13 @@ class Run:
             logging.info(compiling.COMPILING)
 
     def is_at(self, every):
-        """Whether this step is one of every so many; 0 for none."""
+        """Return whether this step is a multiple of `every`; 0 means never."""
         return bool(every) and self.step % every == 0
 
     def update(self, x_0, y=None):
-        """One step of Algorithm 1 on this rank's share of a batch.
+        """Take one step of Algorithm 1 on this rank's share of a batch.
 
-        Labels y are left out with probability `p_uncond`, so that the network learns to do without.
+        Drops each label of y with probability `p_uncond`, so that the network also learns to predict without labels.
 
         Returns the loss of the whole batch and its gradient's global norm, both still on the device.
         """
@@ -255,7 +255,7 @@ class Run:
         if y is not None:
             dropped = torch.rand(config.batch_size, device=y.device)[share] < p_uncond(config, self.step)
             batch['y'] = torch.where(dropped, config.num_classes, y)
-        if distributed.rank():  # masks of dropout of its own
+        if distributed.rank():  # each rank has its own dropout masks
             torch.manual_seed(derive_seed('dropout', config.seed, distributed.rank(), self.step))
         loss = torch.zeros((), device=self.device)
         parts = list(zip(*(value.chunk(config.grad_accum) for value in batch.values()), strict=True))
@@ -264,13 +264,13 @@ class Run:
             with contextlib.nullcontext() if last else distributed.unsynced(self.loss):
                 with self.autocast:
                     mean = self.loss(**dict(zip(batch, part, strict=True)))
-                of_batch = mean / (config.batch_size / len(part[0]))
-                (of_batch * distributed.world()).backward()  # as the ranks' gradients are averaged, not summed
-            loss += of_batch.detach()
+                part_loss = mean / (config.batch_size / len(part[0]))
+                (part_loss * distributed.world()).backward()  # the ranks' gradients are averaged, not summed
+            loss += part_loss.detach()
         for sums in (loss, *self.trainer.t_sampler.noted()):
             distributed.all_sum(sums)
         norm = torch.nn.utils.clip_grad_norm_(self.trained, config.grad_clip or math.inf)
-        # The fused kernel makes no update where found_inf is 1: the check without waiting for the device.
+        # The fused kernel skips the update if found_inf is 1, so the check does not wait for the device.
         self.broken = torch.maximum(self.broken, (~torch.isfinite(loss + norm)).float())
         self.optim.found_inf = self.broken
         self.optim.step()
@@ -280,7 +280,7 @@ class Run:
         return loss, norm
 
     def preview(self, interrupted):
-        """x_0 [sample_size, ...] of the EMA network from the fixed x_T, a share a rank; None once interrupted."""
+        """Return x_0 [sample_size, ...] drawn from the fixed x_T by the EMA network on all ranks; None if stopped."""
         n = len(self.x_T)
         share = distributed.share(n)
         seed, indices = derive_seed('preview', self.config.seed), range(n)[share]
@@ -293,7 +293,7 @@ class Run:
         return None if distributed.any_rank(x_0 is None) else distributed.whole(x_0, share, n)
 
     def save(self):
-        """Write the checkpoint, on rank 0. Raises CheckpointError where it cannot be written."""
+        """Write the checkpoint, on rank 0 only. Raises CheckpointError if it cannot be written."""
         state = {
             'net_model': self.net.state_dict(),
             'ema_model': self.ema.state_dict(),
@@ -304,15 +304,15 @@ class Run:
             'config': vars(self.config),
             'ranks': distributed.world(),
         }
-        if drawn_by := self.trainer.t_sampler.state_dict():
-            state['t_sampler'] = drawn_by
+        if t_sampler := self.trainer.t_sampler.state_dict():
+            state['t_sampler'] = t_sampler
         if not distributed.rank():
             keep = self.step and self.is_at(self.config.keep_every)
             checkpoint.save(self.path, state, checkpoint.numbered(self.path, self.step) if keep else None)
         self.saved = self.step
 
     def digest(self):
-        """A hash of what the next step depends on, of which every rank must have the same."""
+        """Return a hash of what the next step depends on. It must be the same on every rank."""
         digest = hashlib.sha256(str(self.step).encode())
         moments = [value for state in self.optim.state.values() for value in state.values()]
         modules = self.net, self.ema, self.trainer.t_sampler
@@ -322,9 +322,9 @@ class Run:
         return digest.hexdigest()
 
     def resume(self):
-        """Go on from the checkpoint, ours or pytorch-ddpm's, if there is one; --lr and its schedule are the flags'.
+        """Resume from the checkpoint, ours or pytorch-ddpm's, if there is one; the flags decide --lr and its schedule.
 
-        Raises CheckpointError where it is damaged, of another network, or trained with other flags.
+        Raises CheckpointError if it is damaged, holds another network, or was trained with other flags.
         """
         try:
             state = checkpoint.load(self.path, repair=True)
@@ -347,17 +347,17 @@ class Run:
         self.config.import_ckpt = stored.get('import_ckpt', '')  # where its weights came from
         checkpoint.load_weights(self.net, state['net_model'], self.path)
         checkpoint.load_weights(self.ema, state['ema_model'], self.path)
-        self.step = self.saved = state['sched']['last_epoch']  # pytorch-ddpm's `step` is one less: the last one's index
+        self.step = self.saved = state['sched']['last_epoch']  # pytorch-ddpm's `step` is one less, the last index
         if self.step < 0 or state['x_T'].shape[1:] != self.x_T.shape[1:]:
             raise ValueError(f'step {self.step}, x_T {list(state["x_T"].shape)}')
         lr = self.config.lr * lr_factor(self.config, self.step)
         for group in state['optim']['param_groups']:
             group.update(fused=True, foreach=None, initial_lr=self.config.lr, lr=lr)
         self.optim.load_state_dict(state['optim'])
-        for parameter, moments in self.optim.state.items():  # in its layout, which the fused kernel takes for granted
+        for parameter, moments in self.optim.state.items():  # in the parameter's layout, as the fused kernel expects
             for key in ('exp_avg', 'exp_avg_sq'):
                 moments[key] = torch.empty_like(parameter).copy_(moments[key])
         self.sched.load_state_dict({**state['sched'], 'base_lrs': [self.config.lr], '_last_lr': [lr]})
         self.x_T = state['x_T'].to(self.device)
-        # Not strict: a checkpoint of another sampler of t, or of none, has it begin anew.
+        # Not strict: if the checkpoint has another sampler of t, or none, this one starts afresh.
         self.trainer.t_sampler.load_state_dict(state.get('t_sampler', {}), strict=False)
