@@ -2,7 +2,7 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
 PICTURES = logs/pictures
-# One stamp a set of requirements: a changed list makes the environment stale, a shared one (VENV=...) is not rebuilt.
+# One stamp for each set of requirements: a changed list makes the environment stale; a shared VENV is not rebuilt.
 STAMP = $(VENV)/.made-from-$(shell cat requirements*.txt | sha256sum | cut -c1-16)
 
 .PHONY: venv demo demo-page pictures test test-avx2 test-browser flags lint
@@ -18,7 +18,7 @@ demo: $(STAMP)
 demo-page: $(STAMP)-demo
 	$(RUN) -m streamlit run demo.py
 
-# Draw the pictures of docs/ that need no download: about ten minutes.
+# Draw the pictures of docs/ that need no download. Takes about ten minutes.
 pictures: $(STAMP)
 	$(RUN) main.py --flagfile config/DIGITS.txt --train --sample --figure=progressive --out=$(PICTURES)/digits
 	$(RUN) main.py --flagfile config/DIGITS.txt --figure=interpolate --figure_t=40 --out=$(PICTURES)/digits
@@ -30,11 +30,11 @@ pictures: $(STAMP)
 	cp $(PICTURES)/s_curve/figure.png docs/s_curve.png
 	cp $(PICTURES)/digits/progressive.png $(PICTURES)/digits/interpolate.png $(PICTURES)/hybrid/nll.png docs
 
-# A process per core: the tests keep to one thread each.
+# Run one process per core: each test uses one thread.
 test: $(STAMP)
 	$(RUN) -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal
 
-# What depends on the kernels of the CPU, on those of one without AVX-512 and bf16.
+# Run the tests that depend on CPU kernels as on a CPU without AVX-512 and bf16.
 test-avx2: $(STAMP)
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(RUN) -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal \
 	    tests/test_model.py tests/test_diffusion.py tests/test_sample.py tests/test_score*.py tests/test_speed.py -k "not compiled"
