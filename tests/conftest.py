@@ -1,7 +1,7 @@
 # ruff: noqa: E402
 import os
 
-# One thread, here and in the processes that tests start: networks as small as theirs gain nothing from more.
+# One thread, here and in the processes that tests start: networks this small gain nothing from more.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import json
@@ -38,7 +38,7 @@ TINY = shlex.split(
 
 @pytest.fixture
 def cli(capsys):
-    """main.py in this process: cli('--train', ...) -> (exit status, stdout, stderr)."""
+    """Run main.py in this process: cli('--train', ...) -> (exit status, stdout, stderr)."""
 
     def run(*argv):
         with flagsaver.flagsaver():
@@ -49,7 +49,7 @@ def cli(capsys):
                 status = main.main(main.parse_flags(['main.py', *map(str, argv)]))
             except SystemExit as error:
                 status = error.code
-            finally:  # else a signal to pytest would be taken for one to a run that has ended
+            finally:  # else a run that has ended would take a signal to pytest
                 for signum, handler in handlers.items():
                     signal.signal(signum, handler)
         captured = capsys.readouterr()
@@ -59,7 +59,7 @@ def cli(capsys):
 
 
 def spawn(*argv, **kwargs):
-    """main.py in a process of its own."""
+    """Start main.py in a process of its own."""
     return subprocess.Popen(
         [sys.executable, str(ROOT / 'main.py'), *map(str, argv)],
         stdout=subprocess.PIPE,
@@ -75,27 +75,27 @@ def golden(name):
 
 @pytest.fixture(scope='session')
 def reference():
-    """pytorch-ddpm's outputs under known weights, as tensors."""
+    """Return pytorch-ddpm's outputs under known weights, as tensors."""
     arrays = golden('pytorch_ddpm_unet_a')
     return {key: torch.from_numpy(arrays[key]) for key in arrays.files if key != 'config'}
 
 
 @pytest.fixture(scope='session')
 def reference_net(reference):
-    """Our network with pytorch-ddpm's weights, in eval mode."""
+    """Return our network with pytorch-ddpm's weights, in eval mode."""
     net = UNet(**json.loads(str(golden('pytorch_ddpm_unet_a')['config'])))
     net.load_state_dict({key[3:]: value for key, value in reference.items() if key.startswith('sd/')})
     return net.eval()
 
 
 def largest_error(value, expected):
-    """The largest difference, relative to the largest expected value."""
+    """Return the largest difference, relative to the largest expected value."""
     return ((value - expected).abs().max() / expected.abs().max()).item()
 
 
 @pytest.fixture
 def folder_of_images(tmp_path):
-    """12 RGB images of mixed sizes in two class folders, one of them nested."""
+    """Make 12 RGB images of mixed sizes in two class folders, one of them nested."""
     rng = np.random.default_rng(0)
     for i in range(12):
         path = tmp_path / 'images' / ('cat' if i < 5 else 'dog/deeper') / f'{i}.png'
@@ -106,7 +106,7 @@ def folder_of_images(tmp_path):
 
 @pytest.fixture(scope='session')
 def classifier(tmp_path_factory):
-    """The classifier of the digits, trained once, be it for the tests of several processes."""
+    """Train the classifier of the digits, once for the tests in all processes."""
     folder = tmp_path_factory.getbasetemp()
     path = (folder.parent if 'PYTEST_XDIST_WORKER' in os.environ else folder) / 'digits.classifier.pt'
     with filelock.FileLock(f'{path}.lock'):
@@ -116,7 +116,7 @@ def classifier(tmp_path_factory):
 
 @pytest.fixture
 def here(tmp_path, monkeypatch, classifier):
-    """A working folder of its own, with the digits' classifier in its stats/."""
+    """Enter a new working folder with the digits' classifier in its stats/."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'stats').mkdir()
     shutil.copy(classifier, 'stats')

@@ -1,7 +1,7 @@
-"""Image files written by hand, bit by bit, with what they show computed beside: an independent reading of them.
+"""Write image files by hand, bit by bit, and compute what they show, independently of any decoder.
 
-Each kind of KINDS makes, from a random generator and a size, the bytes of a file and a `Shown`, or None for an image
-that is to be refused.
+Each kind in KINDS takes a random generator and a size, and makes the bytes of a file and a `Shown`, or None if the
+image must be refused.
 """
 
 import io
@@ -17,18 +17,18 @@ from PIL import Image
 class Shown(NamedTuple):
     rgb: np.ndarray  # [H, W, 3], 0 ... 255, not rounded
     alpha: np.ndarray | None = None  # [H, W], 0 ... 1
-    grey: bool = False  # whether it is stored without colour
-    deep: bool = False  # whether it has 16 bits
-    tolerance: float = 1.01  # of a value, as 16 bits are cut to 8
+    grey: bool = False  # stored without colour
+    deep: bool = False  # 16 bits a value
+    tolerance: float = 1.01  # in 8-bit values, since 16 bits are cut to 8
 
 
 def exif(orientation):
-    """What says how an image is to be turned: a TIFF of one entry."""
+    """Return EXIF data that says how to turn an image: a TIFF of one entry."""
     return b'II*\0' + struct.pack('<IHHHIII', 8, 1, 274, 3, 1, orientation, 0)
 
 
 def turned(pixels, orientation):
-    """Pixels [H, W, ...] as EXIF's eight orientations have them seen."""
+    """Return pixels [H, W, ...] as a viewer shows them under one of EXIF's eight orientations."""
     if orientation > 4:
         pixels = pixels.swapaxes(0, 1)
     rows, columns = {1: (1, 1), 2: (1, -1), 3: (-1, -1), 4: (-1, 1), 5: (1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1)}[
@@ -38,7 +38,7 @@ def turned(pixels, orientation):
 
 
 def packed(values, bits):
-    """Rows of values [H, N] as bytes, the highest bit first."""
+    """Return rows of values [H, N] as bytes, the highest bit first."""
     if bits == 16:
         return [row.astype('>u2').tobytes() for row in values]
     digits = (values[:, :, None] >> np.arange(bits)[::-1]) & 1  # [H, N, bits]
@@ -59,7 +59,7 @@ def png(values, bits, kind, orientation, *chunks):
 
 
 def tiff(values, bits, photometric, orientation, order='<', sample_format=1, extra=()):
-    """values: [H, W, bands] of a dtype of so many bits. extra: what the bands beyond the colour are."""
+    """Return a TIFF. values: [H, W, bands], of a dtype with `bits`. extra: what the bands after the colour are."""
     height, width, bands = values.shape
     content = values.astype(values.dtype.newbyteorder(order)).tobytes()
     many = {258: [bits] * bands, 339: [sample_format] * bands, 338: list(extra)}
@@ -82,7 +82,7 @@ def tiff(values, bits, photometric, orientation, order='<', sample_format=1, ext
 
 
 def _values(rng, size, bands, bits):
-    """Values [H, W, bands]: noise, dark noise or one shade."""
+    """Return values [H, W, bands]: noise, dark noise or one shade."""
     top = rng.choice([2**bits, max(2, 2 ** (bits - 4)), 2])
     values = rng.integers(0, top, (size[1], size[0], bands))
     return values if rng.random() < 0.9 else np.broadcast_to(values[:1, :1], values.shape).copy()
@@ -114,7 +114,7 @@ def _png_of(kind):
             if deep and kind == 2 and chunks:
                 return png(values, bits, kind, orientation, *chunks), None
         rgb = np.broadcast_to(rgb, (*values.shape[:2], 3))
-        grey = kind in (0, 4) and not (kind == 4 and deep)  # which Pillow opens as RGBA
+        grey = kind in (0, 4) and not (kind == 4 and deep)  # Pillow opens that as RGBA
         return png(values, bits, kind, orientation, *chunks), Shown(rgb, alpha, grey, deep)
 
     return make
@@ -125,7 +125,7 @@ def _tiff_of(dtype, photometric, bands, extra=(), sample_format=1):
         bits = np.dtype(dtype).itemsize * 8
         order = '<' if photometric == 0 and bits == 16 else str(rng.choice(['<', '>']))
         if bits == 32 and sample_format == 1:
-            order = '<'  # the other one is not known to Pillow
+            order = '<'  # Pillow does not know the other one
         values = _values(rng, size, bands, min(bits, 16)).astype(dtype)
         content = tiff(values, bits, photometric, orientation, order, sample_format, extra)
         if sample_format != 1 or bits == 32:
@@ -157,7 +157,7 @@ def _pnm(letter):
 
 
 def _by_pillow(format, mode, tolerance=1.01, **options):
-    """Of a format too long to write by hand: Pillow writes it, without loss unless the image is of one shade."""
+    """Make a kind that is too long to write by hand: Pillow writes it, without loss unless it has only one shade."""
 
     def make(rng, size, orientation):
         values = _values(rng, size, len(mode), 8).astype(np.uint8)
@@ -194,7 +194,7 @@ def _frames(format):
     return make
 
 
-KINDS = {  # name, with the ending of the file -> what makes one, and whether its metadata may turn it
+KINDS = {  # name, with the ending of the file -> function that makes one, whether metadata may turn it
     'grey.png': (_png_of(0), True),
     'colour.png': (_png_of(2), True),
     'palette.png': (_png_of(3), True),
@@ -232,7 +232,7 @@ KINDS = {  # name, with the ending of the file -> what makes one, and whether it
 
 
 def zip_of(folder, path):
-    """A zip of the files in a folder, at `path`."""
+    """Zip the files of a folder, at `path`."""
     with zipfile.ZipFile(path, 'w') as archive:
         for file in sorted(folder.rglob('*.*')):
             archive.write(file, file.relative_to(folder))

@@ -1,4 +1,4 @@
-"""Ways for a process to die by SIGKILL, installed before main.py runs in it; `call` names one, as 'os.replace'."""
+"""Make a process die by SIGKILL. Install one before main.py runs; `call` names a function, such as 'os.replace'."""
 
 import io
 import os
@@ -38,7 +38,7 @@ def on_call(call, nth=1, before=True):
 
 
 def halfway_through_a_write(call, file_at, nth=1):
-    """Die with half the bytes written of the nth call, a function of which argument `file_at` is a file."""
+    """Die when the nth call has written half of its bytes. file_at: the index of its argument that is the file."""
     count = iter(range(1, nth))
 
     def wrap(original):
@@ -57,7 +57,7 @@ def halfway_through_a_write(call, file_at, nth=1):
 
 
 def at_random(call, seed, events):
-    """Die at one of so many calls and returns of functions, Python's and C's, from the first such call on."""
+    """Die at a random one of `events` calls and returns of functions, Python's or C's, after the first `call`."""
     left = random.Random(seed).randrange(events)
 
     def count(*_):

@@ -1,4 +1,4 @@
-"""What a full disk or an administrator takes from a process, for the length of a test."""
+"""Take from a process, for the length of a test, what a full disk or an administrator takes."""
 
 import contextlib
 import resource
@@ -9,7 +9,7 @@ import pytest
 
 @contextlib.contextmanager
 def mounted(folder, size):
-    """A tmpfs at `folder`, unmounted whatever happens; skips where mounting is not allowed."""
+    """Mount a tmpfs at `folder`, and always unmount it at the end. Skips the test if mounting is not allowed."""
     folder.mkdir()
     try:
         subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={size}', 'tmpfs', folder], check=True, capture_output=True)
@@ -23,7 +23,7 @@ def mounted(folder, size):
 
 @contextlib.contextmanager
 def read_only(folder):
-    """A mounted `folder` that nobody can write, not even root."""
+    """Mount `folder` so that nobody can write it, not even root."""
     subprocess.run(['mount', '-o', 'remount,ro', folder], check=True)
     try:
         yield
@@ -33,7 +33,7 @@ def read_only(folder):
 
 @contextlib.contextmanager
 def files_of_at_most(n):
-    """No file written by this process becomes longer than n bytes: EFBIG."""
+    """Let this process write no file longer than n bytes; more raises EFBIG."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (n, before[1]))
     try:

@@ -1,4 +1,4 @@
-"""Several processes of main.py that share its work, as torchrun would start them."""
+"""Start several processes of main.py that share its work, as torchrun would."""
 
 import os
 import socket
@@ -8,7 +8,7 @@ from runs import Forked
 
 
 def as_rank(rank, world, port, before=None):
-    """What torchrun sets; then `before`."""
+    """Set what torchrun sets, then call `before`."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR='127.0.0.1')
     os.environ['MASTER_PORT'] = str(port)
     if before:
@@ -16,7 +16,7 @@ def as_rank(rank, world, port, before=None):
 
 
 class Ranks(list):
-    """`Forked` processes with the same arguments and --parallel. before: rank -> function for it to call first."""
+    """`Forked` processes with the same arguments and --parallel. before: rank -> function that it calls first."""
 
     def __init__(self, world, *argv, log, before=None):
         with socket.socket() as free:
@@ -27,9 +27,9 @@ class Ranks(list):
             self.append(Forked(*argv, '--parallel', log=f'{log}.{rank}', before=first))
 
     def status(self, timeout=120):
-        """The exit status of each."""
+        """Return the exit status of each."""
         return [rank.status(timeout) for rank in self]
 
     def error(self):
-        """What each said on stderr, together."""
+        """Return what all of them wrote to stderr."""
         return ''.join(rank.error() for rank in self)

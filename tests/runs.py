@@ -1,4 +1,4 @@
-"""Runs of main.py, and what is left of them: their configs, checkpoints and TensorBoard's files."""
+"""Run main.py, and read what runs leave: their configs, checkpoints and TensorBoard's files."""
 
 import multiprocessing
 import os
@@ -17,7 +17,7 @@ TESTS = Path(__file__).parent
 
 
 def config_of(*argv):
-    """The config that main.py would make of these flags."""
+    """Return the config that main.py would make of these flags."""
     with flagsaver.flagsaver():
         main.parse_flags(['main.py', *map(str, argv)])
         config, _ = main.configuration()
@@ -30,7 +30,7 @@ def load(logdir, name='ckpt.pt'):
 
 
 def differences(a, b, where=''):
-    """Paths at which two nests of tensors and values differ in a single bit."""
+    """Yield the paths at which two nests of tensors and values differ, be it in one bit."""
     if isinstance(a, torch.Tensor):
         return [] if a.dtype == b.dtype and torch.equal(a, b) else [where]
     if isinstance(a, dict):
@@ -49,9 +49,9 @@ def without_logdir(state):
 
 
 def scalars(logdir, tag):
-    """step -> value as TensorBoard shows them: files by name, a restart hiding what is after it, no step twice.
+    """Return {step: value} as TensorBoard shows it: files by name, a restart hides later steps, no step comes twice.
 
-    A file cut off by a kill ends where it was cut.
+    A file that a kill cut off is read up to the cut.
     """
     found = {}
     for path in sorted(Path(logdir).glob('events.*')):
@@ -72,16 +72,16 @@ def scalars(logdir, tag):
 
 
 def one_line(error):
-    """The one line of an error message at the end of what a run said on stderr."""
+    """Return the error message, one line, that a run ends with on stderr."""
     (line,) = error.strip().splitlines()[-1:]
     assert line.startswith('main.py: error: ') and 'Traceback' not in error
     return line
 
 
 class Forked:
-    """main.py in a process forked from one that has imported it: a moment in place of seconds.
+    """main.py in a process forked from one that has imported it, which saves seconds.
 
-    before: called first in there, such as one of `kills`; what exits, runs in its place.
+    before: called first in the process, such as one of `kills`; if it exits, it runs in place of main.py.
     """
 
     def __init__(self, *argv, log, before=None):
@@ -91,13 +91,13 @@ class Forked:
         self.pid = self.process.pid
 
     def status(self, timeout=120):
-        """How it ended: the exit status, or minus the signal."""
+        """Return the exit status, or minus the signal that ended it."""
         self.process.join(timeout)
         assert self.process.exitcode is not None, f'{self.pid} hangs: {self.error()}'
         return self.process.exitcode
 
     def error(self):
-        """What it said on stderr."""
+        """Return what it wrote to stderr."""
         return self.log.read_text()
 
 
@@ -113,7 +113,7 @@ def _child(argv, log, before):
         os.dup2(file.fileno(), 2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     torch.set_num_threads(1)
-    multiprocessing.set_start_method('fork', force=True)  # of data workers, as in a process that a shell started
+    multiprocessing.set_start_method('fork', force=True)  # for data workers, as in a process that a shell started
     if before:
         before()
     sys.exit(main.main(main.parse_flags(['main.py', *argv])))

@@ -9,7 +9,7 @@ from score.inception_network import FIDInception
 
 
 def random_inception_state(seed=0):
-    """He-scaled convolutions and batch norms near the identity: activations that neither vanish nor blow up."""
+    """Return He-scaled convolutions and near-identity batch norms, so that activations neither vanish nor blow up."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = FIDInception()
@@ -27,10 +27,10 @@ def random_inception_state(seed=0):
 
 
 def small_net(dim=6, num_classes=5, seed=0, **fields):
-    """f(x) = relu(W x) of 4x4 images, logits V f(x): a FeatureNet that costs nothing.
+    """Return a FeatureNet that costs nothing: f(x) = relu(W x) of 4x4 images, logits V f(x).
 
-    It computes in float64, since float32 products differ in the last bits with the size of the batch on some CPUs: what
-    is made of the same features must then be the same, to float64's own rounding.
+    It computes in float64: on some CPUs the last bits of a float32 product depend on the batch size, and tests compare
+    results of the same images up to float64's rounding.
     """
     generator = torch.Generator().manual_seed(seed)
     w = torch.randn(48, dim, generator=generator).double()

@@ -1,4 +1,4 @@
-"""Checkpoints: what is kept, and what is no checkpoint."""
+"""Checkpoints: which ones are kept, and which files are not one."""
 
 import argparse
 import contextlib
@@ -21,7 +21,7 @@ def state(n):
 
 @pytest.fixture
 def path(tmp_path):
-    """A checkpoint of step 2, with the one of step 1 before it."""
+    """Save a checkpoint of step 2 after the one of step 1."""
     path = str(tmp_path / 'ckpt.pt')
     for n in (1, 2):
         checkpoint.save(path, state(n))
@@ -66,7 +66,7 @@ def test_a_file_that_holds_something_else_is_no_checkpoint(tmp_path):
 
 
 def test_a_file_that_another_process_has_open_is_waited_for(tmp_path, monkeypatch):
-    """As Windows says it of a checkpoint that is being read."""
+    """Windows raises PermissionError for a checkpoint that is being read."""
     left, replace = [2], os.replace
 
     def refused(*paths):

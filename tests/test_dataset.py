@@ -1,4 +1,4 @@
-"""Data sets: what is decoded, in which order it comes, and what is said of data that cannot be read."""
+"""Data sets: what is decoded, in which order it comes, and the message about data that cannot be read."""
 
 import io
 import pickle
@@ -115,7 +115,7 @@ def write_celeba(root, monkeypatch):
     folder = root / 'celeba'
     (folder / 'img_align_celeba').mkdir(parents=True)
     pixels = np.zeros((218, 178, 3), np.uint8)
-    pixels[39:179, 19:159] = 255  # the centre of 140x140 is white, what is around it black
+    pixels[39:179, 19:159] = 255  # the centre of 140x140 is white, its border black
     names = [f'{i:06d}.png' for i in range(1, 21)]
     for name in names:
         Image.fromarray(pixels).save(folder / 'img_align_celeba' / name)
@@ -138,7 +138,7 @@ def write_lsun(root, folder):
 
 
 def write(name, tmp_path, monkeypatch):
-    """The files of a named data set of 20 images."""
+    """Write the files of a named data set of 20 images."""
     if name == 'cifar10':
         write_cifar10(tmp_path, monkeypatch)
     elif name in ('mnist', 'fashion_mnist'):
@@ -194,11 +194,11 @@ def test_all_data_sets_reach_a_process_that_is_spawned(tmp_path, monkeypatch, fo
     zipped = zip_of(folder_of_images, tmp_path / 'images.zip')
     names = 'lsun_cat', 'cifar10', 'mnist', 'celeba', 'digits', str(folder_of_images), str(zipped), 'moons'
     sets = [dataset.load(name, str(tmp_path), 8) for name in names]
-    for data in sets:  # as opened, and as read from: with an environment, or archive, of this process
+    for data in sets:  # first read from each, which opens its database or archive here
         data.__getitems__([3])
     for data in (pickle.loads(pickle.dumps(data)) for data in sets):
         data.__getitems__([3])
-    # All of them at once, since such a process takes seconds to start.
+    # Load all of them in one process, since it takes seconds to start.
     spawned = torch.utils.data.DataLoader(
         Several(sets),
         batch_size=None,
@@ -212,7 +212,7 @@ def test_all_data_sets_reach_a_process_that_is_spawned(tmp_path, monkeypatch, fo
 
 
 class Several(torch.utils.data.Dataset):
-    """A batch of each of several data sets."""
+    """A data set whose items are batches, one from each of several data sets."""
 
     def __init__(self, sets):
         self.sets = sets
@@ -238,7 +238,7 @@ def test_folder_and_zip_give_the_same_images_and_classes(folder_of_images):
 
 def test_mixed_sizes_are_centre_cropped_and_resized_with_antialiasing(tmp_path):
     stripes = np.zeros((64, 96, 3), np.uint8)
-    stripes[:, ::2] = 255  # finer than the target can show: without antialiasing it would stay black or white
+    stripes[:, ::2] = 255  # too fine for the target: without antialiasing it would stay black or white
     stripes[:, :16] = stripes[:, -16:] = 7  # outside the largest centred square
     Image.fromarray(stripes).save(tmp_path / 'a.png')
     image, _ = dataset.load(str(tmp_path), '', 8)[0]
@@ -394,7 +394,7 @@ def test_points(name, num_classes):
     x, y = loader.decode_all(train)
     assert torch.equal(x, train.x) and x.dtype == torch.float32
     assert (y is None) if not num_classes else (y.bincount().tolist() == [5000, 5000] and y.dtype == torch.int64)
-    assert 0.05 < x.std() < 0.2 and x.abs().max() < 0.5 and x.mean(0).abs().max() < 0.03  # of one scale, near 0
+    assert 0.05 < x.std() < 0.2 and x.abs().max() < 0.5 and x.mean(0).abs().max() < 0.03  # same scale, centred
 
 
 def test_the_s_curve_is_scikit_learns():

@@ -1,4 +1,4 @@
-"""The page of demo.py, driven in a real browser; `make test-browser` runs these and keeps what they saw."""
+"""Drive the page of demo.py in a real browser. `make test-browser` runs these tests and keeps screenshots."""
 
 import os
 import re
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture(scope='module')
 def logs(tmp_path_factory):
-    """Under logs/: a run of many steps, a conditional one of few, one of points, and a broken checkpoint."""
+    """Make logs/ with a run of many steps, a conditional one of few, one of points, and a broken checkpoint."""
     folder = tmp_path_factory.mktemp('logs')
     wide = [flag.replace('--ch_mult=1', '--ch_mult=1,2') for flag in TINY]
     points = ['--dataset=circles', '--net=point_mlp', '--T=20']
@@ -39,7 +39,7 @@ def logs(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def address(logs):
-    """Of the page, served with the long run chosen."""
+    """Serve the page with the long run chosen, and return its address."""
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
@@ -63,7 +63,7 @@ def address(logs):
 
 @pytest.fixture
 def page(address):
-    """The page as loaded; fails with the test, and keeps a screenshot of how it ended."""
+    """Load the page in a new browser. Fails if there is no chromium."""
     with sync_api.sync_playwright() as playwright:
         if not CHROMIUM:
             pytest.fail('no chromium: apt-get install chromium, or set CHROMIUM')
@@ -81,7 +81,7 @@ def page(address):
 
 
 def settled(page):
-    """Wait until the script behind the page rests: between a click and its run, and between two runs, lies a gap."""
+    """Wait until the script behind the page rests. It also pauses between a click and its run, and between two runs."""
     page.evaluate('window.restingSince = performance.now()')
     page.wait_for_function("""() => {
         const state = document.querySelector('[data-testid=stApp]').dataset.testScriptState
@@ -91,7 +91,7 @@ def settled(page):
 
 
 def step(page):
-    """The current step that the page names."""
+    """Return the current step that the page names."""
     return int(re.search(r'Step t = (\d+)', page.get_by_text('Step t = ').inner_text())[1])
 
 
@@ -102,13 +102,13 @@ def at(page, t):
 
 
 def pictures(page):
-    """What the pictures show: their addresses, which are hashes of their content."""
+    """Return the addresses of the pictures, which are hashes of their content."""
     images = page.locator('[data-testid=stImage] img')
     return [images.nth(i).get_attribute('src') for i in range(images.count())]
 
 
 def fill(page, label, value):
-    """A number into a field."""
+    """Enter a number into a field."""
     field = page.get_by_label(label, exact=True)
     field.fill(str(value))
     field.press('Enter')
@@ -116,23 +116,23 @@ def fill(page, label, value):
 
 
 def choose(page, label, option):
-    """An option of a select box, by part of its name."""
+    """Choose an option of a select box, by part of its name."""
     page.get_by_role('combobox', name=label).click()
     page.get_by_role('option').filter(has_text=option).click()
 
 
 def click(page, name):
-    """A button."""
+    """Click a button."""
     button(page, name).click()
 
 
 def button(page, name):
-    """A button of ours: Streamlit shows a Stop of its own while the script runs."""
+    """Find a button of ours: Streamlit shows its own Stop while the script runs."""
     return page.locator('[data-testid=stMain]').get_by_role('button', name=name)
 
 
 def keep(page, name):
-    """A screenshot, to be looked at."""
+    """Save a screenshot for a person to look at."""
     SEEN.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=SEEN / f'{name}.png', full_page=True)
 
@@ -162,7 +162,7 @@ def test_stopping_keeps_what_was_walked(page):
     fill(page, 'Steps a click', 1000)
     click(page, 'Denoise 1000 steps')
     expect(page.get_by_text(re.compile(r'step \d+ of 1000'))).to_be_visible()
-    expect(page.get_by_text(re.compile('Step t = [1-9]\\d\\d\\b'))).to_be_visible()  # live
+    expect(page.get_by_text(re.compile('Step t = [1-9]\\d\\d\\b'))).to_be_visible()  # shown while it runs
     keep(page, 'running')
     click(page, 'Stop')
     expect(button(page, 'Download the animation')).to_be_visible()

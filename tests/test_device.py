@@ -1,4 +1,4 @@
-"""--device: any that torch has here; and on a device with no float64, no generators and no autocast everything runs."""
+"""--device takes any device of torch; everything runs even on one with no float64, generators or autocast."""
 
 import pytest
 import torch
@@ -14,15 +14,15 @@ aten = torch.ops.aten
 
 
 class Device(TorchDispatchMode):
-    """Makes of torch's meta device one that computes nothing but refuses what an Apple GPU does: float64.
+    """Make torch's meta device refuse float64, as an Apple GPU does. It computes nothing.
 
-    What is copied from it to the CPU is zeros.
+    Copies from it to the CPU are zeros.
     """
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         source = args[0] if args and isinstance(args[0], torch.Tensor) else None
-        if func.overloadpacket is aten.to:  # which comes whole in inference mode
+        if func.overloadpacket is aten.to:  # inference mode does not split it up
             with self:
                 return func.decompose(*args, **kwargs)
         if func in (aten._local_scalar_dense.default, aten.item.default) and source.is_meta:
@@ -40,7 +40,7 @@ class Device(TorchDispatchMode):
 
 
 class PlainAdam(torch.optim.Adam):
-    """Adam without the fused kernel, which the meta device alone lacks."""
+    """Adam without the fused kernel, which only the meta device lacks."""
 
     def __init__(self, parameters, lr, fused):
         super().__init__(parameters, lr)

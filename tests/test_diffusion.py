@@ -1,4 +1,4 @@
-"""The tables and chains of diffusion.py against pytorch-ddpm, closed forms and diffusers' schedulers."""
+"""Compare the tables and chains of diffusion.py with pytorch-ddpm, closed forms and diffusers' schedulers."""
 
 from collections import deque
 
@@ -96,7 +96,7 @@ def test_step_table_is_ddim_and_the_posterior(schedule, steps, eta):
         ab_s = alphas_bar[timesteps[i - 1]].item() if i else 1.0
         beta = 1 - ab_t / ab_s
         sigma = eta * np.sqrt((1 - ab_s) / (1 - ab_t) * beta)
-        # x_s = sqrt(ab_s) x_0 + sqrt(1 - ab_s - sigma^2) eps + sigma z (DDIM eq. 12) for x_t of a known x_0 and eps
+        # x_s = sqrt(ab_s) x_0 + sqrt(1 - ab_s - sigma^2) eps + sigma z (DDIM eq. 12), with x_0 and eps known
         x_0, eps = 0.7, -1.3
         x_t = np.sqrt(ab_t) * x_0 + np.sqrt(1 - ab_t) * eps
         x_s = np.sqrt(ab_s) * x_0 + np.sqrt(max(1 - ab_s - sigma**2, 0)) * eps
@@ -125,7 +125,7 @@ def test_parameterisation_round_trip(schedule, mean_type):
     t = torch.arange(T)
     x_t = trainer.sqrt_alphas_bar.float()[:, None] * x_0 + trainer.sqrt_one_minus_alphas_bar.float()[:, None] * eps
     target = parameterisation.target(x_0, eps, t)
-    # Where little of x_0 is left in the output, float32's rounding of x_t is all that is lost.
+    # If little of x_0 is left in the output, the error is float32's rounding of x_t.
     slack = 1e-5 * (1 + parameterisation.from_x_t.abs() + parameterisation.from_out.abs()).float()[:, None]
     assert ((parameterisation.to_x0(target, x_t, t) - x_0).abs() < slack).all()
 
@@ -151,7 +151,7 @@ def test_targets_are_the_named_quantities():
 @pytest.mark.parametrize('mean_type', PARAMETERISATIONS)
 @pytest.mark.parametrize('options', [{}, {'steps': 200}, {'steps': 200, 'eta': 0.0}, {'eta': 0.5}])
 def test_exact_denoiser_samples_the_gaussian_it_knows(mean_type, options):
-    """For x_0 ~ N(m, s^2), E[x_0 | x_t] is linear in x_t; a chain of many steps with it must give mean m and std s."""
+    """For x_0 ~ N(m, s^2), E[x_0 | x_t] is linear in x_t; a chain of many steps must then give mean m and std s."""
     m, s, steps = 0.3, 0.4, 400
     alphas_bar = (1 - make_betas('linear', 1e-4, 0.05, steps)).cumprod(0)
 
@@ -168,12 +168,12 @@ def test_exact_denoiser_samples_the_gaussian_it_knows(mean_type, options):
 
 
 def test_training_to_convergence_learns_a_gaussian():
-    """Algorithm 1 then Algorithm 2, nothing else: a small network of 1-D data samples its mean and std."""
+    """Algorithm 1, then Algorithm 2: a small network trained on 1-D data draws samples of its mean and std."""
     torch.manual_seed(0)
     steps = 40
 
     class Net(torch.nn.Module):
-        """out = w_t x + b_t: the form of the exact answer, its numbers learned."""
+        """out = w_t x + b_t: the form of the exact answer, with learned numbers."""
 
         def __init__(self):
             super().__init__()
@@ -243,7 +243,7 @@ def test_ddim_chain_equals_diffusers(mean_type, spacing, eta):
         dummy, *BETAS, 100, mean_type=mean_type, steps=20, spacing=spacing, eta=eta, var_type='fixedsmall'
     )
     assert sampler.timesteps == sorted(scheduler.timesteps.tolist())
-    # DDIMScheduler goes from t to t - T // S whatever the spacing: only with leading is that the next timestep.
+    # DDIMScheduler always goes from t to t - T // S, which is the next timestep only with leading.
     if spacing == 'leading':
         expected = run_diffusers(scheduler, 20, x_T, 2, eta=eta)
         torch.manual_seed(2)
@@ -268,14 +268,14 @@ def test_spacings_round_as_diffusers_does(spacing, T):
     scheduler = diffusers.DDPMScheduler(T, timestep_spacing=spacing)
     for S in range(1, T + 1):
         scheduler.set_timesteps(S)
-        theirs = [t for t in reversed(scheduler.timesteps.tolist()) if t >= 0]  # -1 is an arange that overshot
+        theirs = [t for t in reversed(scheduler.timesteps.tolist()) if t >= 0]  # drop -1, where its arange overshot
         assert make_timesteps(T, S, spacing) == theirs, S
 
 
 @pytest.mark.parametrize('S, left', [(50, 49), (100, 96)])
 @pytest.mark.parametrize('eta', [0.0, 0.5])
 def test_quad_draws_what_ddims_own_loop_draws_with_its_repeats(S, left, eta):
-    """ermongroup/ddim's generalised steps along its quadratic timesteps (DDIM eq. 12), no-ops included."""
+    """Compare with ermongroup/ddim's generalised steps on its quadratic timesteps (DDIM eq. 12), no-ops included."""
     alphas_bar = (1 - make_betas('linear', 1e-4, 0.02, 1000)).cumprod(0)
     seq = [int(t) for t in np.linspace(0, np.sqrt(1000 * 0.8), S) ** 2]
     sampler = GaussianDiffusionSampler(dummy, 1e-4, 0.02, 1000, steps=S, spacing='quad', eta=eta)
@@ -293,7 +293,7 @@ def test_quad_draws_what_ddims_own_loop_draws_with_its_repeats(S, left, eta):
 
 
 def test_clipping_leaves_xprev_whose_output_is_the_mean_itself():
-    """As hojonathanho/diffusion's p_mean_variance: model_mean is the output, whatever pred_xstart is clipped to."""
+    """In hojonathanho/diffusion's p_mean_variance too, model_mean is the output, however pred_xstart is clipped."""
     x_T = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
     states = {}
     for clip in (False, True):
@@ -303,7 +303,7 @@ def test_clipping_leaves_xprev_whose_output_is_the_mean_itself():
         t = torch.full((2,), T - 1)
         mean, _ = sampler.p_mean_variance(x_T, t)
         torch.testing.assert_close(mean, dummy(x_T, t), atol=1e-4, rtol=1e-4)
-    assert max(x0_hat.abs().max() for _, _, x0_hat in states[True]) > 1.5  # so that clipping it would show
+    assert max(x0_hat.abs().max() for _, _, x0_hat in states[True]) > 1.5  # clipping would change it
     assert all(torch.equal(a[1], b[1]) for a, b in zip(*states.values(), strict=True))
 
 
@@ -329,12 +329,12 @@ def test_trajectory_counts_down_and_resumes_where_it_was_left(reference, referen
     x_T = reference['sample_xT']
     whole = list(sampler.trajectory(x_T))
     assert [t for t, _, _ in whole] == [41, 36, 31, 26, 21, 16, 11, 6, 1, 0]
-    assert torch.equal(whole[-1][1], whole[-1][2])  # the step to the image takes the prediction itself
+    assert torch.equal(whole[-1][1], whole[-1][2])  # the step to the image returns the prediction itself
     first = list(sampler.trajectory(x_T, stop=21))
     assert [t for t, _, _ in first] == [41, 36, 31, 26, 21]
     second = list(sampler.trajectory(first[-1][1], start=21))
     torch.testing.assert_close(second[-1][1], whole[-1][1])
-    # Off the chain too: the walk then visits the state asked for.
+    # start may be off the chain: the walk then visits that state too.
     assert [t for t, _, _ in sampler.trajectory(x_T, start=19, stop=3)] == [16, 11, 6, 3]
 
 

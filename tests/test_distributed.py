@@ -1,4 +1,4 @@
-"""Several ranks do what one process does: the same steps, images and scores."""
+"""Several ranks give what one process gives: the same steps, images and scores."""
 
 import json
 import os
@@ -19,13 +19,13 @@ from runs import Forked, differences, load, one_line, scalars, without_logdir
 
 from run import distributed
 
-# 64 channels: with fewer, a GroupNorm of one channel a group cancels biases, whose gradients are then rounding errors
-# that Adam makes steps of. So are those of attention's keys, which are left out.
+# With fewer than 64 channels, GroupNorm has one channel per group and cancels biases: their gradients are rounding
+# errors, which Adam turns into steps. The same holds for the biases of attention's keys, which are not compared.
 WIDE = [*(flag for flag in TINY if not flag.startswith('--ch')), '--ch=64', '--ch_mult=1', '--total_steps=20']
 
 
 def network(run, kind='net_model'):
-    """The weights of a run, one vector."""
+    """Return the weights of a run as one vector."""
     weights = load(run)[kind]
     return torch.cat([weights[key].flatten() for key in sorted(weights) if not key.endswith('proj_k.bias')])
 
@@ -87,7 +87,7 @@ def test_a_streamed_data_set_is_shared_without_overlap_or_loss(tmp_path, folder_
 
 
 def stream():
-    """No data set is small enough to keep on the device."""
+    """Make every data set too large to keep on the device."""
     from dataset import loader
 
     loader.RESIDENT_BYTES = 0
@@ -122,7 +122,7 @@ def test_scores_are_the_same_whatever_the_number_of_ranks(trained, tmp_path, mon
         ranks = Ranks(world, *flags, log=tmp_path / 'log')
         assert ranks.status() == [0] * world, ranks.error()
         lines.append((trained / 'eval.txt').read_text().splitlines())
-    assert [len(found) for found in lines] == [1, 2]  # rank 0's
+    assert [len(found) for found in lines] == [1, 2]  # rank 0 alone added one
     one, many = map(json.loads, lines[1])
     assert one['n'] == many['n'] == 101 and one['label_accuracy'] == many['label_accuracy']
     for key in ('FID(classifier)', 'IS(classifier)', 'IS(classifier)_std', 'KID(classifier)'):
@@ -207,7 +207,7 @@ def test_a_rank_without_a_world_is_no_rank(cli, tmp_path, monkeypatch):
 
 
 def test_each_machine_writes_what_it_lacks_before_its_others_look(tmp_path):
-    """Two machines of two ranks, which share no folder or share one."""
+    """Try two machines of two ranks, first without a shared folder, then with one."""
     for shared in (False, True):
         firsts = {rank: partial(on_two_machines, rank, str(tmp_path / str(shared)), shared) for rank in range(4)}
         ranks = Ranks(4, *TINY, '--train', '--logdir', tmp_path / 'run', log=tmp_path / 'log', before=firsts)
@@ -224,7 +224,7 @@ def on_two_machines(rank, place, shared):
 
     def download(*args):
         if not place.exists():
-            time.sleep(0.5)  # for others to look meanwhile
+            time.sleep(0.5)  # gives the others time to look
             with open(place, 'x') as file:
                 file.write(str(rank))
         return load(*args)
@@ -256,7 +256,7 @@ def test_ranks_must_share_the_logdir(tmp_path):
 
 
 def elsewhere():
-    """A rank whose disk holds no checkpoint."""
+    """Make a rank see a disk without a checkpoint."""
     import train
 
     train.Run.resume = lambda self: None

@@ -1,4 +1,4 @@
-"""What the README and docs/ name is there: links, flags, flagfiles, functions, and the code they quote."""
+"""Check that what the README and docs/ name exists: links, flags, flagfiles, functions, and the code they quote."""
 
 import ast
 import re
@@ -11,7 +11,7 @@ import main
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob('README*.md')), *sorted((ROOT / 'docs').glob('*.md'))]
 OTHERS = {
-    # absl, torchrun, the page, python -m bench
+    # of absl, torchrun, the page and python -m bench
     'flagfile', 'help', 'max-restarts', 'nnodes', 'nproc_per_node', 'rdzv_backend', 'rdzv_endpoint', 'logs',
     'json', 'reference', 'repeats',
 }  # fmt: skip
@@ -22,12 +22,12 @@ def blocks(page):
 
 
 def references(page):
-    """(file, name) of each `file.py:name` on a page."""
+    """Return (file, name) for each `file.py:name` on a page."""
     return re.findall(r'`([\w/]+\.py):([A-Za-z_][\w.]*)`', page.read_text(encoding='utf-8'))
 
 
 def names(body):
-    """{name: the names within it} of what a module or class defines."""
+    """Return {name: the names within it} for what a module or class defines."""
     found = {}
     for node in body:
         if isinstance(node, ast.ClassDef):

@@ -1,4 +1,4 @@
-"""Without what POSIX alone has, as on Windows, and with workers that are spawned: a run, resumed and made use of."""
+"""Train, resume and use a run without what only POSIX has, as on Windows, and with spawned workers."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ WINDOWS = Path(__file__).parent / 'windows.py'
 
 
 def elsewhere(*argv):
-    """What main.py says on stderr there."""
+    """Run main.py in windows.py, and return what it writes to stderr."""
     done = subprocess.run([sys.executable, str(WINDOWS), *map(str, argv)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and 'Traceback' not in done.stderr, done.stderr
     return done.stderr

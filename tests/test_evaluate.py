@@ -1,4 +1,4 @@
-"""--eval, --stats and --images: which images are scored against which statistics, and what is said and kept of it."""
+"""--eval, --stats and --images: which images are scored against which statistics, what is printed and kept."""
 
 import json
 
@@ -27,7 +27,7 @@ def trained(here, cli):
 
 @pytest.fixture
 def inception_weights(here, monkeypatch):
-    """Random Inception weights, admitted whatever their hash."""
+    """Make random Inception weights, and skip the check of their hash."""
     torch.save(random_inception_state(), here / 'inception.pth')
     original = score.FEATURE_NETS['inception']
     monkeypatch.setitem(score.FEATURE_NETS, 'inception', lambda *a, **k: original(*a, **k, sha256=''))
@@ -40,7 +40,7 @@ def last_record(path='run/eval.txt'):
 
 
 def npz_of(images, path):
-    """An npz of images as OpenAI's evaluator reads it. images: uint8 [N, C, H, W]."""
+    """Write an npz of images as OpenAI's evaluator reads it. images: uint8 [N, C, H, W]."""
     np.savez(path, arr_0=images.permute(0, 2, 3, 1).numpy())
     return path
 
@@ -53,14 +53,14 @@ def test_eval_of_digits_needs_nothing_but_its_checkpoint(trained, cli):
     assert 'Model(EMA): IS(classifier):' in out and 'FID(classifier):' in out and 'KID(classifier):' in out
     assert '300 images, 8 steps, eta 1, fixedlarge' in out
     assert 'WARNING: FID of 300 images is biased upward' in error and 'building it from the 1438 images' in error
-    assert 'training the classifier: 1000/1000 steps' in error  # score/ is given what shows its progress
+    assert 'training the classifier: 1000/1000 steps' in error  # score/ was given the progress bar
     record = last_record()
     assert record['FID(classifier)'] > 0 and record['n'] == 300 and record['weights'] == 'ema' and record['T'] == 8
     assert record['feature_net'] == 'classifier' and len(record['weights_hash']) == 64 and record['seconds'] > 0
     assert (trained / 'stats' / 'digits.train.classifier.npz').exists()
     assert Image.open('run/samples_ema.png').size == (16 * 67 + 3, 16 * 67 + 3)
     assert scalars('run', 'FID_classifier_EMA') == {4: pytest.approx(record['FID(classifier)'])}
-    # The second time nothing is built, and the same images give the same scores whatever their batches.
+    # The second time nothing is built, and the scores are the same with another batch size.
     status, _, error = cli('--eval', '--logdir=run', '--num_images=300', '--sample_batch_size=77', '--precision=fp32')
     assert status == 0 and 'building' not in error and (trained / 'run' / 'eval.txt').read_text().count('\n') == 2
     assert last_record()['FID(classifier)'] == pytest.approx(record['FID(classifier)'], rel=0.05)
@@ -76,7 +76,7 @@ def test_scores_are_of_the_images_that_sampling_draws(trained, cli):
         status, out, _ = cli(*flags, '--eval', CLASSIFIER, f'--images={path}')
         assert status == 0 and '64 images' in out
         found.append(float(out.split('FID(classifier):')[1].split(',')[0]))
-    assert found[0] == found[1] == pytest.approx(drawn, rel=0.02)  # those were rounded to 8 bits
+    assert found[0] == found[1] == pytest.approx(drawn, rel=0.02)  # they were rounded to 8 bits
 
 
 def test_real_images_score_better_than_noise(here, cli):
@@ -118,7 +118,7 @@ def test_eval_with_inception(here, cli, folder_of_images, inception_weights, pro
 
 @pytest.fixture
 def any_fid(monkeypatch):
-    """No distance of 2048 dimensions is computed, for tests of what is said: it takes ten seconds."""
+    """Replace the distance in 2048 dimensions, which takes ten seconds, in tests of messages."""
     monkeypatch.setattr('score.metrics.calculate_frechet_distance', lambda *_, **__: 1.0)
 
 
@@ -132,7 +132,7 @@ def test_pytorch_ddpms_statistics_are_read_as_they_are(any_fid, here, cli, folde
 
 
 def written(folder, images):
-    """PNG files of images, [H, W] or [H, W, 3], by number."""
+    """Write images, [H, W] or [H, W, 3], as numbered PNG files."""
     folder.mkdir()
     for i, image in enumerate(images):
         Image.fromarray(image).save(folder / f'{i}.png')
@@ -204,7 +204,7 @@ def test_evaluation_while_training(here, cli):
     with open('run/eval.txt') as file:
         assert [json.loads(line)['step'] for line in file] == [2, 4]
     assert list(scalars('run', 'FID_classifier_EMA')) == [2, 4]
-    # It leaves no trace in the run: the weights are those of a run without it.
+    # The evaluation leaves no trace: the weights equal those of a run without it.
     assert cli(*TINY, '--train', '--logdir=plain', CLASSIFIER, '--num_images=20')[0] == 0
     a, b = (torch.load(f'{name}/ckpt.pt', weights_only=True)['net_model'] for name in ('run', 'plain'))
     assert all(torch.equal(a[key], b[key]) for key in a)

@@ -1,4 +1,4 @@
-"""TensorBoard's files as TensorBoard itself reads them."""
+"""Read TensorBoard's files as TensorBoard itself reads them."""
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -30,7 +30,7 @@ def test_scores_found_later_stay_and_training_goes_on_being_read(tmp_path):
     assert steps(tmp_path, 'loss') == [1, 2, 3, 4] and steps(tmp_path, 'FID_EMA') == [2]
     assert 4 in steps(tmp_path, 'loss', open_since_then)
     note(tmp_path, 4, {'FID_EMA': 2.0})
-    resumed = Events(tmp_path)  # of the checkpoint at step 4
+    resumed = Events(tmp_path)  # from the checkpoint of step 4
     resumed.restart(5)
     losses(resumed, 5)
     assert steps(tmp_path, 'loss') == [1, 2, 3, 4, 5] and steps(tmp_path, 'FID_EMA') == [2, 4]

@@ -1,4 +1,4 @@
-"""docs/extending.md: each of its additions is registered as it stands there and used through main's flags."""
+"""Register each addition of docs/extending.md as it stands there, and use it through main's flags."""
 
 import importlib
 import json
@@ -20,7 +20,7 @@ ADDITIONS = {found['kind']: found for found in SECTION.finditer(PAGE)}
 
 @pytest.fixture
 def add(monkeypatch):
-    """Register the addition of a section; returns its flags."""
+    """Register the addition of a section, and return its flags."""
 
     def register(kind):
         section = ADDITIONS[kind]
@@ -49,7 +49,7 @@ def test_a_model_trains_and_draws_with_it(add, tmp_path, cli, kind):
 
 def test_a_solver_draws(add, tmp_path, cli):
     argv = [*TINY, '--lr=0.03', '--weights=net', f'--logdir={tmp_path}', '--num_images=2']  # far from eps = 0
-    assert cli('--train', '--order=2', *argv)[0] == 2  # not there yet
+    assert cli('--train', '--order=2', *argv)[0] == 2  # not registered yet
     assert cli('--train', *argv)[0] == 0
     flags = add('solver')
     for order in ('1', '2'):

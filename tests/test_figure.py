@@ -1,4 +1,4 @@
-"""Each picture of a diffusion, from a digits checkpoint, tile by tile against what it should show."""
+"""Draw each picture of a diffusion from a digits checkpoint, and check tile by tile what it shows."""
 
 import os
 import shutil
@@ -19,12 +19,12 @@ from draw.noise import Noise
 from run import inputs
 from run.restore import restore
 
-TOP, PITCH = 25, 64 + picture.GAP  # pixels of the titles; from one image of 64 pixels to the next
+TOP, PITCH = 25, 64 + picture.GAP  # height of the titles; distance from one 64-pixel image to the next
 
 
 @pytest.fixture(scope='module')
 def logdir(tmp_path_factory):
-    """A conditional run in digits/, an unconditional one in free/ and one of points in points/."""
+    """Train a conditional run in digits/, an unconditional one in free/ and one of points in points/."""
     folder = tmp_path_factory.mktemp('runs')
     wide = [flag.replace('--ch_mult=1', '--ch_mult=2') for flag in TINY]
     points = ['--dataset=moons', '--net=point_mlp']
@@ -37,7 +37,7 @@ def logdir(tmp_path_factory):
 
 @pytest.fixture
 def draw(logdir, tmp_path, cli):
-    """draw(kind, rows, columns, *flags, group=None) -> the tiles of a picture, uint8 [rows, columns, 8, 8]."""
+    """Return draw(kind, rows, columns, *flags, group=None) -> a picture's tiles, uint8 [rows, columns, 8, 8]."""
 
     def run(kind, rows, columns, *flags, group=None):
         argv = [f'--figure={kind}', f'--logdir={logdir / "digits"}', '--precision=fp32', f'--out={tmp_path}', *flags]
@@ -59,7 +59,7 @@ def draw(logdir, tmp_path, cli):
                 inside = whole[picture.GAP : -picture.GAP, picture.GAP : -picture.GAP]
                 tiles.append(inside[::8, ::8])
                 framed = np.pad(np.kron(tiles[-1], np.ones((8, 8))), picture.GAP, constant_values=255)
-                assert np.array_equal(whole, framed)  # each pixel a square of 64, in a white frame
+                assert np.array_equal(whole, framed)  # each tile has 64 pixels a side and a white frame
         return np.stack(tiles).reshape(rows, columns, 8, 8).astype(int)
 
     return run
@@ -108,7 +108,7 @@ def test_guidance_is_of_each_label_and_weight_from_one_noise(logdir, draw):
         config, net = restored(logdir, f'--guidance={w}', '--labels=7')
         ((_, x_0),) = walk.draw(config, net, [0])
         assert abs(tiles[7, column] - uint8(x_0)[0]).max() <= 1, w
-    assert abs(tiles[:, 0] - tiles[0, 0]).max() <= 1  # unconditional: the noise alone
+    assert abs(tiles[:, 0] - tiles[0, 0]).max() <= 1  # unconditional: only the noise matters
     assert abs(tiles[3, 1] - tiles[7, 1]).max() > 1
     draw('guidance', 2, 5, '--labels=3,5')
 

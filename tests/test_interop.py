@@ -1,4 +1,4 @@
-"""Weights in and out, against the goldens and diffusers; whatever is wrong with a file leaves nothing behind."""
+"""Import and export weights, against the goldens and diffusers. A bad file leaves nothing behind."""
 
 import copy
 import hashlib
@@ -43,7 +43,7 @@ NETWORKS = [
 
 
 def described(arch='pytorch_ddpm', ch_mult=(1, 2), attn=(1,), num_res_blocks=1, channels=3, num_classes=0, **flags):
-    """The config of a small network, and one with random weights, in eval mode."""
+    """Return the config of a small network, and such a network with random weights, in eval mode."""
     told = {**DDPM, 'arch': arch, 'ch': 32, 'ch_mult': list(ch_mult), 'attn': list(attn), **flags}
     told |= {'num_res_blocks': num_res_blocks, 'channels': channels, 'num_classes': num_classes}
     torch.manual_seed(0)
@@ -68,7 +68,7 @@ def restored(logdir, **options):
     return restore(SimpleNamespace(**{**RESTORING, 'logdir': str(logdir), **options}), set())
 
 
-# What `restore` needs beside a checkpoint's config.
+# What `restore` needs besides a checkpoint's config.
 RESTORING = {
     'ckpt': '', 'weights': 'ema', 'device': 'cpu', 'labels': 'all', 'guidance': 1.0, 'batch_size': 1, 'grad_accum': 1,
     'compile': 'off', 'ema_decay': 0.9999, 'figure': None, 'precision': 'fp32', 'antithetic_t': False, 'dropout': 0.0,
@@ -129,7 +129,7 @@ def test_exports_equal_in_diffusers_and_come_back_bit_for_bit(
     y = torch.tensor([0, num_classes, 1]) if num_classes else None
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
         ours = copy.deepcopy(net).to(dtype)
-        if arch == 'official' and dtype == torch.float64:  # the tables' float32 entries are rounded in another order
+        if arch == 'official' and dtype == torch.float64:  # the float32 tables are rounded in another order
             ours.time_embedding.timembedding[0].weight.copy_(theirs.time_proj(torch.arange(40)))
         with torch.no_grad():
             out = theirs.to(dtype).eval()(x.to(dtype), t, class_labels=y).sample
@@ -149,7 +149,7 @@ def test_exports_equal_in_diffusers_and_come_back_bit_for_bit(
 
 
 class Kept:
-    """In place of the PIL images of a pipeline: what they would be made of, kept by the name they are saved under."""
+    """Stands in for a pipeline's PIL images: keeps their arrays by the names they are saved under."""
 
     drawn = {}
 
@@ -164,7 +164,7 @@ class Kept:
 
 
 class SharedNoise:
-    """In place of `Noise`: what torch.randn gives, which diffusers draws its noise by."""
+    """Stands in for `Noise`: gives what torch.randn gives, from which diffusers draws its noise."""
 
     def __init__(self, seed, indices, shape, device):
         self.shape = len(indices), *shape
@@ -174,13 +174,13 @@ class SharedNoise:
 
 
 def share_noise(monkeypatch, randn=torch.randn):
-    """Have torch.randn begin a sequence of its own, which the initial weights of networks take nothing of."""
+    """Give torch.randn a sequence of its own, which the initial weights of networks do not use up."""
     generator = torch.Generator().manual_seed(1)
     monkeypatch.setattr(torch, 'randn', lambda *shape, **_: randn(*shape, generator=generator))
 
 
 def run_of(*flags):
-    """The config of a run with these flags, as small as it can be, and a network for it."""
+    """Return the smallest config of a run with these flags, and a network for it."""
     small = '--T=12 --beta_1=5e-3 --beta_T=0.6 --img_size=4 --ch=32 --ch_mult=1 --attn= --num_res_blocks=1'
     config = config_of(*small.split(), '--device=cpu', '--precision=fp32', '--compile=off', *flags)
     told = {key: getattr(config, key) for key in ('T', 'num_classes', 'var_type', 'ch_mult', 'attn')}
@@ -188,7 +188,7 @@ def run_of(*flags):
 
 
 def errors_of_the_card(folder, flags, monkeypatch):
-    """{the flags that a comment in a card's code names: how far what the code draws is from what these flags draw}."""
+    """Return {flags named by a comment in a card's code: the difference between what the code and these flags draw}."""
     config, net = run_of(*flags, '--logdir', folder / 'run')
     interop.EXPORTS['diffusers'][0](folder, config, net, 0)
     code = re.search('```python\n(.*?)```', (folder / 'README.md').read_text(), re.S)[1]
@@ -237,18 +237,18 @@ def test_the_code_of_the_card_draws_what_sample_draws_or_is_not_there(tmp_path, 
             pipeline.write(tmp_path / 'refused', config, net, 'card')
     elif any(misfits):
         assert f'not with diffusers, for {misfits[1]}' in drawing_code.drawing_code(vars(config))
-    monkeypatch.setattr(scheduler, 'misfit', lambda config: None)  # to see what is refused differ
+    monkeypatch.setattr(scheduler, 'misfit', lambda config: None)  # to see that what is refused differs
     errors = errors_of_the_card(tmp_path, flags, monkeypatch)
     for (said, error), misfit in zip(errors.items(), misfits, strict=True):
         if not misfit:
             assert error < 1e-4, said
-        else:  # the last noise of a learned variance is as small as these weights have v
+        else:  # with a learned variance, v decides how small the last noise is
             assert error > 1e-4 or 'learned_range' in misfit, (said, misfit)
 
 
 @pytest.fixture(scope='module')
 def theirs():
-    """A network of diffusers' with its default of 8 channels a head."""
+    """Make a network of diffusers with its default of 8 channels per head."""
     torch.manual_seed(0)
     blocks = {'down_block_types': ('AttnDownBlock2D',), 'up_block_types': ('AttnUpBlock2D',)}
     return UNet2DModel(4, 1, 1, **blocks, block_out_channels=(32,), layers_per_block=1).eval()
@@ -303,11 +303,11 @@ def test_every_schedule_and_parameterisation_goes_there_and_back(tmp_path, sched
     [
         (True, {'attention_head_dim': None}),
         (False, {'attention_head_dim': None, 'freq_shift': 1, 'downsample_padding': 0, 'norm_eps': 1e-6}),
-        (True, {}),  # 8 channels a head
+        (True, {}),  # 8 channels per head
     ],
 )
 def test_older_folders_of_diffusers_are_imported(tmp_path, flip, options):
-    """As google/ddpm-cifar10-32 is laid out: no folders within, .bin weights, attention's former names."""
+    """google/ddpm-cifar10-32 is such a folder: no subfolders, .bin weights, the former names of attention."""
     blocks = {'down_block_types': ('DownBlock2D', 'AttnDownBlock2D'), 'up_block_types': ('AttnUpBlock2D', 'UpBlock2D')}
     options = {**blocks, **options, 'block_out_channels': (32, 64), 'layers_per_block': 1, 'sample_size': 8}
     torch.manual_seed(0)
@@ -390,7 +390,7 @@ class Hostile:
 
 
 def spoil(path, kind):
-    """A file with a defect of this kind, made of a good state dict; returns what the error must say."""
+    """Write a good state dict with a defect of this kind, and return what the error must say."""
     weights = state_dict('official_unet_a')
     if kind == 'hostile':
         path.write_bytes(pickle.dumps({'conv_in.weight': Hostile()}, protocol=2))
@@ -430,7 +430,7 @@ def test_a_bad_file_is_one_line_and_leaves_nothing(cli, tmp_path, monkeypatch, k
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-    """The folder of a run, which draws by DDIM."""
+    """Return the folder of a run that draws by DDIM."""
     path = tmp_path_factory.mktemp('trained') / 'run'
     forked = Forked(*TINY, '--sample_steps=4', '--eta=0', '--train', '--logdir', path, log=f'{path}.log')
     assert forked.status() == 0, forked.error()
@@ -511,7 +511,7 @@ def test_pipelines_of_other_kinds_are_refused(tmp_path, part, key, value, why):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """A site with one published model. It counts requests; `breaks_after` is how many bytes it sends of each answer."""
+    """Serve one published model. Counts requests; `breaks_after` is the number of bytes sent of each answer."""
     torch.save(state_dict('official_unet_a'), tmp_path / 'published')
     content = (tmp_path / 'published').read_bytes()
     site = SimpleNamespace(content=content, requests=0, breaks_after=len(content))
@@ -542,7 +542,7 @@ def cached_files(tmp_path):
 
 
 def test_published_models_are_fetched_once_and_a_broken_off_download_is_not_kept(server, tmp_path):
-    """torch.hub fetches, which does not go on with a part: nothing of it is kept, and the next call begins anew."""
+    """torch.hub cannot resume a download: nothing of it is kept, and the next call begins again."""
     server.breaks_after = 1000
     with pytest.raises(
         CheckpointError, match='model-790000.ckpt is not what .* if the download broke off, run it again'

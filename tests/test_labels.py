@@ -23,7 +23,7 @@ from run.restore import restore
 T = 10
 
 
-# name -> a network of 3 labels
+# name -> function that makes a network of 3 labels
 NETS = {
     'unet': lambda num_classes: UNet(T, 32, [1, 2], [1], 1, 0.0, img_channels=1, num_classes=num_classes),
     'context_unet': lambda num_classes: ContextUNet(T, 32, [1, 1], img_size=8, num_classes=num_classes),
@@ -38,11 +38,11 @@ def kind(request):
 
 @pytest.fixture(scope='module')
 def net(kind):
-    """A network of 3 labels whose every weight counts."""
+    """Make a network of 3 labels in which every weight has an effect."""
     torch.manual_seed(0)
     net = NETS[kind](3).eval()
     for p in net.parameters():
-        if p.requires_grad and kind == 'unet':  # some of whose weights are next to nothing at first
+        if p.requires_grad and kind == 'unet':  # some of its weights start near zero
             torch.nn.init.normal_(p, std=0.1)
     return net
 
@@ -69,14 +69,14 @@ def test_without_labels_there_is_no_extra_key_and_none_is_taken(kind, x):
     extra = [key for key in labelled.state_dict() if key not in plain.state_dict()]
     assert extra and all(key.startswith('label_embed') for key in extra)
     assert [key for key in labelled.state_dict() if key not in extra] == list(plain.state_dict())
-    if kind == 'unet':  # behind pytorch-ddpm's keys
+    if kind == 'unet':  # after pytorch-ddpm's keys
         assert list(labelled.state_dict())[-1:] == extra == ['label_embedding.weight']
     with pytest.raises(ValueError, match='takes no labels'):
         plain(x, torch.zeros(4, dtype=torch.int64), Y)
 
 
 def test_no_label_leaks_gradient_into_the_others(kind, net, x):
-    """What belongs to a label: its row of an embedding, or its column of the layer that takes it one-hot."""
+    """A label has its own row of an embedding, or its own column of the layer that takes it one-hot."""
     rows = {
         'unet': lambda: [net.label_embedding.weight.grad],
         'context_unet': lambda: [embed[0].weight.grad.T for embed in net.label_embeds],
@@ -87,7 +87,7 @@ def test_no_label_leaks_gradient_into_the_others(kind, net, x):
         net(x, torch.zeros(4, dtype=torch.int64), torch.full((4,), label)).square().mean().backward()
         for gradient in rows[kind]():
             touched = {row for row in range(len(gradient)) if (gradient[row] != 0).any()}
-            assert touched == ({label} & set(range(len(gradient))))  # one-hot, no label has no column at all
+            assert touched == ({label} & set(range(len(gradient))))  # one-hot: 'no label' has no column
 
 
 @pytest.mark.parametrize('mean_type', PARAMETERISATIONS)
@@ -149,7 +149,7 @@ def test_micro_batches_keep_each_label_with_its_image(tmp_path):
 
 
 def test_the_steps_of_an_unconditional_run_are_untouched(tmp_path):
-    """The label dropout draws after everything else of the step."""
+    """Label dropout draws its random numbers after everything else in the step."""
     run = train.Run(config_of(*TINY, f'--logdir={tmp_path}'))
     other = copy.deepcopy(run.net.state_dict())
     torch.manual_seed(0)
@@ -161,8 +161,8 @@ def test_the_steps_of_an_unconditional_run_are_untouched(tmp_path):
 
 @pytest.fixture
 def trained(tmp_path, cli):
-    """A conditional run of a few steps, with label embeddings as large as many steps would make them."""
-    wide = [flag.replace('--ch_mult=1', '--ch_mult=2') for flag in TINY]  # at 32 channels the norm removes embeddings
+    """Train a conditional run for a few steps, then enlarge its label embeddings as many steps would."""
+    wide = [flag.replace('--ch_mult=1', '--ch_mult=2') for flag in TINY]  # at 32 channels the norm cancels embeddings
     argv = [*wide, '--train', '--cond', '--lr=0.02', '--warmup=0', '--total_steps=20', '--sample_step=20']
     assert cli(*argv, '--ema_decay=0', f'--logdir={tmp_path / "run"}')[0] == 0
     state = load(tmp_path / 'run')
@@ -188,7 +188,7 @@ def test_training_and_drawing_from_the_command_line(trained, tmp_path, cli):
         argv = ['--sample', f'--logdir={trained}', '--num_images=14', f'--out={out}', '--precision=fp32', *flags]
         assert cli(*argv)[0] == 0
         images[name] = np.load(out / 'samples.npz')['arr_0'].astype(int)
-    # Image i has label i of those asked for, in turn; its noise is its own whatever the label.
+    # Image i has the requested labels in turn, and the same noise with any label.
     assert abs(images['all'][[3, 13]] - images['three'][[3, 13]]).max() <= 1
     assert abs(images['some'][::2] - images['three'][::2]).max() <= 1
     for a, b in (('all', 'three'), ('three', 'guided'), ('three', 'free')):

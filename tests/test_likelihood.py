@@ -1,4 +1,4 @@
-"""The terms of the variational bound against openai/improved-diffusion, scipy and closed forms; learned variances."""
+"""Compare the bound's terms with openai/improved-diffusion, scipy and closed forms; test learned variances."""
 
 import math
 from collections import deque
@@ -41,7 +41,7 @@ def test_the_decoder_is_scipys_normal_distribution():
     mean = x_0 + std * rng.uniform(-8, 8, len(pixels))
     lower = np.where(pixels == 0, -np.inf, (x_0 - 1 / 255 - mean) / std)
     upper = np.where(pixels == 255, np.inf, (x_0 + 1 / 255 - mean) / std)
-    flip = lower > 0  # the upper tail, where scipy's cdf rounds to 1
+    flip = lower > 0  # flip the upper tail, where scipy's cdf rounds to 1
     lower, upper = np.where(flip, -upper, lower), np.where(flip, -lower, upper)
     expected = np.log(stats.norm.cdf(upper) - stats.norm.cdf(lower))
     value = discretised_log_likelihood(*map(torch.from_numpy, (x_0, mean, 2 * np.log(std))))
@@ -64,14 +64,14 @@ def test_the_decoder_and_its_gradient_are_finite_far_from_the_mean():
     value = discretised_log_likelihood(x_0, mean, log_var)
     value.sum().backward()
     assert value.isfinite().all() and mean.grad.isfinite().all() and log_var.grad.isfinite()
-    assert value.min() < -1e6 and (mean.grad != 0).all()  # where a clamped probability would teach nothing
+    assert value.min() < -1e6 and (mean.grad != 0).all()  # a clamped probability would have no gradient
 
 
 # --- openai/improved-diffusion's terms
 
 
 def with_variance(net, var_type):
-    """The reference's network and, for a learned variance, its second half of channels."""
+    """Add a second half of channels to the reference's network if the variance is learned."""
 
     def model(x, t):
         out = net(x, t)
@@ -83,14 +83,14 @@ def with_variance(net, var_type):
 
 
 def tanh_log_ndtr(x):
-    """improved-diffusion's approximation to the normal distribution, as its logarithm."""
+    """Return the logarithm of improved-diffusion's approximation to the normal distribution."""
     return F.logsigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
 
 
 @pytest.mark.parametrize('var_type', VAR_TYPES)
 @pytest.mark.parametrize('clip', [0, 1])
 def test_terms_equal_reference(reference_net, monkeypatch, var_type, clip):
-    """All of them with its approximation to the normal distribution, which only t = 0 knows the difference of."""
+    """All terms use its approximation to the normal distribution, which only affects t = 0."""
     arrays = {key: torch.from_numpy(value) for key, value in golden('vlb_a').items() if value.ndim}
     x_0 = arrays['x0'].float() / 127.5 - 1
     sampler = GaussianDiffusionSampler(None, *BETAS, T, 16, 'epsilon', var_type, clip_denoised=bool(clip))
@@ -121,7 +121,7 @@ def test_terms_equal_reference(reference_net, monkeypatch, var_type, clip):
 
 
 class MomentMatched:
-    """sample.Noise, but that the draws of a batch have mean 0 and variance 1, and no covariance with its images."""
+    """sample.Noise, but each batch has exactly mean 0, variance 1, and no covariance with its images."""
 
     def __init__(self, x_0):
         self.basis = torch.linalg.qr(torch.stack([torch.ones(x_0.numel()), x_0.flatten()], dim=1).double())[0]
@@ -139,7 +139,7 @@ GAUSSIAN_T, GAUSSIAN_BETAS = 100, (0.01, 0.2)
 
 
 def gaussian_pixels():
-    """8-bit images of N(MEAN, STD^2), stratified so that they are as normal as 8 bits can be."""
+    """Return 8-bit images of N(MEAN, STD^2), stratified so that they are as normal as 8 bits allow."""
     quantiles = stats.norm(MEAN, STD).ppf((np.arange(64 * 64) + 0.5) / 64**2)
     pixels = np.round((quantiles + 1) * 127.5)
     assert pixels.min() > 0 and pixels.max() < 255
@@ -147,13 +147,13 @@ def gaussian_pixels():
 
 
 def moments_of_x0(alphas_bar):
-    """E[x_0 | x_t] = m + gain (x_t - alpha m), and its variance: of N(MEAN, STD^2), by t."""
+    """Return gain and variance by t for x_0 ~ N(MEAN, STD^2): E[x_0 | x_t] = m + gain (x_t - alpha m)."""
     variance = alphas_bar * STD**2 + 1 - alphas_bar
     return alphas_bar.sqrt() * STD**2 / variance, STD**2 * (1 - alphas_bar) / variance
 
 
 def denoiser(sampler, v):
-    """The best epsilon for N(MEAN, STD^2), and the second half of channels `v` [T] or None."""
+    """Return a network: the best epsilon for N(MEAN, STD^2), and `v` [T] as second half of channels unless None."""
     ab = sampler.alphas_bar
     gain, _ = moments_of_x0(ab)
 
@@ -194,7 +194,7 @@ def test_each_term_is_its_closed_form(monkeypatch, var_type, steps):
     timesteps = make_timesteps(GAUSSIAN_T, steps)
     full = (1 - make_betas('linear', *GAUSSIAN_BETAS, GAUSSIAN_T)).cumprod(0)
     ab = full[timesteps].numpy()
-    # Of the data as they are, 8 bits deep: E (x_0 - x0_hat)^2 for x_t = alpha x_0 + sigma eps.
+    # For the 8-bit data themselves: E (x_0 - x0_hat)^2 for x_t = alpha x_0 + sigma eps.
     x_0 = gaussian_pixels().double().numpy().ravel()
     gain = moments_of_x0(full)[0][timesteps].numpy()
     square = (1 - np.sqrt(ab) * gain) ** 2 * np.mean((x_0 - MEAN) ** 2) + gain**2 * (1 - ab)
@@ -224,7 +224,7 @@ def test_each_term_is_its_closed_form(monkeypatch, var_type, steps):
 
 
 def two_halves(x, t):
-    """A network of 2 C channels: a mean and a variance that vary over pixels and timesteps."""
+    """Act as a network of 2 C channels: a mean and a variance that vary over pixels and timesteps."""
     wave = torch.sin(3 * x + t.view(-1, 1, 1, 1))
     return torch.cat([torch.sin(x + 1) * torch.cos(t.float()).view(-1, 1, 1, 1), wave], dim=1)
 
@@ -240,7 +240,7 @@ def test_chain_equals_diffusers(var_type, steps, clip):
         mean, v = two_halves(x, t).chunk(2, dim=1)
         return torch.cat([mean, v if var_type == 'learned_range' else v - 6], dim=1)
 
-    def theirs(x, t):  # whose learned variance is no logarithm
+    def theirs(x, t):  # its learned variance is not a logarithm
         mean, v = ours(x, t).chunk(2, dim=1)
         return torch.cat([mean, v if var_type == 'learned_range' else v.exp()], dim=1)
 
@@ -257,7 +257,7 @@ def test_chain_equals_diffusers(var_type, steps, clip):
 
 
 def test_a_learned_variance_grows_with_the_step():
-    """Over t to s it is e^v times (1 - ab_t / ab_s) / beta_t; the last step, to the image, has none."""
+    """From t to s it is e^v times (1 - ab_t / ab_s) / beta_t. The last step, to the image, has none."""
     sampler = GaussianDiffusionSampler(two_halves, *BETAS, T, var_type='learned', steps=5)
     x_t = torch.linspace(-1, 1, 4 * 9).view(4, 1, 3, 3)
     for t, s in ((40, 30), (20, 10)):
@@ -282,7 +282,7 @@ def test_below_eta_1_the_mean_alone_matters(var_type):
 
 
 def test_the_best_learned_variance_samples_the_gaussian_in_few_steps():
-    """learned_range at the v whose variance is exact; the fixed ones miss the standard deviation in 4 of 100 steps."""
+    """learned_range uses the v with the exact variance; with 4 of 100 steps, fixed variances miss the std."""
     stds = {}
     for var_type in ('fixedlarge', 'fixedsmall', 'learned_range'):
         sampler = GaussianDiffusionSampler(None, *GAUSSIAN_BETAS, GAUSSIAN_T, var_type=var_type, steps=4)
@@ -317,7 +317,7 @@ def test_a_network_of_other_channels_is_refused(var_type, channels):
         sampler(torch.zeros(1, 3, 4, 4))
 
 
-# --- fewer terms an image
+# --- fewer terms per image
 
 
 def test_each_term_is_asked_as_often_as_its_weight_says():
@@ -328,7 +328,7 @@ def test_each_term_is_asked_as_often_as_its_weight_says():
         assert rows.shape == (4000, steps) and p.sum().item() == pytest.approx(steps) and p[0] == 1
         counts = torch.bincount(rows.flatten(), minlength=T)
         torch.testing.assert_close(counts / 4000, p.float(), atol=0.01, rtol=0)
-        assert (rows.diff(dim=1) > 0).all()  # none of them twice
+        assert (rows.diff(dim=1) > 0).all()  # no term twice
 
 
 @pytest.mark.parametrize('steps', [0, 1, T + 1])

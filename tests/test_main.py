@@ -13,7 +13,7 @@ import main
 from run import checks
 
 CONFIGS = sorted((ROOT / 'config').glob('*.txt'))
-# What w86763777/pytorch-ddpm's own flagfile says, each of its lines.
+# All lines of w86763777/pytorch-ddpm's own flagfile.
 PYTORCH_DDPM = (
     'T=1000 attn=1 batch_size=128 beta_1=0.0001 beta_T=0.02 ch=128 ch_mult=1 ch_mult=2 ch_mult=2 ch_mult=2 dropout=0.1 '
     'ema_decay=0.9999 noeval eval_step=0 fid_cache=./stats/cifar10.train.npz nofid_use_torch grad_clip=1.0 img_size=32 '

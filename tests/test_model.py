@@ -1,4 +1,4 @@
-"""The U-Net against pytorch-ddpm's and the official network's outputs and state dicts."""
+"""Compare the U-Net with the outputs and state dicts of pytorch-ddpm's and the official network."""
 
 import json
 
@@ -22,7 +22,7 @@ def test_cifar10_state_dict(arch):
         net = UNet(1000, 128, [1, 2, 2, 2], [1], 2, 0.1, arch=arch)
     ours = {key: list(value.shape) for key, value in net.state_dict().items()}
     wanted = json.loads((GOLDEN / 'pytorch_ddpm_cifar10_state_dict.json').read_text())
-    assert list(ours) == list(wanted) and ours == wanted  # the order too: Adam numbers its state by it
+    assert list(ours) == list(wanted) and ours == wanted  # in the same order, by which Adam numbers its state
     assert sum(p.numel() for p in net.parameters() if p.requires_grad) == 35_746_307
     official = json.loads((GOLDEN / 'official_cifar10_state_dict.json').read_text())
     shapes = [shape for key, shape in ours.items() if key != 'time_embedding.timembedding.0.weight']
@@ -38,7 +38,7 @@ def test_initial_weights(arch, attn_is_zero):
             assert (value == 0).all()
         elif value.ndim == 4 or 'temb_proj' in key:
             fan_in, fan_out = value[0].numel(), value.shape[0] * value[0, 0].numel()
-            bound = (6 / (fan_in + fan_out)) ** 0.5  # of a Xavier-uniform distribution, std bound / sqrt(3)
+            bound = (6 / (fan_in + fan_out)) ** 0.5  # Xavier-uniform, with std bound / sqrt(3)
             ends_near_zero = 'block2.3' in key or key == 'tail.2.weight' or ('attn.proj.' in key and attn_is_zero)
             std = bound / 3**0.5 * (1e-5 if ends_near_zero else 1)
             assert value.std().item() == pytest.approx(std, rel=0.1), key
@@ -107,7 +107,7 @@ def test_the_blocks_of_the_context_unet():
 def test_the_way_up_is_scaled_by_the_label_and_shifted_by_the_time():
     torch.manual_seed(0)
     T, x, y, t = 50, torch.randn(3, 1, 8, 8), torch.tensor([2, 0, 4]), torch.tensor([0, 7, 49])
-    net = ContextUNet(T, 32, [1, 1, 2], img_size=8, num_classes=4)  # 4 is no label
+    net = ContextUNet(T, 32, [1, 1, 2], img_size=8, num_classes=4)  # 4 means no label
     seen = []
     for up in net.ups:
         up.register_forward_pre_hook(lambda module, args: seen.append(args[0]))

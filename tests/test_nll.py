@@ -1,4 +1,4 @@
-"""--nll, and checkpoints that learn a variance, from the command line."""
+"""Run --nll, and train networks that learn a variance, from the command line."""
 
 import json
 import math
@@ -25,9 +25,9 @@ from run.restore import restore
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-    """Runs of a few steps: a conditional one that learns its variance, one of a fixed variance, one of points."""
+    """Train a few steps: a conditional run that learns its variance, one with a fixed variance, one of points."""
     folder = tmp_path_factory.mktemp('runs')
-    # At 32 channels the norm removes labels.
+    # At 32 channels the norm cancels labels.
     learned = ['--loss=hybrid', '--var_type=learned_range', '--cond', '--ch_mult=2', '--sample_step=20']
     points = ['--dataset=moons', '--net=point_mlp']
     for name, extra in {'learned': learned, 'fixed': ['--loss=kl'], 'points': points}.items():
@@ -68,7 +68,7 @@ def test_what_nll_says_and_writes(runs, cli, monkeypatch, name):
 
 
 def test_the_bound_is_that_of_the_weights_and_the_noise_is_each_images_own(runs, tmp_path, cli):
-    """Term by term with the trainer's own loss, at each image's noise; whatever the batch."""
+    """Compare term by term with the trainer's own loss on each image's noise, at several batch sizes."""
     config, net, _ = restore(config_of(f'--logdir={runs / "fixed"}', '--precision=fp32'), set())
     data = inputs.dataset(config, 'test')
     x_0 = data.prepare(loader.decode_all(data)[0])
@@ -163,7 +163,7 @@ def test_a_network_of_twice_the_channels_has_the_same_keys(make):
     assert wide(torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64)).shape == (2, 6, 8, 8)
 
 
-# --- what cannot be
+# --- refusals
 
 
 @pytest.mark.parametrize('name, flags, status, phrase', [

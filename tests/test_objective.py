@@ -1,4 +1,4 @@
-"""What a network is trained for: each loss against its definition, and that the sampler of t changes no expectation."""
+"""Compare each loss with its definition, and check that the sampler of t changes no expectation."""
 
 import copy
 import functools
@@ -32,7 +32,7 @@ def noised(trainer):
 
 
 class TwoHalves(torch.nn.Module):
-    """A mean and, where it is learned, a variance, of one weight each."""
+    """A mean and, if it is learned, a variance, with one weight each."""
 
     def __init__(self, learned):
         super().__init__()
@@ -70,7 +70,7 @@ def test_in_hybrid_the_bound_moves_the_variance_alone():
 @pytest.mark.parametrize('gamma', [0.5, 5.0])
 @pytest.mark.parametrize('mean_type', PARAMETERISATIONS)
 def test_min_snr_is_one_loss_whatever_is_predicted(mean_type, gamma):
-    """Hang et al. 2023, section 3.4: min(SNR, gamma) on x_0, over SNR on epsilon, over SNR + 1 on v."""
+    """Hang et al. 2023, section 3.4: the weight is min(SNR, gamma) on x_0; over SNR on epsilon, over SNR + 1 on v."""
     alphas_bar = trainer_of(None).chain.alphas_bar
     x0_hat = 0.7 * X_0 - 0.1
 
@@ -105,7 +105,7 @@ def test_options_that_do_not_go_together(options, message):
 
 
 def test_both_samplers_of_t_estimate_the_same_bound():
-    """The mean of T times a term, over uniform t and over t drawn by the losses: the sum of the terms' means."""
+    """The mean of T times a term is the sum of the terms' means, for uniform t and for t drawn by the losses."""
     x_0 = X_0[:1].expand(4000, -1, -1, -1)
     found = {}
     for name in ('uniform', 'loss_aware'):
@@ -129,9 +129,9 @@ def test_loss_aware_follows_the_second_moments():
     for _ in range(9):
         sampler.weigh(losses[:, None], torch.arange(4))
         sampler.draw(1, 'cpu')
-    assert sampler.probabilities().tolist() == [0.25] * 4  # nine of each are too few
+    assert sampler.probabilities().tolist() == [0.25] * 4  # nine losses of each are too few
     sampler.weigh(losses[:, None], torch.arange(4))
-    assert sampler.probabilities().tolist() == [0.25] * 4  # and the tenth counts from the next draw on
+    assert sampler.probabilities().tolist() == [0.25] * 4  # the tenth counts from the next draw on
     torch.manual_seed(0)
     t = sampler.draw(20_000, 'cpu')
     p = 0.999 * losses / 16 + 0.001 / 4
@@ -139,7 +139,7 @@ def test_loss_aware_follows_the_second_moments():
     torch.testing.assert_close(torch.bincount(t, minlength=4) / 20_000, p, atol=0.015, rtol=0)
     weighed = sampler.weigh(losses[:, None], torch.arange(4))
     torch.testing.assert_close(weighed, losses[:, None] / (4 * p[:, None]))
-    # Ten losses or so are remembered: after many more, the old ones are forgotten.
+    # The sampler remembers about ten losses: after many more, the old ones are forgotten.
     for _ in range(20):
         sampler.weigh(torch.ones(16, 1), torch.arange(4).repeat(4))
         sampler.draw(1, 'cpu')
@@ -171,13 +171,13 @@ def test_a_loss_aware_run_in_two_parts_equals_a_whole_one(tmp_path, cli):
     p = copy.deepcopy(whole['t_sampler'])
     assert p['counts'].min() >= 10 and p['moments'].std() > 0  # it was no longer uniform
     del parts['t_sampler']
-    torch.save(parts, tmp_path / 'parts' / 'ckpt.pt')  # of a uniform run: it starts anew
+    torch.save(parts, tmp_path / 'parts' / 'ckpt.pt')  # from a uniform run: the sampler starts afresh
     assert cli(*argv, '--total_steps=13', f'--logdir={tmp_path / "parts"}')[0] == 0
     assert load(tmp_path / 'parts')['t_sampler']['pending'][0].sum() == 32
 
 
 def test_compiled_in_float32(tmp_path, monkeypatch):
-    """As one graph, losses noted; without the minute that generating code of it takes."""
+    """Compile as one graph that notes losses, but skip generating code, which takes a minute."""
     monkeypatch.setattr(torch, 'compile', functools.partial(torch.compile, backend='aot_eager'))
     losses = []
     for compiled in ('off', 'on'):
@@ -190,7 +190,7 @@ def test_compiled_in_float32(tmp_path, monkeypatch):
 
 
 def test_what_a_step_was_it_still_is(tmp_path):
-    """The draws and the loss of mse and uniform t, written out."""
+    """Write out the draws and the loss of mse with uniform t."""
     run = train.Run(config_of(*TINY, f'--logdir={tmp_path}'))
     net, x_0 = copy.deepcopy(run.net), torch.linspace(-1, 1, 512).view(8, 1, 8, 8)
     torch.manual_seed(0)

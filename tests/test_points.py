@@ -34,7 +34,7 @@ def test_the_sliced_wasserstein_distance():
 
 
 def test_the_s_curve_comes_near_the_data_after_few_steps(tmp_path, cli):
-    """Measured after a twentieth of the training: 0.014, nearer than the normal distribution of the data's moments."""
+    """A twentieth of the training gives 0.014, nearer than a normal distribution with the data's moments."""
     argv = [f'--flagfile={ROOT / "config" / "S_CURVE.txt"}', '--train', '--eval', '--device=cpu', '--sample_step=0']
     argv += ['--lr=0.003', '--ema_decay=0.99']
     distance = {}
@@ -76,9 +76,9 @@ def test_what_sampling_writes(logdir, cli, monkeypatch):
     assert file['points'].shape == (100, 2) and file['points'].dtype == np.float32
     assert file['labels'].tolist() == [0, 1] * 50
     width, height = Image.open(logdir / 'samples' / 'figure.png').size
-    assert 4 * height < width < 5 * height  # ten columns of two panels, and the arrows
+    assert 4 * height < width < 5 * height  # ten columns of two panels, with arrows
     ((figure, axes),) = drawn
-    assert axes.shape == (2, 10) and len({(ax.get_xlim(), ax.get_ylim()) for ax in axes.flat}) == 1  # one scale
+    assert axes.shape == (2, 10) and len({(ax.get_xlim(), ax.get_ylim()) for ax in axes.flat}) == 1  # all on one scale
     assert [ax.get_ylabel() for ax in axes[:, 0]] == ['forward $q$', 'reverse $p$']
     assert [arrow.get_arrowstyle().__class__.__name__ for arrow in figure.artists] == ['CurveB', 'CurveA']
     assert cli(*argv)[0] == 0
@@ -108,7 +108,7 @@ def test_what_points_cannot_be(tmp_path, cli, argv, phrase):
 
 
 def test_a_prior_of_the_data(logdir, tmp_path, cli):
-    """x_T has the data's moments where the chain is short of noise; they are in the checkpoint."""
+    """x_T has the data's moments, for chains that end with too little noise; the checkpoint holds them."""
     status, _, error = cli('--sample', f'--logdir={logdir}', '--prior=data')
     assert status == 2 and '--prior=data needs a checkpoint trained with it' in error
     short = [*TINY, *POINTS, '--beta_T=0.002', '--prior=data', '--train', f'--logdir={tmp_path / "short"}']

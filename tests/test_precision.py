@@ -1,4 +1,4 @@
-"""--precision: float32 that is float32 on a GPU too, and a word about bf16 where it is slow."""
+"""--precision: float32 is real float32 on a GPU too, and slow bf16 gives a warning."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ KINDS = torch.backends.cudnn.conv, torch.backends.cuda.matmul
 
 @pytest.fixture
 def flags_seen(monkeypatch):
-    """What cuDNN and cuBLAS were allowed at each call of the network and of backward, by default TF32."""
+    """Record what cuDNN and cuBLAS may use at each call of the network and of backward; TF32 by default."""
     seen = set()
 
     def spy(original):
@@ -41,7 +41,7 @@ def test_fp32_is_no_tf32(tmp_path, cli, flags_seen):
     for mode in ('--train', '--sample'):
         flags_seen.clear()
         assert cli(*flags, mode)[0] == 0 and flags_seen == {EXACT}
-    assert tuple(kind.fp32_precision for kind in KINDS) == TF32  # as they were
+    assert tuple(kind.fp32_precision for kind in KINDS) == TF32  # unchanged
 
 
 def test_bits_per_dim_are_in_fp32_unless_asked(tmp_path, cli, flags_seen, monkeypatch):

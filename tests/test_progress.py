@@ -1,4 +1,4 @@
-"""Progress: plain lines where stderr is no terminal, a bar in one, nothing where it is not wanted."""
+"""Progress: a bar in a terminal, plain lines if stderr is not one, nothing if silenced."""
 
 from types import SimpleNamespace
 
@@ -10,7 +10,7 @@ from run import progress
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The time that `progress` sees."""
+    """Control the time that `progress` sees."""
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(progress, 'time', SimpleNamespace(monotonic=lambda: clock.now))
     return clock

@@ -1,4 +1,4 @@
-"""Sampling from a checkpoint: files, exact counts, and independence of batch size and interruptions."""
+"""Sample from a checkpoint: files, exact counts, and no effect of batch size or interruptions."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from run.restore import restore
 
 @pytest.fixture(scope='module')
 def logdir(tmp_path_factory):
-    """A grey and, in rgb/, a colour run of a few steps."""
+    """Train a few steps of a grey run and, in rgb/, a colour run."""
     folder = tmp_path_factory.mktemp('runs')
     rng = np.random.default_rng(0)
     (folder / 'images').mkdir()
@@ -114,7 +114,7 @@ def test_an_interrupted_call_continues_to_the_same_images(logdir, tmp_path, cli)
 
 @pytest.fixture
 def draw(logdir, tmp_path, cli):
-    """draw(*flags) -> what --sample to out/ says on stdout, and on stderr."""
+    """Return draw(*flags) -> what --sample to out/ prints to stdout, and to stderr."""
 
     def run(*flags, status=0):
         code, said, error = cli('--sample', f'--logdir={logdir / "grey"}', f'--out={tmp_path / "out"}', *flags)
@@ -140,7 +140,7 @@ def test_samples_of_other_settings_are_set_aside(tmp_path, draw):
     draw('--num_images=5')
     for extra, why in (('--seed=1', 'seed'), ('--weights=net', 'seed, weights'), ('--eta=0.5', 'eta, weights')):
         before = images_in(out)
-        (out / '.DS_Store').write_text('')  # an operating system's, no one's work
+        (out / '.DS_Store').write_text('')  # left by an operating system, no one's work
         said = draw('--num_images=5', extra)
         changed = re.search('held samples of other (.*): they are in .*out.prev now', said)[1]
         assert sorted(changed.split(', ')) == why.split(', ')
@@ -180,7 +180,7 @@ def test_images_without_a_record_are_not_ours(tmp_path, draw):
 
 def test_the_checkpoint_decides_the_network_and_the_flags_given_the_sampler(logdir, tmp_path, cli):
     out = tmp_path / 'out'
-    # None of the network's flags is given, and their defaults describe another one.
+    # No flag of the network is given, and the defaults describe another network.
     assert cli('--sample', f'--ckpt={logdir / "grey" / "ckpt.pt"}', '--num_images=2', f'--out={out}')[0] == 0
     with open(out / 'samples.json') as file:
         used = json.load(file)

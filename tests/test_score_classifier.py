@@ -11,7 +11,7 @@ from score.classifier import load_classifier, train_classifier
 
 @pytest.fixture(scope='session')
 def digits():
-    """(images, labels, test_images, test_labels) of the 1,797 8x8 digits, in a seeded order."""
+    """Return (images, labels, test_images, test_labels) of the 1,797 8x8 digits, in a seeded order."""
     data = load_digits()
     order = np.random.default_rng(0).permutation(len(data.target))
     images = torch.from_numpy((data.images[order] / 16 * 255).astype(np.uint8))[:, None]

@@ -1,4 +1,4 @@
-"""Frechet distance against closed forms and independent implementations."""
+"""Compare the Frechet distance with closed forms and independent implementations."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ RNG = np.random.default_rng
 
 
 def gaussian(d, n, seed, decay=0.0):
-    """Sample mean and covariance of n vectors whose variances decay over exp(-decay)."""
+    """Return the sample mean and covariance of n vectors whose variances fall from 1 to exp(-decay)."""
     rng = RNG(seed)
     x = rng.standard_normal((n, d)) * np.exp(-np.linspace(0, decay, d) / 2) + rng.standard_normal(d)
     return x.mean(0), np.cov(x, rowvar=False)

@@ -1,4 +1,4 @@
-"""The FID Inception against pytorch-fid's and torch-fidelity's networks, under the same random weights."""
+"""Compare the FID Inception with pytorch-fid's and torch-fidelity's networks under the same random weights."""
 
 from urllib.error import URLError
 
@@ -44,7 +44,7 @@ def torch_fidelity_net(weights):
 
 @pytest.fixture(scope='session')
 def images():
-    """Smooth and rough 32x32 images: uint8 [6, 3, 32, 32]."""
+    """Return smooth and rough 32x32 images, uint8 [6, 3, 32, 32]."""
     noise = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     return (torch.nn.functional.interpolate(noise, size=32, mode='bicubic').clamp(0, 1) * 255).to(torch.uint8)
 
@@ -84,14 +84,14 @@ def test_tf_input_is_torch_fidelitys_bit_for_bit(images):
 
 
 def test_tensorflow_resize_by_hand():
-    # Sources of 4 from 2 are 0, 0.5, 1, 1.5; the last lies past the last pixel, which repeats.
+    # Going from 2 to 4 pixels, the sources are 0, 0.5, 1, 1.5; the last lies past the last pixel, which repeats.
     x = torch.tensor([[[[0.0, 10.0], [20.0, 40.0]]]])
     expected = [[0, 5, 10, 10], [10, 17.5, 25, 25], [20, 30, 40, 40], [20, 30, 40, 40]]
     assert torch.equal(tensorflow_bilinear(x, 4), torch.tensor([[expected]], dtype=torch.float32))
 
 
 def test_pytorch_resize_by_hand():
-    # Half-pixel centres, without antialiasing: 299 to 299 is the identity, and a black and white pair stays in place.
+    # Half-pixel centres without antialiasing: 299 to 299 is the identity, and a black and white pair stays in place.
     x = torch.rand(1, 3, 299, 299)
     assert torch.equal(PROTOCOLS['pytorch'](x), 2 * x - 1)
     row = torch.tensor([0, 255], dtype=torch.uint8).expand(1, 3, 2, 2)

@@ -1,4 +1,4 @@
-"""Inception Score and KID against closed forms and torch-fidelity; the Scorer that gathers for all three."""
+"""Compare IS and KID with closed forms and torch-fidelity; test the Scorer that gathers for all three scores."""
 
 from dataclasses import replace
 
@@ -90,16 +90,16 @@ def test_kid_is_torch_fidelitys_on_the_same_subsets():
 
 
 def test_kid_is_unbiased():
-    # Over all pairs of subsets of one set, the unbiased estimate averages to about nothing; the biased one would not.
+    # Over all pairs of subsets of one set, the unbiased estimate averages to about 0; the biased one would not.
     x = torch.randn(4000, 8, generator=torch.Generator().manual_seed(1))
     mean, std = kernel_inception_distance(x[:2000], x[2000:], subsets=200, subset_size=50)
-    biased = 3 * 2 / 50  # two diagonals' share, at least
+    biased = 3 * 2 / 50  # at least the share of two diagonals
     assert abs(mean) < 4 * std / 200**0.5 < biased
 
 
 def test_kid_by_hand():
     x, y = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[2.0, 0.0], [2.0, 2.0]])
-    # (x.y / 2 + 1)^3: within x 1, within y 27, across 8, 8, 1, 8.
+    # (x.y / 2 + 1)^3 is 1 within x, 27 within y, and 8, 8, 1, 8 across.
     with pytest.warns(UserWarning, match='KID on subsets of 2, not 1000, of 2 and 2 images'):
         mean, std = kernel_inception_distance(x, y)
     assert mean == pytest.approx(1 + 27 - 2 * (8 + 8 + 1 + 8) / 4) and std == pytest.approx(0, abs=1e-12)

@@ -1,4 +1,4 @@
-"""Published figures, where the real weights and the real CIFAR-10 are at hand."""
+"""Check published figures, if the real weights and the real CIFAR-10 are at hand."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ WEIGHTS = Path(torch.hub.get_dir(), 'checkpoints', WEIGHTS_NAME)
 
 @pytest.mark.skipif(not WEIGHTS.is_file(), reason=f'the Inception weights are not in {WEIGHTS.parent}')
 def test_cifar10_train_against_test():
-    # pytorch-image-generation-metrics gives IS 11.26 of CIFAR-10's training images, and FID 3.15 to the test images.
+    # pytorch-image-generation-metrics gives IS 11.26 for CIFAR-10's training images, and FID 3.15 to the test images.
     try:
         sets = [CIFAR10('data', train=train) for train in (True, False)]
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Streamed moments against np.cov, and the npz files that keep them."""
+"""Compare streamed moments with np.cov, and test the npz files that keep them."""
 
 import os
 import threading
@@ -12,7 +12,7 @@ from score import Moments, ScoreError, Statistics, build_statistics, load_statis
 
 
 def features(n=1003, dim=20, offset=0.0, seed=0):
-    """Correlated features of different scales, in float64 so that an offset does not round them."""
+    """Return correlated features of different scales, in float64 so that an offset does not round them."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((n, dim)) @ rng.standard_normal((dim, dim)) * np.logspace(-3, 1, dim)
     return torch.from_numpy(x + offset)
@@ -34,7 +34,7 @@ def largest_error(got, expected):
 def test_moments_against_numpy(offset, batch_size):
     x = features(offset=offset)
     moments = moments_of(x.split(batch_size))
-    # np.cov of the same rounded numbers; by entry, so that small variances next to large ones count.
+    # Compare with np.cov of the same rounded numbers, entry by entry, so that small variances count too.
     expected = np.cov((x - offset).numpy(), rowvar=False)
     scale = np.sqrt(np.outer(expected.diagonal(), expected.diagonal()))
     # A mean of 1e6 is known to 1e-10, against standard deviations from 5e-3 up.
@@ -57,7 +57,7 @@ def test_order_does_not_matter_even_when_sorted():
 
 
 class LockStep:
-    """`all_sum` for threads in place of processes: everyone's tensor in, the sum out, in step."""
+    """`all_sum` for threads instead of processes: each passes a tensor and gets the sum, in step."""
 
     def __init__(self, world):
         self.barrier, self.slots = threading.Barrier(world, timeout=30), [None] * world
@@ -82,7 +82,7 @@ class LockStep:
 
 def test_moments_reduce_over_processes():
     x = features(offset=1e4)
-    shares = [x[:10], x[10:700], x[700:], x[:0]]  # unequal, one process without any
+    shares = [x[:10], x[10:700], x[700:], x[:0]]  # unequal shares, and one process has none
     parts = [moments_of(share.split(50)) if len(share) else Moments(20) for share in shares]
     LockStep(4).run(lambda rank, all_sum: parts[rank].reduce(all_sum))
     for part in parts:

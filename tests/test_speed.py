@@ -1,4 +1,4 @@
-"""Each fast path against plain float32, uncompiled: what it computes, not how fast."""
+"""Compare each fast path with plain float32, uncompiled: what it computes, not how fast."""
 
 import builtins
 import copy
@@ -31,7 +31,7 @@ T = 20
 
 
 def unet(ch_mult=(1, 2), attn=(1,), num_classes=None):
-    """A network whose every weight counts."""
+    """Make a network in which every weight has an effect."""
     torch.manual_seed(0)
     net = UNet(T, 32, ch_mult, attn, 1, 0.0, num_classes=num_classes).eval()
     for module in net.modules():
@@ -46,7 +46,7 @@ def call_arguments(shape=(4, 3, 8, 8)):
 
 
 def test_bf16_loss_and_gradient():
-    """Of the digits' network, after some steps on them."""
+    """Compare them for the digits' network after some steps of training."""
     argv = [*TINY, '--ch_mult=1,2', '--lr=0.003', '--warmup=0', '--grad_clip=0', '--T=200', '--beta_T=0.1']
     plain, fast = (train.Run(config_of(*argv, f'--precision={precision}')) for precision in ('fp32', 'bf16'))
     stream = inputs.batches(plain.config, inputs.dataset(plain.config), 0)
@@ -110,7 +110,7 @@ def test_a_call_and_a_chain_are_the_same_compiled_or_not():
         noise = Noise(0, range(len(x)), x.shape[1:], x.device)
         images.append(build.sampler(config, model)(noise(), noise=noise))
         with torch.no_grad():
-            model.net.tail[-1].bias += 1  # weights are read at each call, no constants of the compiled code
+            model.net.tail[-1].bias += 1  # the compiled code reads weights at each call
         assert largest_error(model(x, t), calls[-1] + 1) < 1e-5
     assert largest_error(*calls) < 1e-5 and largest_error(*images) < 1e-4
 
@@ -136,7 +136,7 @@ def test_a_compiled_run_takes_the_steps_of_one_that_is_not(tmp_path, cli):
         argv = [*TINY, '--train', '--lr=0.01', f'--compile={compiled}', f'--logdir={tmp_path / compiled}']
         assert cli(*argv)[0] == 0
         weights[compiled] = load(tmp_path / compiled)['ema_model']
-    assert list(weights['on']) == list(weights['off'])  # no prefix of the compiler's
+    assert list(weights['on']) == list(weights['off'])  # without the compiler's prefix
     for key, value in weights['off'].items():
         torch.testing.assert_close(value, weights['on'][key], atol=1e-4, rtol=0)
 
@@ -189,7 +189,7 @@ def test_a_batch_that_fits(tmp_path, cli):
 
 @pytest.fixture
 def bench_of(tmp_path, monkeypatch, capsys):
-    """bench_of(*arguments) -> the figures of python -m bench of a tiny network, which are printed too."""
+    """Return bench_of(*arguments) -> the figures that python -m bench prints for a tiny network."""
 
     def run(*argv):
         (tmp_path / 'tiny.txt').write_text('\n'.join(TINY))
@@ -246,7 +246,7 @@ def test_the_bench_names_the_machine_without_proc(monkeypatch):
 
 
 class NoReads(TorchDispatchMode):
-    """Fails where the host would have to wait for a GPU: for a value, or for a shape that depends on values."""
+    """Fail if the host would have to wait for a GPU: for a value, or for a shape that depends on values."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         reads = torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags
@@ -293,7 +293,7 @@ def test_the_same_images_compiled_and_graph_captured_on_a_gpu(options):
             model.compile(**wanted)
         noise = Noise(0, range(4), (3, 8, 8), torch.device('cuda'))
         images.append(build.sampler(config, model).to('cuda')(x_T, noise=noise))
-    torch.testing.assert_close(*images, atol=1e-2, rtol=0)  # TF32 in another order
+    torch.testing.assert_close(*images, atol=1e-2, rtol=0)  # TF32 sums in another order
 
 
 @pytest.mark.gpu

@@ -1,4 +1,4 @@
-"""The house: what each room may import, how large a file and a function may be, and what follows from a flag's role."""
+"""Check what each part may import, how long files and functions may be, and what a flag's role decides."""
 
 import ast
 from pathlib import Path
@@ -13,7 +13,7 @@ from run import commandline, config
 ROOT = Path(__file__).parent.parent
 VERBS = {'train', 'sample', 'evaluate', 'nll', 'figure'}
 BELOW_RUN = {'process', 'dataset', 'networks', 'score', 'diffusion', 'model'}
-# A folder or a file at the root, and which others it may import. Leaves, which nothing imports, may import all.
+# A folder or file at the root -> which others it may import. LEAVES, which nothing imports, may import all.
 MAY_IMPORT = {
     'model': set(),
     'process': set(),
@@ -31,7 +31,7 @@ LEAVES = {'demo', 'bench', 'tests'}
 
 
 def modules():
-    """{path relative to the root: its tree} of the code outside of tests/."""
+    """Return {path relative to the root: its tree} for the code outside of tests/."""
     paths = [path for path in ROOT.rglob('*.py') if path.relative_to(ROOT).parts[0] in {*MAY_IMPORT, 'bench'}]
     paths += ROOT.glob('*.py')
     return {path.relative_to(ROOT): ast.parse(path.read_text(encoding='utf-8')) for path in paths}
@@ -69,7 +69,7 @@ def test_files_and_functions_are_short():
 
 @pytest.fixture
 def declare():
-    """Declare a flag more, of a role; gives its name."""
+    """Return a function that declares one more flag with a role, and returns its name."""
     flags, before = config.GROUPS[1].flags, list(config.GROUPS[1].flags)
 
     def add(role):
@@ -101,7 +101,7 @@ def test_a_new_flag_is_found_everywhere_by_its_role(declare, tmp_path, cli, role
             config.adopt(other, stored, {name: ''})
     else:
         assert getattr(config.adopt(other, stored, {name: ''}), name) == 'other'
-    del stored[name]  # as of a checkpoint of before
+    del stored[name]  # as in a checkpoint older than the flag
     assert getattr(config.adopt(config_of(), stored, {}), name) == ('before' if fixed or suggested else 'old')
     assert (name in config.drawn_keys()) == (role in ('network', 'process', 'sampler', 'labels'))
     assert (name in config.recorded_keys()) == (role in ('sampler', 'labels'))

@@ -1,4 +1,4 @@
-"""The training loop: its semantics, and that no interruption changes what comes out."""
+"""The training loop: what a step does, and that no interruption changes the result."""
 
 import copy
 import os
@@ -44,7 +44,7 @@ def test_its_flagfile_repeats_the_run(tmp_path, cli):
 
 
 def test_one_step_is_pytorch_ddpms(tmp_path):
-    """Against the loop written out: clip, Adam, warm-up from 0, EMA of the trained parameters."""
+    """Compare with the loop written out: clip, Adam, warm-up from 0, EMA of the trained parameters."""
     config = config_of(*TINY, f'--logdir={tmp_path}', '--ema_decay=0.9', '--grad_clip=0.05', '--warmup=4', '--lr=0.01')
     run = train.Run(config)
     net, ema = copy.deepcopy(run.net), copy.deepcopy(run.net)

@@ -1,6 +1,6 @@
-"""main.py in a process from which is taken what POSIX alone has: python windows.py FLAG...
+"""Run main.py in a process without what only POSIX has: python windows.py FLAG...
 
-Workers are spawned, as Windows and macOS do, and import this file as theirs would import main.py.
+Workers are spawned, as on Windows and macOS, and import this file as they would import main.py there.
 """
 
 import builtins
@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-# First: what torch does when it is imported depends on sys.platform, not on what is there.
+# Import torch first: what it does on import depends on sys.platform, not on which modules exist.
 from torch.utils.data._utils import signal_handling
 
 MODULES = 'fcntl', 'grp', 'pwd', 'resource', 'termios'
@@ -22,7 +22,7 @@ NAMES = {
 
 
 class Missing:
-    """Finds nothing of MODULES."""
+    """An import finder that hides MODULES."""
 
     def find_spec(self, name, path=None, target=None):
         if name in MODULES:
@@ -53,8 +53,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import main  # noqa: E402
 from dataset import loader  # noqa: E402
 
-signal_handling.IS_WINDOWS = True  # which torch reads off sys.platform
-loader.RESIDENT_BYTES = 0  # no data set is small enough to be kept on the device
+signal_handling.IS_WINDOWS = True  # torch takes it from sys.platform
+loader.RESIDENT_BYTES = 0  # every data set is too large to keep on the device
 
 if __name__ == '__main__':
     multiprocessing.set_start_method('spawn')

@@ -1,4 +1,4 @@
-"""A fault of the program inside a mode is raised as it is, never shown as wrong flags or a failure of the user's."""
+"""A bug inside a mode is raised as it is. It never appears as wrong flags or as a failure of the user."""
 
 import pytest
 from conftest import TINY

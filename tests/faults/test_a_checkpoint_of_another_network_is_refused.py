@@ -1,4 +1,4 @@
-"""A checkpoint of another architecture, T, schedule or labels is refused in one line that names the flag, untouched."""
+"""A checkpoint of another architecture, T, schedule or labels is refused by the name of the flag, and kept as it is."""
 
 import pytest
 import torch

@@ -27,7 +27,7 @@ from dataset import DataError, loader
     ids=['killed', 'hanging', 'stopped'],
 )
 def test_it_is_said(tmp_path, cli, monkeypatch, act, timeout, phrase):
-    (batch,) = islice(loader.index_batches(1438, 8, 0, 0), 5, 6)  # of the sixth step
+    (batch,) = islice(loader.index_batches(1438, 8, 0, 0), 5, 6)  # batch of the sixth step
     decode = dataset.Images.__getitem__
     monkeypatch.setattr(loader, 'RESIDENT_BYTES', 0)
     monkeypatch.setattr(dataset.Images, '__getitem__', lambda data, i: act() if i == batch[0] else decode(data, i))
@@ -47,7 +47,7 @@ def test_it_is_said(tmp_path, cli, monkeypatch, act, timeout, phrase):
 
 
 def test_it_is_said_between_steps_alone(monkeypatch):
-    """A death while a checkpoint is being written is not raised there."""
+    """If a worker dies while a checkpoint is being written, the error is not raised there."""
     monkeypatch.setattr(loader, 'RESIDENT_BYTES', 0)
     stream = loader.batches(dataset.load('digits', '', 8), 8, 0, 0, torch.device('cpu'), False, 2, 30)
     next(stream)

@@ -1,4 +1,4 @@
-"""Where files may not grow (RLIMIT_FSIZE), a run ends in one line; what was whole stays, and nothing is left half."""
+"""If files may not grow (RLIMIT_FSIZE), a run ends in one line, keeps complete files and leaves no partial ones."""
 
 import os
 
@@ -32,7 +32,7 @@ def test_a_checkpoint(trained, cli):
 
 def test_samples(trained, cli):
     argv = [*TINY, '--sample', f'--logdir={trained}', '--num_images=30']
-    with files_of_at_most(1500):  # room for an image, not for 30 in one file
+    with files_of_at_most(1500):  # enough for one image, but not for a file of 30
         status, _, error = cli(*argv)
     assert status == 1 and 'File too large' in one_line(error)
     assert sorted(os.listdir(trained / 'samples')) == [f'{i:06d}.png' for i in range(30)] + ['samples.json']

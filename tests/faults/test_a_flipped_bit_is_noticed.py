@@ -1,4 +1,4 @@
-"""One flipped bit of a checkpoint, anywhere, is noticed or changes nothing; the one before is used with a warning."""
+"""A flipped bit anywhere in a checkpoint is noticed or changes nothing. The one before is used, with a warning."""
 
 import random
 from pathlib import Path
@@ -27,7 +27,7 @@ def test_any_flipped_bit_is_noticed_or_harmless(tmp_path):
             assert differences(checkpoint.load(str(path)), state(1)) == []
         except CheckpointError:
             noticed += 1
-    assert noticed > 200  # the rest fell into the zip's padding
+    assert noticed > 200  # the others fell into the padding of the zip
 
 
 def test_the_one_before_is_used(tmp_path, caplog):
@@ -35,7 +35,7 @@ def test_the_one_before_is_used(tmp_path, caplog):
     for n in (1, 2):
         checkpoint.save(str(path), state(n))
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 4  # among the weights
+    content[len(content) // 2] ^= 4  # in the weights
     path.write_bytes(content)
     assert checkpoint.load(str(path))['step'] == 1
     assert f'{path} is damaged: the CRC of' in caplog.text and 'using' in caplog.text

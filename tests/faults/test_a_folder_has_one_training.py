@@ -1,4 +1,4 @@
-"""A second training in one folder is refused and changes nothing; the lock of a dead process holds nobody up."""
+"""A second training in one folder is refused and changes nothing. The lock of a dead process blocks nobody."""
 
 import errno
 import os
@@ -20,14 +20,14 @@ def test_a_second_training_is_refused(tmp_path, cli):
     with checkpoint.exclusive(str(tmp_path)):
         status, _, error = cli(*TINY, '--train', f'--logdir={tmp_path}', '--total_steps=9')
         assert status == 1 and f'process {os.getpid()} is training in {tmp_path}' in one_line(error)
-        assert cli('--sample', '--num_images=1', f'--logdir={tmp_path}')[0] == 0  # looking is allowed
+        assert cli('--sample', '--num_images=1', f'--logdir={tmp_path}')[0] == 0  # reading is allowed
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
     assert cli(*TINY, '--train', f'--logdir={tmp_path}', '--total_steps=9')[0] == 0 and load(tmp_path)['step'] == 9
 
 
 def test_what_a_dead_process_left_is_no_lock(tmp_path):
     for name in ('.lock', '.pid'):
-        (tmp_path / name).write_text('1\n')  # of a live process, but not of ours
+        (tmp_path / name).write_text('1\n')  # a live process, but not one of ours
     for _ in range(2):
         with checkpoint.exclusive(str(tmp_path)):
             assert (tmp_path / '.pid').read_text() == f'{os.getpid()}\n'

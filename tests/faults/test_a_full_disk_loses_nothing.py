@@ -1,4 +1,4 @@
-"""On a full disk, training, sampling and statistics end in one line; what was whole stays, and nothing is left half."""
+"""On a full disk, each command ends in one line, keeps complete files and leaves no partial ones."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from runs import load, one_line
 
 @pytest.fixture
 def disk(tmp_path):
-    """12 MB, of which a checkpoint takes 2.6."""
+    """Mount a disk of 12 MB. A checkpoint takes 2.6 MB."""
     with mounted(tmp_path / 'disk', '12m') as disk:
         yield disk
 
@@ -23,7 +23,7 @@ def trained(disk, cli):
 
 
 def fill(disk, leaving):
-    """Take all of the disk but so many bytes."""
+    """Fill the disk except for `leaving` bytes."""
     with open(disk / 'ballast', 'wb') as file:
         file.write(bytes(os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize - leaving))
 

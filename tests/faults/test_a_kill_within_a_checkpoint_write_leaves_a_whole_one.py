@@ -1,4 +1,4 @@
-"""SIGKILL at any stage of writing a checkpoint leaves the old one or the new one whole, to go on from."""
+"""SIGKILL at any stage of writing a checkpoint leaves the old or the new one complete, and a run resumes from it."""
 
 import os
 from functools import partial
@@ -8,8 +8,8 @@ import pytest
 from conftest import TINY
 from runs import Forked, load
 
-# The stages in their order, and the step of the checkpoint that each leaves: 2 was saved before, 4 is on the way. The
-# first file that is replaced is flagfile.txt.
+# The stages in order, each with the step of the checkpoint that it leaves: 2 was saved before, 4 is being written. The
+# first file to be replaced is flagfile.txt.
 STAGES = [
     (partial(kills.on_call, 'torch.save', nth=2), 2),
     (partial(kills.halfway_through_a_write, 'torch.save', file_at=1, nth=2), 2),

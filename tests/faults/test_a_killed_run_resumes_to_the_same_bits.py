@@ -1,4 +1,4 @@
-"""A run killed by SIGKILL at twenty random points, started again each time, ends in the bits of one left in peace."""
+"""A run killed by SIGKILL at twenty random points and restarted each time ends with the bits of an unbroken one."""
 
 from functools import partial
 
@@ -7,7 +7,7 @@ import pytest
 from conftest import TINY
 from runs import Forked, differences, load, scalars, without_logdir
 
-# Calls and returns: every other kill falls into the first two steps after starting, the rest into five and their saves.
+# Calls and returns: half of the kills hit the first two steps after a start, the others the first five and their saves.
 RANGES = [20_000, 300_000]
 
 

@@ -1,4 +1,4 @@
-"""A label means the class that its name says, in each split and zip and in checkpoints old and new."""
+"""A label means the class of that name, in every split and zip, and in old and new checkpoints."""
 
 import os
 import zipfile
@@ -15,12 +15,12 @@ from dataset import loader
 from run import inputs, labels
 from run.config import adopt
 
-SHADES = {str(i): 20 * i for i in range(1, 13)}  # class -> what its images show
+SHADES = {str(i): 20 * i for i in range(1, 13)}  # class -> the shade of its images
 FLAGS = [*TINY, '--cond', '--norandom_flip']
 
 
 def folder_of(path, shades, n=2):
-    """A folder of n images of one shade each class, a corner apart."""
+    """Make a folder of n images per class, all of the shade of their class except for a corner."""
     for top, shade in shades.items():
         (path / top).mkdir(parents=True)
         for i in range(n):
@@ -31,7 +31,7 @@ def folder_of(path, shades, n=2):
 
 
 def shades_by_label(data):
-    """label -> the shade that its images show."""
+    """Return {label: the shade of its images}."""
     images, labels = loader.decode_all(data)
     return {y: images[labels == y][0, 0, 4, 4].item() for y in labels.unique().tolist()}
 
@@ -68,7 +68,7 @@ def test_splits_are_of_one_colour(tmp_path):
 
 @pytest.fixture
 def run(tmp_path, cli):
-    """run(*flags): (status, out, error) of training on tmp_path/set, in tmp_path/run."""
+    """Return run(*flags) -> (status, out, error) of training on tmp_path/set in tmp_path/run."""
     folder_of(tmp_path / 'set', SHADES)
     flags = [*FLAGS, f'--dataset={tmp_path / "set"}', f'--logdir={tmp_path / "run"}', '--train']
     return lambda *more: cli(*flags, *more)
@@ -85,7 +85,7 @@ def test_names_are_kept_and_chosen_by(run, tmp_path, cli):
         assert list(labels.chosen(adopted)) == chosen
     status, _, error = cli('--sample', f'--logdir={tmp_path / "run"}', '--labels=12,3', '--num_images=2')
     assert status == 0 and 'labels in turn: 12 3' in error
-    status, _, error = cli('--sample', f'--logdir={tmp_path / "run"}', '--labels=0')  # no class is called so
+    status, _, error = cli('--sample', f'--logdir={tmp_path / "run"}', '--labels=0')  # no class has this name
     assert status == 2 and one_line(error).endswith('--labels=0: the classes are 1 2 3 ... 12')
 
 
@@ -117,7 +117,7 @@ def test_a_checkpoint_without_names_goes_on_with_the_order_it_was_trained_in(run
     )
     state = load(tmp_path / 'run')
     assert state['step'] == 5 and state['config']['class_names'] == by_letters.split()
-    # From now on as with any other: its data are numbered so, and labels chosen by name.
+    # From now on it is like any other: data keep this numbering, and labels are chosen by name.
     adopted = adopt(config_of('--labels=10'), state['config'], set())
     data = inputs.dataset(adopted)
     assert labels.chosen(adopted) == [1] and shades_by_label(data)[1] == SHADES['10']

@@ -1,4 +1,4 @@
-"""A loss or gradient that is not finite on one rank alone makes no update on any, and ends the run in one line."""
+"""If a loss or gradient is not finite on one rank, no rank makes the update, and the run ends in one line."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""torchrun restarts all ranks where one dies, and passes on the signal that preempts it: no step is lost or changed."""
+"""torchrun restarts all ranks if one dies, and passes on a signal to stop. Neither loses or changes a step."""
 
 import os
 import signal
@@ -44,7 +44,7 @@ def test_a_preempted_torchrun(tmp_path):
     script = ROOT / 'main.py'
     run = torchrun(script, *FLAGS, tmp_path / 'run', '--total_steps=100000', '--save_step=0', log=tmp_path / 'log')
     deadline = time.monotonic() + 60
-    while not list((tmp_path / 'run').glob('events.*')):  # begun with the first step
+    while not list((tmp_path / 'run').glob('events.*')):  # wait for the first step
         assert time.monotonic() < deadline and run.poll() is None, (tmp_path / 'log').read_text()
         time.sleep(0.1)
     time.sleep(1)

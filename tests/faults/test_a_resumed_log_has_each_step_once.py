@@ -1,4 +1,4 @@
-"""Resuming at any step, 0, the last or beyond it, leaves one whole run: the same bits, and each step logged once."""
+"""Resuming at any step (0, the last, beyond it) gives one complete run: the same bits, each step logged once."""
 
 import os
 import signal
@@ -32,7 +32,7 @@ def test_with_a_longer_total(tmp_path, cli, whole):
 
 
 def test_means_between_points(tmp_path, cli, whole):
-    """Stopped between two points and at one; the same means where the points are the same."""
+    """Stop between two points and at one. Points at the same steps have the same means."""
     for name, totals in (('run', (3, 4, 10)), ('straight', (10,))):
         for total in totals:
             argv = [*TINY, '--train', '--log_step=4', f'--logdir={tmp_path / name}', f'--total_steps={total}']

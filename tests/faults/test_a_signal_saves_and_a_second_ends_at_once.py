@@ -1,6 +1,7 @@
 """SIGINT or SIGTERM, to a run or to its whole group, finishes the step and saves; a second Ctrl-C ends it at once.
 
-So does a signal that comes much later; what comes together, from a scheduler and torchrun, is one.
+A signal that comes much later also ends it at once. Signals that come together, from a scheduler and torchrun, count
+as one.
 """
 
 import os
@@ -29,7 +30,7 @@ def wait_for(path, run):
 
 @pytest.fixture
 def training(tmp_path):
-    """training() -> a run, once it has saved."""
+    """Return training() -> a run that has already saved."""
 
     def start(before=None):
         argv = [*TINY, '--train', f'--logdir={tmp_path / "run"}', '--total_steps=1000000', '--save_step=10']
@@ -55,7 +56,7 @@ def test_the_step_is_finished_and_saved(tmp_path, training, signum, status):
 def signal_an_own_group_from_a_worker_that_is_waited_for():
     os.setpgrp()
     group, decode = os.getpid(), dataset.Images.__getitem__
-    (batch,) = islice(loader.index_batches(1438, 8, 0, 0), 5, 6)  # of the sixth step
+    (batch,) = islice(loader.index_batches(1438, 8, 0, 0), 5, 6)  # batch of the sixth step
 
     def item(data, i):
         if i == batch[0]:
@@ -74,7 +75,7 @@ def test_the_worker_processes_outlive_a_signal_to_the_group(tmp_path):
 
 
 def long_steps(begun):
-    """Steps after the tenth take so long that two signals come within one. begun: a file made as the first begins."""
+    """Make steps after the tenth so long that two signals come within one. begun: a file made when the first starts."""
     update = train.Run.update
 
     def slowly(run, *batch):
@@ -90,7 +91,7 @@ def long_steps(begun):
     'signals, status',
     [
         ([signal.SIGINT, signal.SIGINT], 130),
-        ([signal.SIGTERM, signal.SIGTERM], 143),  # a scheduler's and torchrun's
+        ([signal.SIGTERM, signal.SIGTERM], 143),  # from a scheduler and from torchrun
         ([signal.SIGINT, signal.SIGTERM], 130),
         ([signal.SIGTERM, signal.SIGINT], 143),
     ],

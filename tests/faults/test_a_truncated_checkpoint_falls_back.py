@@ -1,4 +1,4 @@
-"""Where ckpt.pt is cut short or empty, a run goes on from ckpt.prev.pt with a warning, and keeps it."""
+"""If ckpt.pt is cut short or empty, a run resumes from ckpt.prev.pt with a warning, and keeps that file."""
 
 import os
 
@@ -21,7 +21,7 @@ def test_training_goes_on_from_the_one_before(tmp_path, cli, kept):
     assert status == 0 and f'WARNING: {path} is damaged' in error and 'using' in error and path.exists()
     status, _, error = cli(*argv)
     assert status == 0 and 'WARNING' in error and 'at step 2' in error
-    # The damaged file was not rotated over the good one, and what came out is what was lost.
+    # The damaged file was not rotated over the good one, and the run made what was lost again.
     assert load(tmp_path)['step'] == 4 and load(tmp_path, 'ckpt.prev.pt')['step'] == 2
     assert (tmp_path / 'ckpt.bad.pt').read_bytes() == damaged
     assert differences(load(tmp_path), whole) == []

@@ -1,4 +1,4 @@
-"""Statistics and classifiers are built anew when their data set has changed, or refused if --fid_cache names them."""
+"""Statistics and classifiers are rebuilt if their data set has changed, or refused if --fid_cache names them."""
 
 import dataclasses
 import os
@@ -25,7 +25,7 @@ CLASSIFIER = ['--feature_net=classifier', '--img_size=8']
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A working folder of its own, a network in Inception's place that costs nothing, classifiers of two steps."""
+    """Enter a new working folder, replace Inception by a tiny network, and train classifiers for only two steps."""
     monkeypatch.chdir(tmp_path)
     net = dataclasses.replace(
         small_net(), prepare=lambda x: torch.nn.functional.interpolate(rgb(unit_range(x)), (4, 4))
@@ -38,7 +38,7 @@ def here(tmp_path, monkeypatch):
 def fill(folder, n=12, seed=0, size=8):
     rng = np.random.default_rng(seed)
     for i in range(n):
-        path = folder / ('cat' if i % 2 else 'dog') / f'{i}.ppm'  # uncompressed: all of one size
+        path = folder / ('cat' if i % 2 else 'dog') / f'{i}.ppm'  # uncompressed, so all files have one size
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)
     return folder
@@ -106,7 +106,7 @@ def test_a_changed_zip_and_one_packed_again(here, cli):
     assert cli(*STATS, '--dataset=faces.zip')[0] == 0
     assert caches()[0].startswith('faces-4-')
     overwrite(folder)
-    fill(folder)  # the same pixels at another time
+    fill(folder)  # the same pixels with another date
     zip_of(folder, here / 'faces.zip')
     assert 'building' not in cli(*STATS, '--dataset=faces.zip')[2]
     overwrite(folder)
@@ -144,7 +144,7 @@ def test_a_file_that_fid_cache_names_is_refused(here, cli):
 def test_images_against_a_named_file_alone(here, cli):
     fill(here / 'A')
     assert cli(*STATS, '--dataset=A', '--fid_cache=a.npz')[0] == 0
-    shutil.rmtree('A')  # as where somebody else has built it
+    shutil.rmtree('A')  # as if someone else had built the cache
     fill(here / 'B', seed=1)
     status, out, error = cli('--eval', '--images=B', '--fid_cache=a.npz', '--device=cpu')
     assert status == 0, error
@@ -188,7 +188,7 @@ def test_a_classifier_and_the_statistics_by_it(here, cli):
     fill(here / 'train')
     assert cli(*argv)[0] == 0
     fill(here / 'test', 4, seed=1)
-    status, _, error = cli(*argv, '--test_dataset=test')  # beside the other, which knows nothing of it
+    status, _, error = cli(*argv, '--test_dataset=test')  # has its own cache beside the other
     assert status == 0 and error.count('is missing') == 2 and 'was made' not in error and len(caches()) == 4
     assert 'training' not in cli(*argv)[2] and 'training' not in cli(*argv, '--test_dataset=test')[2]
     fill(here / 'test', 6, seed=1)

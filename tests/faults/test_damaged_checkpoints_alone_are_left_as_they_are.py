@@ -1,4 +1,4 @@
-"""Where every checkpoint is damaged, one line names them, nothing is overwritten and nothing starts from scratch."""
+"""If every checkpoint is damaged, one line names them, nothing is overwritten and nothing starts from scratch."""
 
 import pytest
 from conftest import TINY

@@ -1,6 +1,6 @@
-"""Whatever becomes of its bytes, a checkpoint, a zip of images or statistics are read or refused, in bounded memory.
+"""Checkpoints, zips of images and statistics with mutated bytes are read or refused, in bounded memory.
 
-FUZZ=10000 makes so many mutated inputs of each, other ones every time, in place of 200.
+FUZZ=10000 tries that many mutated inputs of each kind, different ones every time, in place of 200.
 """
 
 import io
@@ -30,14 +30,14 @@ from run.restore import restore
 from score import ScoreError
 
 TIMES = int(os.environ.get('FUZZ', 0))
-SECONDS, MEMORY = 30, 2**31  # of one input, of all
+SECONDS, MEMORY = 30, 2**31  # seconds for one input, memory for all
 KINDS = ['flip', 'set', 'cut', 'insert', 'repeat', 'number']
 EDIT = st.tuples(st.sampled_from(KINDS), st.floats(0, 1), st.integers(0, 255))
 POINTS = [*TINY, '--dataset=moons', '--net=point_mlp', '--ch=32']
 
 
 def edited(content, edits):
-    """Bytes with some flipped, set, cut out, put in, repeated, or taken for a number and made large."""
+    """Return bytes of which some are flipped, set, cut out, inserted, repeated, or replaced by a large number."""
     content = bytearray(content)
     for kind, where, value in edits:
         at = int(where * max(0, len(content) - 1))
@@ -57,7 +57,7 @@ def edited(content, edits):
 
 
 def repacked(content, edits, member):
-    """A zip of which one member is edited and its CRC is right again."""
+    """Return a zip with one member edited, and with a CRC that fits it."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as before, zipfile.ZipFile(buffer, 'w') as after:
         names = before.namelist()
@@ -106,7 +106,7 @@ def read_statistics(path, _):
     score.load_statistics(path, small_net())
 
 
-READERS = {  # name of a file -> what writes it whole, what reads it, and how it may refuse
+READERS = {  # file name -> what writes it, what reads it, and the errors allowed
     'ckpt.pt': (write_checkpoint, read_checkpoint, (CheckpointError, ValueError)),
     'images.zip': (write_images, read_images, DataError),
     'set.npz': (write_statistics, read_statistics, ScoreError),
@@ -114,7 +114,7 @@ READERS = {  # name of a file -> what writes it whole, what reads it, and how it
 
 
 def fuzz(path):
-    """In a process of its own: read `path` mutated again and again, at most SECONDS long each."""
+    """Read many mutations of `path`, each for at most SECONDS. Runs in a process of its own."""
     write, read, refusals = READERS[path.name]
     config = config_of(*POINTS, f'--logdir={path.parent}')
     config.channels = 2
@@ -127,7 +127,7 @@ def fuzz(path):
     @settings(
         max_examples=TIMES or 200,
         derandomize=not TIMES,
-        phases=list(Phase) if TIMES else [Phase.generate],  # making a failure smaller takes minutes
+        phases=list(Phase) if TIMES else [Phase.generate],  # shrinking a failing input takes minutes
         database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),
@@ -148,7 +148,7 @@ def fuzz(path):
 
     with open('/proc/self/statm') as file:
         limit = 2 * MEMORY + int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))  # for the machine's sake
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))  # protects the machine
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     once()
     grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)

@@ -1,6 +1,6 @@
-"""Random sets of images of every kind are decoded as an independent reading of them, or refused naming a file.
+"""Random sets of images of every kind are decoded as an independent reading says, or refused naming a file.
 
-FUZZ=10000 makes so many sets, other ones every time, in place of 200.
+FUZZ=10000 tries that many sets, different ones every time, in place of 200.
 """
 
 import logging
@@ -20,12 +20,12 @@ from dataset import DataError
 from dataset import files as imagefiles
 
 TIMES = int(os.environ.get('FUZZ', 0))
-UNCLEAR = 'two frames', 'pages', 'signed', 'integers', 'floats'  # how kinds begin that are always refused
+UNCLEAR = 'two frames', 'pages', 'signed', 'integers', 'floats'  # prefixes of kinds that are always refused
 LETTERS = [*'aBz019_-', ' ', '10', 'ä', '日']
 
 
 def expected(shown, orientation, channels, background):
-    """Pixels [H, W, channels] of a `Shown`, not rounded."""
+    """Return the pixels [H, W, channels] of a `Shown`, not rounded."""
     rgb = shown.rgb.astype(float)
     if shown.alpha is not None:
         alpha = shown.alpha[:, :, None]
@@ -35,10 +35,10 @@ def expected(shown, orientation, channels, background):
 
 
 def before(a, b):
-    """Which of two names comes first where numbers count as such, word by word."""
+    """Compare two names word by word, with digits read as numbers: negative if a comes first."""
     words = [re.findall('[0-9]+|[^0-9]+', name) for name in (a, b)]
     for x, y in zip(*words, strict=False):
-        if x.isdecimal() != y.isdecimal():  # digits or not: by their letters
+        if x.isdecimal() != y.isdecimal():  # a number against letters
             return -1 if ('' if x.isdecimal() else x) < ('' if y.isdecimal() else y) else 1
         x, y = (int(x), int(y)) if x.isdecimal() else (x, y)
         if x != y:
@@ -47,7 +47,7 @@ def before(a, b):
 
 
 def random_set(rng, folder):
-    """A folder or zip of one to four images: (path, {name: (class, content, shown, orientation)})."""
+    """Make a folder or zip of one to four images: (path, {name: (class, content, shown, orientation)})."""
     side, files = int(rng.integers(1, 9)), {}
     names = [''.join(rng.choice(LETTERS, rng.integers(1, 5))).strip() or '7' for _ in range(3)]
     kinds = [kind for kind in KINDS if rng.random() < 0.03 or not kind.startswith(UNCLEAR)]
@@ -72,19 +72,19 @@ def random_set(rng, folder):
 
 
 def colour(shown, background):
-    """How far apart red, green and blue are."""
+    """Return the largest difference between red, green and blue."""
     return np.ptp(expected(shown, 1, 3, background), axis=2).max()
 
 
 def is_borderline(shown, background, auto):
-    """Whether it depends on rounding if an image of 16 bits is too dark or, with channels=auto, is in colour."""
+    """Return whether rounding decides if 16 bits are too dark or, with channels=auto, if an image is in colour."""
     rounded = shown.deep or shown.alpha is not None or shown.tolerance > 2
     faint = rounded and 0 < colour(shown, background) < 2 * shown.tolerance + 1
     return (auto and faint) or (shown.deep and 63 < shown.rgb.max() < 65)
 
 
 def refusals(files, asked, background, headers):
-    """Names that an error may give, by what is to be refused; and how many channels the others are read in."""
+    """Return (names that an error may give, number of channels that the other images are read in)."""
     names = sorted(files)
     seen = [names[len(names) * k // headers] for k in range(headers)] if len(names) > headers else names
     shown = {name: shown for name, (_, _, shown, _) in files.items()}
@@ -105,7 +105,7 @@ def refusals(files, asked, background, headers):
 
 
 def check(rng, folder, monkeypatch):
-    """One set: returns what became of it."""
+    """Test one set, and return what happened to it."""
     path, files = random_set(rng, folder)
     asked, background = rng.choice(['auto', '1', '3']), str(rng.choice(['white', 'black']))
     asked = 'auto' if asked == 'auto' else int(asked)
@@ -132,7 +132,7 @@ def check(rng, folder, monkeypatch):
         top, _, shown, orientation = files[name]
         assert classes[label] == top
         truth = expected(shown, orientation, channels, background)
-        # Alpha is cut to 8 bits too, and what comes of it is rounded, as is what is made grey.
+        # Alpha is cut to 8 bits too and its result rounded; so is the result of a conversion to grey.
         tolerance = shown.tolerance + 1.5 * (shown.alpha is not None) + 0.5 * (channels == 1)
         assert pixels.shape == truth.shape and abs(pixels - truth).max() <= tolerance, (name, path)
         if truth.shape[:2] == (side, side):

@@ -1,4 +1,4 @@
-"""Every image of a folder or zip is decoded as what it shows or named in one line, within 2 GiB of memory."""
+"""Every image of a folder or zip is decoded correctly or named in a one-line error, within 2 GiB of memory."""
 
 import io
 import struct
@@ -30,7 +30,7 @@ def chunk(kind, content):
 
 
 def bomb(side):
-    """A PNG of side x side grey pixels in a few kB."""
+    """Make a PNG of side x side grey pixels in a few kB."""
     header = chunk(b'IHDR', struct.pack('>IIBBBBB', side, side, 8, 0, 0, 0, 0))
     return (
         b'\x89PNG\r\n\x1a\n' + header + chunk(b'IDAT', zlib.compress(bytes(side * (side + 1)), 1)) + chunk(b'IEND', b'')
@@ -67,7 +67,7 @@ BAD = {
 
 @pytest.fixture(params=['folder', 'zip'])
 def stored(request, tmp_path):
-    """stored({name: bytes}) -> the path of a folder or zip of them, all in the class `cat`."""
+    """Return stored({name: bytes}) -> the path of a folder or zip of them, all in the class `cat`."""
 
     def store(files):
         if request.param == 'zip':
@@ -129,11 +129,11 @@ def test_a_zip_that_unpacks_to_a_flood(tmp_path):
         dataset.load(str(tmp_path / 'images.zip'), '', 8)
 
 
-# --- what is read, but not clear
+# --- unusual images
 
 
 def files_of(folder, **images):
-    """A folder of images, PIL's or arrays, by name; __ stands for a folder, the last _ for a point."""
+    """Make a folder of images, PIL's or arrays, by name. In a name, __ stands for a slash, the last _ for a dot."""
     for name, image in images.items():
         path = folder / '.'.join(name.replace('__', '/').rsplit('_', 1))
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""--sample killed and started again ends with the files of an undisturbed one: none twice, none torn, none missing."""
+"""--sample, killed and restarted, ends with the files of an unbroken run: none drawn twice, torn or missing."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ from conftest import TINY
 from PIL import Image
 from runs import Forked
 
-STAGES = [  # each a kill, and how many of 12 images are there after it
+STAGES = [  # a kill, and how many of 12 images may be there after it
     (partial(kills.on_call, 'PIL.ImageFile._save', nth=2, before=False), [1]),  # half a PNG is written
     (partial(kills.on_call, 'sample.os.replace', nth=4), [3]),
     (partial(kills.on_call, 'sample.os.replace', nth=4, before=False), [6]),
@@ -26,7 +26,7 @@ def test_a_kill_at_each_stage(tmp_path, cli):
     for kill, there in STAGES:
         assert Forked(*argv, f'--out={killed}', log=tmp_path / 'log', before=kill).status() == -9
         found = {path: path.stat().st_mtime_ns for path in killed.glob('0*.png')}
-        assert seen.items() <= found.items() and len(found) in there  # what was there was not drawn again
+        assert seen.items() <= found.items() and len(found) in there  # no image was drawn again
         for path in found:
             Image.open(path).load()
         assert not (killed / 'samples.npz').exists()
@@ -36,5 +36,5 @@ def test_a_kill_at_each_stage(tmp_path, cli):
     names = sorted(path.name for path in whole.iterdir())
     assert names == sorted(path.name for path in killed.iterdir()) and len(names) == 12 + 3
     a, b = (np.load(out / 'samples.npz')['arr_0'].astype(int) for out in (killed, whole))
-    assert abs(a - b).max() <= 1  # a batch of other images rounds otherwise
+    assert abs(a - b).max() <= 1  # rounding depends on the other images of the batch
     assert len(np.unique(a.reshape(12, -1), axis=0)) == 12

@@ -1,4 +1,4 @@
-"""A pickle that would run code, in whatever file is read, is refused in one line and does not run."""
+"""A pickle that would run code, in any file that is read, is refused in one line and does not run."""
 
 import os
 import pickle

@@ -1,4 +1,4 @@
-"""Killed while it builds statistics, a run leaves none or whole ones, never a torn npz; any torn one is refused."""
+"""A run killed while it builds statistics leaves none or complete ones, never a torn npz. A torn npz is refused."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""A loss or a gradient that is NaN ends the run with the step's number; no update is made of it and none is saved."""
+"""A loss or gradient that is NaN ends the run with the step's number. The update is neither made nor saved."""
 
 import copy
 
@@ -16,7 +16,7 @@ def test_the_run_ends(tmp_path, cli, monkeypatch, what):
 
     def broken(mean_loss, **batch):
         loss = whole(mean_loss, **batch)
-        if next(calls) != 1:  # of a run that goes on at step 4
+        if next(calls) != 1:  # in a run that resumes at step 4
             return loss
         if what == 'loss':
             return loss * torch.nan
@@ -43,7 +43,7 @@ def test_what_it_advises_without_a_checkpoint(tmp_path, cli, monkeypatch):
     monkeypatch.setattr(train.MeanLoss, 'forward', lambda mean_loss, **batch: whole(mean_loss, **batch) * torch.nan)
     line = one_line(cli(*TINY, '--train', f'--logdir={tmp_path}')[2])
     assert 'there is no checkpoint yet; try a lower --lr or a lower --grad_clip' in line
-    assert line.endswith('--grad_clip')  # float32 is what it was
+    assert line.endswith('--grad_clip')  # no --precision=fp32: it is float32 already
     line = one_line(cli(*TINY, '--train', f'--logdir={tmp_path}', '--grad_clip=0', '--precision=bf16')[2])
     assert line.endswith('try a lower --lr, --grad_clip=1 or --precision=fp32')
 
@@ -53,5 +53,5 @@ def test_no_update_is_made(tmp_path):
     run.update(torch.zeros(8, 1, 8, 8))
     before = copy.deepcopy([run.net.state_dict(), run.optim.state_dict()['state']])
     run.update(torch.full((8, 1, 8, 8), torch.nan))
-    run.update(torch.zeros(8, 1, 8, 8))  # nor of any batch after it
+    run.update(torch.zeros(8, 1, 8, 8))  # no later batch makes an update either
     assert differences(before, [run.net.state_dict(), run.optim.state_dict()['state']]) == []

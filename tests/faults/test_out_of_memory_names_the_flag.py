@@ -1,4 +1,4 @@
-"""Where memory runs out, one line names the flag of what ran: of training, of its previews, of drawing and scoring."""
+"""If memory runs out, one line names the flag that helps: for training, previews, drawing or scoring."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""--images and --dataset of what --sample wrote take its samples, and refuse them among other pictures."""
+"""--images and --dataset read the samples in a folder that --sample wrote, and refuse them if mixed with others."""
 
 import shutil
 
@@ -14,7 +14,7 @@ from dataset import DataError
 
 @pytest.fixture
 def samples(tmp_path):
-    """What --sample writes of 12 images, in a run's folder."""
+    """Write the files that --sample makes for 12 images, in the folder of a run."""
     folder = tmp_path / 'run' / 'samples'
     folder.mkdir(parents=True)
     pixels = np.random.default_rng(0).integers(0, 256, (12, 8, 8), dtype=np.uint8)
@@ -73,7 +73,7 @@ def test_pictures_of_a_run_are_no_images(samples, picture):
     assert names(run) == [f'samples/{name}' for name in NUMBERED]
     (run / picture).parent.mkdir(exist_ok=True)
     Image.new('L', (8, 8)).save(run / picture)
-    assert picture in names(run)  # so may anybody's images be called
+    assert picture in names(run)  # anyone's images may have such a name
     (run / 'ckpt.pt').write_bytes(b'')
     for folder, name in ((run, picture), (run.parent, f'run/{picture}')):
         with pytest.raises(DataError, match=f'{name} is a picture that a run has drawn'):

@@ -1,6 +1,6 @@
-"""pytorch-ddpm's own ckpt.pt is resumed to the same bits and sampled to the same images, described by the flags alone.
+"""pytorch-ddpm's own ckpt.pt resumes to the same bits and draws the same images; only the flags describe it.
 
-It has no config, numbers the last step from 0 and knows neither fused Adam nor newer options of it.
+It has no config, numbers the last step from 0, and lacks fused Adam and newer options of Adam.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from runs import differences, load
 
 @pytest.fixture
 def theirs(tmp_path, cli, folder_of_images):
-    """(flags, folder) of a colour run of 4 steps, as pytorch-ddpm would have saved it."""
+    """Return (flags, folder) of a colour run of 4 steps, as pytorch-ddpm would have saved it."""
     argv = [*TINY, f'--dataset={folder_of_images}', '--lr=0.01']
     assert cli(*argv, '--train', f'--logdir={tmp_path / "ours"}')[0] == 0
     state = load(tmp_path / 'ours')

@@ -16,7 +16,7 @@ def test_the_clock_set_back(tmp_path, cli, monkeypatch, at):
     assert cli(*argv, '--total_steps=4')[0] == 0
     now, calls = time.time, iter(range(10**9))
     monkeypatch.setattr(time, 'time', lambda: now() - 10**8 * (next(calls) >= at))
-    os.utime(tmp_path / 'run' / 'ckpt.pt', (1, 1))  # older than ckpt.prev.pt: dates decide nothing
+    os.utime(tmp_path / 'run' / 'ckpt.pt', (1, 1))  # older than ckpt.prev.pt, but dates do not matter
     status, _, error = cli(*argv, '--total_steps=8')
     assert status == 0 and 'at step 4' in error and 'Traceback' not in error
     whole, run = (load(tmp_path / name) for name in ('whole', 'run'))
@@ -28,7 +28,7 @@ def test_the_clock_set_back(tmp_path, cli, monkeypatch, at):
 def test_what_is_logged_again_hides_what_was_logged_before(tmp_path, cli, monkeypatch):
     argv = [*TINY, '--train', '--save_step=4', f'--logdir={tmp_path}']
     assert cli(*argv, '--total_steps=6')[0] == 0
-    os.remove(tmp_path / 'ckpt.pt')  # that of step 6: steps 5 and 6 come again
+    os.remove(tmp_path / 'ckpt.pt')  # drop step 6, so that steps 5 and 6 are repeated
     now = time.time
     monkeypatch.setattr(time, 'time', lambda: now() - 10**8)
     assert cli(*argv, '--total_steps=6')[0] == 0

@@ -9,7 +9,7 @@ from run import checkpoint
 
 @pytest.fixture
 def disk(monkeypatch):
-    """The calls that renamed or synced a folder; what is renamed, or lies there, must be on disk as it was synced."""
+    """Record calls that rename, or sync a folder. Renamed files, and files at the target, must have been synced."""
     durable, calls = {}, []
     fsync, replace = os.fsync, os.replace
 

@@ -1,4 +1,4 @@
-"""A folder that cannot be written is named in one line before any work; what is there already is used from it."""
+"""A folder that cannot be written is named in one line before any work. Files that it already holds are used."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ STATS = [*TINY, '--stats', '--feature_net=classifier']
 
 @pytest.fixture
 def disk(tmp_path, classifier, monkeypatch):
-    """The working folder, with the digits' classifier in its stats/."""
+    """Enter a mounted working folder with the digits' classifier in its stats/."""
     with mounted(tmp_path / 'disk', '8m') as disk:
         monkeypatch.chdir(disk)
         os.mkdir('stats')

@@ -1,4 +1,4 @@
-"""A wrong flag, or a wrong pair of them, is one line that names it and exit status 2, before anything is written."""
+"""A wrong flag or pair of flags gives one line that names it, and exit status 2, before anything is written."""
 
 import pytest
 import torch
