@@ -165,9 +165,9 @@ def flagfile(config):
 
 
 class Interruption:
-    """A callable: whether SIGINT or SIGTERM has come. A second Ctrl-C, or any signal after SAME seconds, exits at once.
+    """A flag, read by calling it: whether SIGINT or SIGTERM has come. A second Ctrl-C, or a later signal, exits at once.
 
-    Other signals within SAME seconds are ignored: a scheduler signals all processes, and torchrun each rank once more.
+    Signals within SAME seconds count as one: a scheduler signals all processes, and torchrun each rank once more.
     """
 
     SAME = 5.0  # seconds within which signals count as one

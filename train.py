@@ -168,7 +168,7 @@ def p_uncond(config, step):
 
 
 class Alarm:
-    """A callable: whether `minutes` have passed since it was last true. Only rank 0 has the clock; 0 is never."""
+    """A timer that is true, on rank 0 only, once `minutes` have passed since it was last true; never if they are 0."""
 
     def __init__(self, minutes):
         self.seconds = 60 * minutes if distributed.rank() == 0 else 0
@@ -197,7 +197,7 @@ class MeanLoss(nn.Module):
 
 
 class Run:
-    """A training run: what a checkpoint holds (network, EMA, optimiser, schedule, step, x_T, sampler of t), in use."""
+    """A training run: the state in a checkpoint (network, EMA, optimiser, schedule, step, x_T, sampler of t) and steps."""
 
     def __init__(self, config, trains=True):
         """trains: whether training steps will follow, for which compiling may pay."""

@@ -86,7 +86,7 @@ class Events:
     def _named(self):
         try:
             yield
-        except OSError as error:  # that of a full disk names no file
+        except OSError as error:  # the error of a full disk names no file
             error.filename = self.path
             raise
 

@@ -30,7 +30,7 @@ def load(logdir, name='ckpt.pt'):
 
 
 def differences(a, b, where=''):
-    """Yield the paths at which two nests of tensors and values differ, be it in one bit."""
+    """Yield the paths at which two nests of tensors and values differ by at least one bit."""
     if isinstance(a, torch.Tensor):
         return [] if a.dtype == b.dtype and torch.equal(a, b) else [where]
     if isinstance(a, dict):

@@ -1,4 +1,4 @@
-"""A flipped bit anywhere in a checkpoint is noticed or changes nothing. The one before is used, with a warning."""
+"""A flipped bit anywhere in a checkpoint is noticed or changes nothing. With a warning, the one before is used."""
 
 import random
 from pathlib import Path
