@@ -76,17 +76,21 @@ def nll(config, net, step=None, interrupted=lambda: False):
     sampling = {key: getattr(config, key) for key in (*recorded_keys(), 'T', 'seed', 'split')}
     made = {'n': len(data), 'nll_steps': steps, 'precision': str(model.dtype), 'seconds': time.monotonic() - begin}
     record = {'step': step, 'weights': config.weights, **result, **sampling, **made}
+    _write(config, record, np.array(sampler.timesteps), arrays)
+    _report(config, record, len(sampler.timesteps))
+    return record
+
+
+def _write(config, record, t, arrays):
+    """Append the record to nll.txt, and write nll.npz and nll.png. t: the timesteps [N]. arrays: of `Bound.result`."""
     folder = run_folder(config)
     with open(os.path.join(folder, 'nll.txt'), 'a') as file:
         file.write(json.dumps(record) + '\n')
-    t = np.array(sampler.timesteps)
     with files.replacing(os.path.join(folder, 'nll.npz')) as temporary, open(temporary, 'wb') as file:
         np.savez(file, t=t, **{name: values.numpy() for name, values in arrays.items()})
     name = os.path.basename(os.path.abspath(config.dataset)).replace('$', r'\$')  # a folder's, which is no mathtext
-    scored = f'{len(data)} images of {name} ({config.split})'
-    picture.save(os.path.join(folder, 'nll.png'), draw(t, result['L_T'], arrays['terms'], arrays['x0_mse'], scored))
-    _report(config, record, len(t))
-    return record
+    scored = f'{record["n"]} images of {name} ({config.split})'
+    picture.save(os.path.join(folder, 'nll.png'), draw(t, record['L_T'], arrays['terms'], arrays['x0_mse'], scored))
 
 
 def _batches(config, data, size, share):
