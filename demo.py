@@ -1,8 +1,8 @@
-"""A page to step through the diffusion of a checkpoint: streamlit run demo.py -- --ckpt logs/DIGITS/ckpt.pt
+"""Step through the diffusion of a checkpoint on a web page: streamlit run demo.py -- --ckpt logs/DIGITS/ckpt.pt
 
-Denoise walks the reverse process p from the state shown, Diffuse the forward process q, a number of steps a click.
-After the demo of pesser/pytorch_diffusion. What was walked is kept in the session, step by step, so that any click may
-interrupt a walk, and the next one goes on from where it stopped.
+From the state shown, Denoise walks the reverse process p and Diffuse walks the forward process q, by some steps per
+click. The page follows the demo of pesser/pytorch_diffusion. The session keeps every step, so that any click may
+interrupt a walk, and the next walk goes on from where it stopped.
 """
 
 import argparse
@@ -24,12 +24,12 @@ from run import build, hardware, labels
 from run.checkpoint import CheckpointError
 from run.restore import restore
 
-FRAMES = 150  # of an animation; beyond, every second one is dropped
-SECONDS = 0.05  # at least, between two pictures of a walk
+FRAMES = 150  # the most pictures in an animation; beyond that, every second one is dropped
+SECONDS = 0.05  # the shortest time between two pictures of a walk
 
 
 def page():
-    """The script, which Streamlit runs anew at each click."""
+    """Show the page. Streamlit runs this script anew at each click."""
     st.set_page_config('Step through a diffusion', layout='wide')
     st.title('Step through a diffusion')
     path, weights = choose_checkpoint()
@@ -38,24 +38,24 @@ def page():
     except (CheckpointError, OSError, ValueError) as error:
         st.error(f'This checkpoint cannot be used: {error}')
         st.stop()
-    config, asked = choose(config)
+    config, wanted = choose(config)
     sampler = build.sampler(config, net).to(hardware.device(config))
     size = sum(p.numel() for p in net.parameters())
     st.caption(f'{path}: {size:,} parameters, {config.T} steps of diffusion, trained for {trained} steps')
-    walk = current_walk(config, sampler, (path, os.path.getmtime(path), config.seed, asked.n), asked.n)
-    controls(config, sampler, walk, asked)
+    walk = current_walk(config, sampler, (path, os.path.getmtime(path), config.seed, wanted.n), wanted.n)
+    controls(config, sampler, walk, wanted)
     with st.expander('Schedule'):
         draw_schedule(sampler)
 
 
 def choose_checkpoint():
-    """The path of a checkpoint, of those under logs/ and the one named on the command line, and which weights."""
+    """Return the chosen checkpoint, from --logs or the command line, and the chosen weights, 'ema' or 'net'."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument('--ckpt')
     parser.add_argument('--logs', default='logs')
     given, unknown = parser.parse_known_args()
     if unknown:
-        st.error(f'Unknown arguments {" ".join(unknown)}: there are --ckpt PATH and --logs FOLDER')
+        st.error(f'Unknown arguments {" ".join(unknown)}: the page takes --ckpt PATH and --logs FOLDER')
     paths = sorted(map(str, Path(given.logs).rglob('ckpt*.pt')))
     if given.ckpt:
         paths = [given.ckpt, *(path for path in paths if os.path.abspath(path) != os.path.abspath(given.ckpt))]
@@ -69,7 +69,7 @@ def choose_checkpoint():
 
 @st.cache_resource(max_entries=4, show_spinner='Loading the checkpoint')
 def load(path, modified, weights):
-    """(config, network to draw with, training steps) of a checkpoint; `modified` has it loaded again once changed."""
+    """Return (config, network to draw with, training steps). `modified` makes a changed checkpoint load again."""
     if not main.FLAGS.is_parsed():
         main.FLAGS(['demo.py'])
     config, _ = main.configuration()
@@ -79,7 +79,7 @@ def load(path, modified, weights):
 
 
 def choose(config):
-    """The config with the sampler that the sidebar asks for, and what it asks beside."""
+    """Return the config with the sampler chosen in the sidebar, and the other choices: n, steps and show_x0."""
     side = st.sidebar
     chosen = SimpleNamespace(**vars(config))
     ancestral = side.radio('Sampler', ['ancestral', 'DDIM'], horizontal=True) == 'ancestral'
@@ -101,35 +101,35 @@ def choose(config):
 
 
 def current_walk(config, sampler, key, n):
-    """The walk in the session, or a new one from x_T where another checkpoint, seed or number was chosen.
+    """Return the walk in the session, or a new one from x_T if another checkpoint, seed or number was chosen.
 
-    A walk is t, the noisings left; x, the state [n, ...]; x0_hat, the prediction on the way to it, if any; the source
-    of its noise; and frames, the pictures so far.
+    A walk holds t, the noisings left; x, the state [n, ...]; x0_hat, the prediction that led to x, if any; z, the
+    first draw of noise, and noise, which draws more; and frames, the pictures so far.
     """
     walk = st.session_state.get('walk')
     if walk is None or walk.key != key:
         noise = Noise(config.seed, range(n), build.shape(config), hardware.device(config))
         walk = SimpleNamespace(key=key, z=noise(), noise=noise, t=None, x0_hat=None, frames=[])
         st.session_state.walk = walk
-    if not walk.frames:  # not yet begun: it starts as the sampler chosen now does
+    if not walk.frames:  # the walk has not begun: start it as the sampler chosen now does
         walk.t, walk.x = sampler.states[-1], sampler.start(walk.z)
     return walk
 
 
-def controls(config, sampler, walk, asked):
-    """The buttons, what they do, and the pictures."""
+def controls(config, sampler, walk, wanted):
+    """Show the buttons and the pictures, and do what the buttons say."""
     columns = st.columns(4)
-    denoise = columns[0].button(f'Denoise {asked.steps} steps', disabled=walk.t == 0, width='stretch', type='primary')
-    diffuse = columns[1].button(f'Diffuse {asked.steps} steps', disabled=walk.t == config.T, width='stretch')
-    columns[2].button('Stop', width='stretch')  # any click ends the run of the script, and with it a walk
+    denoise = columns[0].button(f'Denoise {wanted.steps} steps', disabled=walk.t == 0, width='stretch', type='primary')
+    diffuse = columns[1].button(f'Diffuse {wanted.steps} steps', disabled=walk.t == config.T, width='stretch')
+    columns[2].button('Stop', width='stretch')  # any click ends the run of the script, and with it the walk
     if columns[3].button('Reset', width='stretch'):
         del st.session_state.walk
         st.rerun()
-    view = SimpleNamespace(status=st.empty(), progress=st.empty(), pictures=st.columns(2 if asked.show_x0 else 1))
+    view = SimpleNamespace(status=st.empty(), progress=st.empty(), pictures=st.columns(2 if wanted.show_x0 else 1))
     view.pictures = [column.empty() for column in view.pictures]
     show(config, walk, view)
     if denoise or diffuse:
-        y = labels.of_indices(config, range(asked.n))
+        y = labels.of_indices(config, range(wanted.n))
         if not walk.frames:
             remember(walk)
         states = (
@@ -137,7 +137,7 @@ def controls(config, sampler, walk, asked):
             if denoise
             else ((t, x_t, None) for t, x_t in sampler.diffuse(walk.x, walk.t, noise=walk.noise))
         )
-        go(config, walk, view, islice(states, asked.steps), asked.steps)
+        go(config, walk, view, islice(states, wanted.steps), wanted.steps)
         st.rerun()
     if len(walk.frames) > 1:
         st.download_button(
@@ -150,7 +150,7 @@ def controls(config, sampler, walk, asked):
 
 
 def go(config, walk, view, states, steps):
-    """Take the walk through `states`, (t, x_t, x0_hat or None) one after another, showing it now and then."""
+    """Take the walk through `states`, an iterable of (t, x_t, x0_hat or None), and show it now and then."""
     shown = time.monotonic()
     for i, (walk.t, walk.x, walk.x0_hat) in enumerate(states, 1):
         view.progress.progress(i / steps, f'step {i} of {steps}')
@@ -162,7 +162,7 @@ def go(config, walk, view, states, steps):
 
 
 def show(config, walk, view):
-    """The current step, x_t and, where there is a place for it, the predicted x_0."""
+    """Show the current step, x_t and, if the view has a place for it, the predicted x_0."""
     view.status.markdown(f'**Step t = {walk.t}** of {config.T} noisings left')
     view.pictures[0].image(draw(walk.x), caption=f'x_t at t = {walk.t}')
     if len(view.pictures) > 1:
@@ -173,7 +173,7 @@ def show(config, walk, view):
 
 
 def draw(x):
-    """A picture of a batch about 480 pixels wide."""
+    """Draw a batch as a picture about 480 pixels wide."""
     return picture.of(x, 480 // math.ceil(math.sqrt(len(x))))
 
 
@@ -185,7 +185,7 @@ def remember(walk):
 
 
 def animation(frames):
-    """A GIF of the frames, resting on the last one."""
+    """Return a GIF of the frames that rests on the last one."""
     file = io.BytesIO()
     rest = [*[60] * (len(frames) - 1), 2000]  # milliseconds
     frames[0].save(file, 'GIF', save_all=True, append_images=frames[1:], duration=rest, loop=0)
@@ -193,7 +193,7 @@ def animation(frames):
 
 
 def draw_schedule(sampler):
-    """How much of the image and of the noise is in x_t."""
+    """Plot how much of the image and of the noise is in x_t."""
     alphas_bar = sampler.alphas_bar.cpu()
     curves = {'sqrt(alphas_bar): image': alphas_bar.sqrt(), 'sqrt(1 - alphas_bar): noise': (1 - alphas_bar).sqrt()}
     data = {'t': list(range(1, len(alphas_bar) + 1)), **{name: curve.tolist() for name, curve in curves.items()}}

@@ -1,4 +1,4 @@
-"""Pictures of a diffusion of images: the way from noise and to it, what guidance does, what lies between two images."""
+"""Draw figures of a diffusion of images: denoising, the forward process, guidance, and mixtures of two images."""
 
 import os
 
@@ -13,18 +13,18 @@ from run.errors import UsageError
 from run.events import note
 from run.restore import run_folder
 
-WEIGHTS = (0, 1, 2, 5, 10)  # of guidance
-SAMPLES = 4  # at most, in a figure of samples or real images
+WEIGHTS = (0, 1, 2, 5, 10)  # guidance weights
+SAMPLES = 4  # the most samples, images or pairs in a figure
 
 
 def figure(config, net, step, interrupted=lambda: False):
-    """Draw --figure of a checkpoint to <kind>.png in --out, by default figures/ beside it, and to TensorBoard.
+    """Draw --figure to <kind>.png in --out, by default figures/ beside the checkpoint, and to TensorBoard.
 
-    config, net, step: of `restore`. Raises UsageError for a figure that this network or these flags cannot give,
-    DataError where it needs images of the data set and they cannot be read.
+    config, net, step: as `restore` returns them. Raise UsageError if this network or these flags cannot give the
+    figure, and DataError if the figure needs images of the data set and they cannot be read.
     """
     if build.is_points(config):
-        raise UsageError(f'--figure={config.figure} is of images: of points, --sample draws figure.png')
+        raise UsageError(f'--figure={config.figure} is of images: for points, --sample draws figure.png')
     drawn = FIGURES[config.figure](config, net, interrupted)
     if interrupted():
         return
@@ -37,7 +37,7 @@ def figure(config, net, step, interrupted=lambda: False):
 
 
 def progressive(config, net, interrupted):
-    """x_t, and below it the x0_hat predicted from it, at ten times of Algorithm 2 (paper figure 6)."""
+    """Draw x_t at ten times of Algorithm 2, and below each the x0_hat predicted from it (paper figure 6)."""
     film = walk.Snapshots(build.sampler(config, None))
     n = min(config.num_images or SAMPLES, SAMPLES)
     for _ in walk.draw(config, net, list(range(n)), interrupted, film):
@@ -45,12 +45,12 @@ def progressive(config, net, interrupted):
     if interrupted():
         return None
     frames = dict(reversed(film.frames.items()))
-    rows = [torch.stack([seen[part][i] for seen in frames.values()]) for i in range(n) for part in (0, 1)]
+    rows = [torch.stack([tensors[part][i] for tensors in frames.values()]) for i in range(n) for part in (0, 1)]
     return picture.table(rows, [f'$t = {t}$' for t in frames], ['$x_t$', r'$\hat{x}_0$'] * n, group=2)
 
 
 def forward(config, net, interrupted):
-    """x_t of real images at ten times of the forward process q (paper eq. 2)."""
+    """Draw x_t of real images at ten times of the forward process q (paper eq. 2)."""
     sampler = build.sampler(config, None)
     film = walk.Snapshots(sampler)
     x_0 = inputs.sample_items(config, inputs.dataset(config), min(config.num_images or SAMPLES, SAMPLES))
@@ -60,7 +60,7 @@ def forward(config, net, interrupted):
 
 
 def guidance(config, net, interrupted):
-    """Each label, by row, at the guidance weights, by column, from one noise throughout (Ho and Salimans 2022)."""
+    """Draw a row for each label and a column for each guidance weight, all from one noise (Ho and Salimans 2022)."""
     chosen = labels.chosen(config)
     if chosen is None:
         raise UsageError('--figure=guidance needs a checkpoint trained with --cond')
@@ -71,14 +71,14 @@ def guidance(config, net, interrupted):
         columns.append(_denoise(guided, net, [0] * n, interrupted, y=labels.of_indices(config, range(n))))
         if interrupted():
             return None
-    names = [name.replace('$', r'\$') for name in labels.names(config)]  # which are no mathtext
+    names = [name.replace('$', r'\$') for name in labels.names(config)]  # a $ would start mathtext
     return picture.table(torch.stack(columns, dim=1), [f'$w = {w}$' for w in WEIGHTS], [names[y] for y in chosen])
 
 
 def interpolate(config, net, interrupted):
     """x_t = (1 - lambda) q(x_t | a) + lambda q(x_t | b) of two real images, denoised (paper figure 8), t = --figure_t.
 
-    The noise of a and b, and that of the steps back, is the same for every lambda. Labels are left out.
+    Every lambda uses the same noise, both for a and b and for the steps back. No labels are used.
     """
     net = Inference(net, hardware.precision(config))
     sampler = build.sampler(config, net)
@@ -101,7 +101,7 @@ def interpolate(config, net, interrupted):
 
 
 def _denoise(config, net, indices, interrupted, x=None, y=None, start=None):
-    """x_0 from the state x, by default x_T, with the noise of the images of `indices`, which may repeat."""
+    """Denoise the state x, by default x_T, to x_0, with the noise of the images `indices`, which may repeat."""
     device = hardware.device(config)
     noise = Noise(config.seed, indices, build.shape(config), device)
     sampler = build.sampler(config, net).to(device)

@@ -165,7 +165,7 @@ def flagfile(config):
 
 
 class Interruption:
-    """A flag, read by calling it: whether SIGINT or SIGTERM has come. A second Ctrl-C, or a later signal, exits at once.
+    """A callable flag: true once SIGINT or SIGTERM has come. A second Ctrl-C, or a later signal, exits at once.
 
     Signals within SAME seconds count as one: a scheduler signals all processes, and torchrun each rank once more.
     """

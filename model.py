@@ -1,4 +1,4 @@
-"""Defines the U-Net of the paper, out = model(x, t, y) (Ho et al. 2020, appendix B).
+"""Define the U-Net of the paper, out = model(x, t, y) (Ho et al. 2020, appendix B).
 
 `UNet` has the state-dict keys and shapes of w86763777/pytorch-ddpm. The authors' own network is the same graph with
 four choices made differently, and `ARCHS` holds those choices. The authors' network is that of hojonathanho/diffusion,
@@ -95,7 +95,7 @@ class AttnBlock(nn.Module):
     head_dim: the number of channels of each head. A head takes consecutive channels, as in diffusers; 0 makes one head
     of all channels.
 
-    Raises ValueError if head_dim does not divide ch.
+    Raise ValueError if head_dim does not divide ch.
     """
 
     def __init__(self, ch, norm_eps, head_dim=0):
@@ -165,7 +165,7 @@ class UNet(nn.Module):
     head_dim: the number of channels of each attention head; 0 makes one head of all channels. It must divide the
         channels of every level with attention.
 
-    Raises ValueError if the arguments do not fit together.
+    Raise ValueError if the arguments do not fit together.
     """
 
     def __init__(
@@ -229,7 +229,7 @@ class UNet(nn.Module):
         self.initialize(attn_gain)
 
     def initialize(self, attn_gain):
-        """Draws Xavier-uniform weights and sets the biases to zero.
+        """Draw Xavier-uniform weights and set the biases to zero.
 
         The convolutions that end a residual branch, and that of the tail, get weights near zero.
         """
@@ -265,9 +265,9 @@ class UNet(nn.Module):
 
 
 def labels_or_none(net, t, y):
-    """Returns the labels that a network embeds, int64 [B], or None if it takes none. y = None means no label.
+    """Return the labels that a network embeds, int64 [B], or None if it takes none. y = None means no label.
 
-    Raises ValueError if y is given to a network without num_classes.
+    Raise ValueError if y is given to a network without num_classes.
     """
     if net.num_classes:
         return torch.full_like(t, net.num_classes) if y is None else y
@@ -277,14 +277,14 @@ def labels_or_none(net, t, y):
 
 
 def refuse(*checks):
-    """Raises ValueError with the first complaint whose condition holds. checks: pairs (condition, complaint)."""
+    """Raise ValueError with the first complaint whose condition holds. checks: pairs (condition, complaint)."""
     for broken, complaint in checks:
         if broken:
             raise ValueError(complaint)
 
 
 def check_levels(ch, ch_mult, img_channels, img_size):
-    """Raises ValueError unless a U-Net can have these levels. img_size: H = W, or None if it is not known."""
+    """Raise ValueError unless a U-Net can have these levels. img_size: H = W, or None if it is not known."""
     factor = 2 ** (len(ch_mult) - 1)
     refuse(
         (ch < 32 or ch % 32, f'ch must be a multiple of 32, the groups of GroupNorm, not {ch}'),

@@ -29,9 +29,9 @@ GOLDEN = (5**0.5 - 1) / 2  # any number of its multiples, modulo 1, are spread e
 def nll(config, net, step=None, interrupted=lambda: False):
     """Compute -log p(x_0) <= L_T + sum_t L_{t-1} (paper eq. 5), the mean over --split (default test), in bits/dim.
 
-    Prints the bound, appends it to logdir/nll.txt as a line of JSON, and writes nll.npz and nll.png beside it. They
-    hold each timestep's mean term and mean squared error of x0_hat, clipped to [-1, 1] as an image is; and each image's
-    L_T and total, in order. Returns the record, or None if interrupted.
+    Prints the bound, appends it to logdir/nll.txt as one line of JSON, and writes nll.npz and nll.png beside it: the
+    mean term and the mean squared error of x0_hat, clipped to [-1, 1], of each timestep; L_T and the total of each
+    image, in order. Returns the record, or None if interrupted.
 
     config, net, step: from `restore`. The chain follows the flags at eta = 1, with all T steps unless --sample_steps
     is given. Each rank takes a share of the images; rank 0 returns the record.
@@ -76,17 +76,21 @@ def nll(config, net, step=None, interrupted=lambda: False):
     sampling = {key: getattr(config, key) for key in (*recorded_keys(), 'T', 'seed', 'split')}
     made = {'n': len(data), 'nll_steps': steps, 'precision': str(model.dtype), 'seconds': time.monotonic() - begin}
     record = {'step': step, 'weights': config.weights, **result, **sampling, **made}
+    _write(config, record, np.array(sampler.timesteps), arrays)
+    _report(config, record, len(sampler.timesteps))
+    return record
+
+
+def _write(config, record, t, arrays):
+    """Append the record to nll.txt; write nll.npz and nll.png. t: the timesteps [N]. arrays: from `Bound.result`."""
     folder = run_folder(config)
     with open(os.path.join(folder, 'nll.txt'), 'a') as file:
         file.write(json.dumps(record) + '\n')
-    t = np.array(sampler.timesteps)
     with files.replacing(os.path.join(folder, 'nll.npz')) as temporary, open(temporary, 'wb') as file:
         np.savez(file, t=t, **{name: values.numpy() for name, values in arrays.items()})
     name = os.path.basename(os.path.abspath(config.dataset)).replace('$', r'\$')  # a folder's name is not mathtext
-    scored = f'{len(data)} images of {name} ({config.split})'
-    picture.save(os.path.join(folder, 'nll.png'), draw(t, result['L_T'], arrays['terms'], arrays['x0_mse'], scored))
-    _report(config, record, len(t))
-    return record
+    scored = f'{record["n"]} images of {name} ({config.split})'
+    picture.save(os.path.join(folder, 'nll.png'), draw(t, record['L_T'], arrays['terms'], arrays['x0_mse'], scored))
 
 
 def _batches(config, data, size, share):

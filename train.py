@@ -197,7 +197,7 @@ class MeanLoss(nn.Module):
 
 
 class Run:
-    """A training run: the state in a checkpoint (network, EMA, optimiser, schedule, step, x_T, sampler of t) and steps."""
+    """A training run: all that a checkpoint holds (network, EMA, optimiser, schedule, step, x_T, sampler of t)."""
 
     def __init__(self, config, trains=True):
         """trains: whether training steps will follow, for which compiling may pay."""

@@ -1,1 +1,1 @@
-"""Side by side with what people would otherwise use: python -m bench."""
+"""Compare our speed with that of the programs that people would otherwise use: python -m bench."""

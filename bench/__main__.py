@@ -1,8 +1,8 @@
-"""python -m bench [TASK...]: ours against what people would otherwise use, in turn in one process.
+"""Time our code against what people would otherwise use, in turn in one process: python -m bench [TASK...]
 
-Ratios are medians of paired calls to the first candidate of the task. TFLOP/s counts the matrix products and
-convolutions of the network, three times those of one call for a training step; the share is of a large matrix product
-on the same device, in bf16 if it computes in it, else in fp32. GPU memory is the peak of a call.
+A ratio is the median over paired calls, relative to the first candidate of the task. TFLOP/s counts the matrix products
+and convolutions of the network; a training step counts as three forward calls. The share is relative to a large matrix
+product on the same device, in bf16 if the device computes in bf16, else in fp32. GPU memory is the peak of a call.
 """
 
 import argparse
@@ -18,16 +18,16 @@ from bench.tasks import TASKS, precisions
 from bench.timing import interleaved, peak_rate
 from run import compiling, hardware
 
-REPEATS, SECONDS = 5, 30  # by default: rounds that count, and how long a task goes on beginning them
+REPEATS, SECONDS = 5, 30  # defaults: the rounds that count, and the seconds after which none begins
 
 
 def parse():
-    """The command line, in one object."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog='python -m bench', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('tasks', nargs='*', metavar='TASK', help=f'of {", ".join(TASKS)}; all by default')
-    parser.add_argument('--flagfile', default='config/CIFAR10.txt', help='of the network to time')
+    parser.add_argument('tasks', nargs='*', metavar='TASK', help=f'one of {", ".join(TASKS)}; all by default')
+    parser.add_argument('--flagfile', default='config/CIFAR10.txt', help='flagfile of the network to time')
     parser.add_argument('--batch_size', type=int, default=None, help='128 on a GPU, 8 on a CPU by default')
     parser.add_argument(
         '--repeats', type=int, help=f'rounds to time; {REPEATS} by default, fewer if a task takes over {SECONDS} s'
@@ -46,28 +46,28 @@ def parse():
 
 
 def machine():
-    """What this runs on, in words."""
+    """Describe the machine in words."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f'{torch.get_num_threads()} threads of {processor()} ({torch.backends.cpu.get_cpu_capability()})'
 
 
 def processor():
-    """The name of the CPU, as far as the system tells it."""
+    """Return the name of the CPU, as precisely as the system tells it."""
     try:
         with open('/proc/cpuinfo') as file:  # Linux
             return next(line.partition(':')[2].strip() for line in file if line.startswith('model name'))
     except (OSError, StopIteration):
         pass
     try:
-        asked = ['sysctl', '-n', 'machdep.cpu.brand_string']  # a Mac
-        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+        command = ['sysctl', '-n', 'machdep.cpu.brand_string']  # a Mac
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return platform.processor() or platform.machine()
 
 
 def line(row):
-    """A row of the table, blank where a figure has no meaning."""
+    """Format a row of the table. A figure that the row lacks is left blank."""
     formats = {'ms': '9.1f', 'ratio': '7.2f', 'images_per_second': '9.1f', 'tflops': '8.2f', 'share': '7.1%'}
     cells = [f'{row[key]:{form}}' if key in row else ' ' * int(form.split('.')[0]) for key, form in formats.items()]
     cells[1] += 'x'
@@ -75,7 +75,7 @@ def line(row):
 
 
 def main():
-    """Time the tasks asked for and print a table of each."""
+    """Time the chosen tasks and print a table for each."""
     options = parse()
     flags.parse_flags(['bench', f'--flagfile={options.flagfile}', '--logdir=', '--sample_size=1'])
     config, _ = flags.configuration()
@@ -92,7 +92,7 @@ def main():
         f'{best}_matmul_tflops': ceiling / 1e12,
     }
     print(', '.join(f'{key} {value}' for key, value in about.items()))
-    print(f'{per_image["sample"] / 1e9:.2f} GFLOP an image forward, {per_image["train"] / 1e9:.2f} a training step')
+    print(f'{per_image["sample"] / 1e9:.2f} GFLOP per image forward, {per_image["train"] / 1e9:.2f} in a training step')
     rows = []
     for name in options.tasks or TASKS:
         task, passes = TASKS[name]

@@ -1,7 +1,7 @@
-"""What people would otherwise use, on the same work: diffusers, and a checkout of w86763777/pytorch-ddpm.
+"""Run what people would otherwise use on the same work: diffusers, and a checkout of w86763777/pytorch-ddpm.
 
-A rival is (network, train step, sampling function). Each is written as its own training script does it, but for the
-data, which are on the device already.
+A rival is an object with `train_step` and `sample`. Each does what its own training script does, except that the data
+are on the device already.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ def _load(folder, name):
 
 
 class Reference:
-    """pytorch-ddpm: fp32, Adam as by default, one EMA launch a tensor, the loss read at each step."""
+    """pytorch-ddpm: it uses fp32 and default Adam, averages tensor by tensor and reads the loss at each step."""
 
     def __init__(self, folder, config, device):
         model, diffusion = (_load(folder, name) for name in ('model', 'diffusion'))
@@ -59,7 +59,7 @@ class Reference:
 
 
 class Diffusers:
-    """diffusers' UNet2DModel, EMAModel and DDPMScheduler, fp32."""
+    """diffusers: it uses UNet2DModel, EMAModel and DDPMScheduler in fp32."""
 
     def __init__(self, config, device):
         from diffusers import DDPMScheduler, UNet2DModel

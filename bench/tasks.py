@@ -1,4 +1,4 @@
-"""The work that is timed: each task gives {candidate: function}, the first the one that ratios are to."""
+"""Define the tasks to time. Each returns {candidate: function}; ratios are relative to the first candidate."""
 
 import copy
 
@@ -17,8 +17,8 @@ from score.features import assemble
 from score.inception import FEATURE_DIM, NUM_CLASSES, pytorch_input
 from score.inception_network import FIDInception
 
-STEPS = 2  # of sampling that a call takes
-# Beyond what --compile=on asks of inductor, on a GPU.
+STEPS = 2  # sampling steps per call
+# Options of inductor that are timed on a GPU in addition to what --compile=on uses.
 GPU_OPTIONS = {'CUDA graphs': {'triton.cudagraphs': True}, 'max-autotune': {'max_autotune': True}}
 
 
@@ -35,13 +35,13 @@ def _rivals(config, options):
 
 
 def precisions(config):
-    """The precisions that the device computes in; one that it emulates tells nothing, and takes an hour to do so."""
+    """Return the precisions that the device computes in. An emulated one tells nothing and would take an hour."""
     native = hardware.precision(_variants(config, precision='auto')) == torch.bfloat16
     return ['fp32', 'bf16'] if native else ['fp32']
 
 
 def _ours(config, options):
-    """{name: (precision, what to ask of inductor, or None not to compile)}."""
+    """Return {name: (precision, options of inductor, or None for no compiling)}."""
     kinds = {f'ours, {precision} eager': (precision, None) for precision in precisions(config)}
     if options.compile:
         best = precisions(config)[-1]
@@ -52,7 +52,7 @@ def _ours(config, options):
 
 
 def training(config, options):
-    """One training step: forward, backward, clipping, Adam, EMA, of a batch that is on the device."""
+    """Take one training step on a batch that is on the device: forward, backward, clipping, Adam and EMA."""
     x_0 = torch.randn(options.batch_size, 3, config.img_size, config.img_size, device=hardware.device(config))
     steps = {name: lambda rival=rival: rival.train_step(x_0) for name, rival in _rivals(config, options).items()}
     for name, (precision, wanted) in _ours(config, options).items():
@@ -64,7 +64,7 @@ def training(config, options):
 
 
 def sampling(config, options, steps=STEPS):
-    """One step of ancestral sampling, noise included, of a batch."""
+    """Take one step of ancestral sampling on a batch, noise included."""
     device = hardware.device(config)
     config = _variants(config, sample_steps=steps)
     x_T = torch.randn(options.batch_size, 3, config.img_size, config.img_size, device=device)
@@ -81,7 +81,7 @@ def sampling(config, options, steps=STEPS):
 
 
 def ema(config, options):
-    """The averaging of the weights after a step."""
+    """Average the weights after a training step."""
     rivals = _rivals(config, options)
     rival = rivals.get('pytorch-ddpm')
     averages = {'pytorch-ddpm': rival.average} if rival else {}
@@ -96,7 +96,7 @@ def ema(config, options):
 
 
 def optimizer(config, options):
-    """Adam's step on gradients that are there: torch's default, and the fused kernel we use."""
+    """Take Adam's step on given gradients, with torch's default and with the fused kernel that we use."""
     net = build.network(config).to(hardware.device(config))
     steps = {}
     for name, how in {'torch default': {}, 'ours, fused': {'fused': True}}.items():
@@ -108,7 +108,7 @@ def optimizer(config, options):
 
 
 def frechet(config, options):
-    """The distance between two 2048-d Gaussians of full rank, against scipy's sqrtm of the product."""
+    """Compute the distance between two 2048-d Gaussians of full rank, with scipy's sqrtm of the product and our way."""
     rng = np.random.default_rng(0)
     scale = np.exp(rng.normal(size=FEATURE_DIM))
     sides = [rng.normal(size=(3000, FEATURE_DIM)) * scale + 0.1 * i for i in range(2)]
@@ -127,7 +127,7 @@ def frechet(config, options):
 
 
 def inception(config, options):
-    """Features of 32x32 images by the FID Inception with random weights: what it computes does not alter its speed."""
+    """Compute features of 32x32 images by the FID Inception with random weights, which do not alter its speed."""
     torch.manual_seed(0)
     x = torch.randint(256, (options.batch_size, 3, 32, 32), dtype=torch.uint8)
     about = {'name': 'inception', 'weights_hash': '', 'protocol': 'pytorch', 'prepare': pytorch_input}
@@ -140,7 +140,7 @@ def inception(config, options):
     return {name: lambda net=net: net(x) for name, net in nets.items()}
 
 
-# name -> (task, how often a call processes the batch of images; 0 where there is none)
+# name -> (task, how often a call processes the batch of images; 0 if the task has no images)
 TASKS = {
     'train': (training, 1),
     'sample': (sampling, STEPS),

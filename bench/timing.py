@@ -1,4 +1,4 @@
-"""Seconds and bytes of candidates for the same work, taken in turn in one process."""
+"""Measure the seconds and bytes that candidates for the same work take, in turn in one process."""
 
 import math
 import statistics
@@ -14,11 +14,11 @@ def synchronize():
 
 
 def interleaved(candidates, repeats, limit=math.inf):
-    """{name: (median seconds, median ratio to the first, peak bytes)} of {name: function}.
+    """Time {name: function} and return {name: (median seconds, median ratio to the first, peak bytes)}.
 
-    Each round calls every function once, and a ratio is of two calls of one round, so that what slows the machine for a
-    while slows both. The first two rounds, in which things are compiled and allocated, do not count. After `limit`
-    seconds no further round begins, but one that counts there is always.
+    Each round calls every function once. A ratio compares two calls of one round, so that whatever slows the machine
+    for a while slows both. The first two rounds, in which things are compiled and allocated, do not count. After
+    `limit` seconds no further round begins, but at least one round counts.
     """
     seconds, peaks = {name: [] for name in candidates}, {}
     start = time.perf_counter()
@@ -47,9 +47,9 @@ def interleaved(candidates, repeats, limit=math.inf):
 
 
 def peak_rate(device, dtype):
-    """Floating-point operations a second of the fastest product of two large matrices: what the device can do.
+    """Return the floating-point operations per second of the device's fastest product of two large matrices.
 
-    They grow until a product takes a twentieth of a second: larger ones are no faster, and take long on a slow machine.
+    The matrices grow until a product takes 0.05 s. Larger ones are no faster, and take long on a slow machine.
     """
     rate = 0
     for n in (512, 1024, 2048, 4096, 8192):

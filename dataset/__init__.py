@@ -1,4 +1,4 @@
-"""Data sets of images and points: the named ones, folders and zips, and their batches (loader.py)."""
+"""Load data sets of images and points: named ones, folders and zips. loader.py makes batches of them."""
 
 from dataset.files import DataError, ImageFiles
 from dataset.images import Images, Points, listed, load, read_images, shown

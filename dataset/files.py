@@ -1,4 +1,4 @@
-"""Image files in a folder, a zip or an LMDB, item by item: what there is, in which classes, and what it looks like."""
+"""Read image files from a folder, a zip or an LMDB item by item, with their classes, and survey their headers."""
 
 import contextlib
 import hashlib
@@ -17,22 +17,23 @@ from PIL import Image
 from dataset.decode import GREY_MODES, Refused, bits, decode, eight_bits
 
 EXTENSIONS = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
-FORMATS = ('PNG', 'JPEG', 'BMP', 'GIF', 'WEBP', 'TIFF', 'PPM')  # others, such as EPS, would start programs
-FILE_BYTES, PIXELS = 2**28, 2**26  # of an image: decoding it takes a few times as much memory
-HEADERS, LOOKED_AT = 4096, 64  # how many images of a set are opened, and how many decoded, to say what it is
-DARK = 2**6  # 8-bit grey that 16-bit images must reach: below it their values fit the 10, 12 or 14 bits of a camera
-RUN_PICTURE = re.compile(r'(?<![^/])((sample|figures)/[^/]+|nll|samples_(ema|net))\.png$')  # beside its ckpt.pt
-BLANK = 8  # an image whose values are less apart is of one shade
+FORMATS = ('PNG', 'JPEG', 'BMP', 'GIF', 'WEBP', 'TIFF', 'PPM')  # for others, such as EPS, Pillow starts programs
+FILE_BYTES, PIXELS = 2**28, 2**26  # limits for an image: decoding takes a few times as much memory
+HEADERS, LOOKED_AT = 4096, 64  # the most images that a survey opens and decodes
+DARK = 2**6  # the 8-bit grey that 16-bit images must reach: darker ones may hold the 10, 12 or 14 bits of a camera
+RUN_PICTURE = re.compile(r'(?<![^/])((sample|figures)/[^/]+|nll|samples_(ema|net))\.png$')  # beside a ckpt.pt
+BLANK = 8  # an image whose values differ by less counts as one shade
 
 
 class DataError(Exception):
-    """A data set or an image that cannot be read; the message is one line that names it."""
+    """A data set or an image that cannot be read. The message is one line that names it."""
 
 
 class LMDB:
-    """Items (PIL image, 0) of a database of image files, in the order of its keys.
+    """The items (PIL image, 0) of a database of image files, in the order of its keys.
 
-    torchvision's would unpickle a list of keys from whatever file of its name lies in the working folder.
+    torchvision's LSUN is not used: it unpickles a list of keys from any file with the expected name in the working
+    folder.
     """
 
     def __init__(self, path):
@@ -42,7 +43,7 @@ class LMDB:
 
     @contextlib.contextmanager
     def _transaction(self):
-        # Opened for each read, in 0.1 ms: a process may have it open only once, counting what it was forked with.
+        # Open it for each read, which takes 0.1 ms: a process may open it only once, and a fork inherits what is open.
         import lmdb
 
         options = {'readonly': True, 'lock': False, 'readahead': False, 'meminit': False}
@@ -58,16 +59,16 @@ class LMDB:
 
 
 class ImageFiles:
-    """Items (PIL image, label) of a folder or zip, any nesting; the first folder level is the class.
+    """The items (PIL image, label) of a folder or zip with any nesting; the first folder level is the class.
 
-    `classes`, in natural order, is empty, and every label 0, unless each image lies in a folder.
+    `classes` is in natural order. If an image lies in no folder, `classes` is empty and every label is 0.
 
-    Raises DataError where there is no image, or a folder cannot be read.
+    Raise DataError if there is no image, or a folder or the zip cannot be read.
     """
 
     def __init__(self, path):
         self.path = path
-        self._handle = None, None  # (process, its open archive): a handle shared by forked workers would mix up reads
+        self._handle = None, None  # (process, its open archive): forked workers that share a handle would mix up reads
         self._is_zip = not os.path.isdir(path)
         try:
             names = set(self._archive().namelist()) if self._is_zip else _files_below(path)
@@ -100,9 +101,9 @@ class ImageFiles:
         return name.lower().endswith(EXTENSIONS) and not hidden
 
     def _images(self, names):
-        """The images among all files, sorted; of the pictures that this program writes, samples alone.
+        """Return the images among all files, sorted. Among the pictures that this program writes, take only samples.
 
-        Raises DataError if its samples lie among other images, or a run with its previews and figures does.
+        Raise DataError if other images lie among samples, or if the previews or figures of a run are there.
         """
         present = {'/'.join(self._parts(name)) for name in names}
 
@@ -122,17 +123,17 @@ class ImageFiles:
             whole = '/'.join(self._parts(name))
             run = RUN_PICTURE.sub('ckpt.pt', whole)
             if run != whole and run in present:
-                raise DataError(f'{self.path}: {name} is a picture that a run has drawn: name a folder of images alone')
+                raise DataError(f'{self.path}: {name} is a picture that a run has drawn: name a folder of images only')
             images.append(name)
         if grids:
             logging.info('%s: leaving out %s, a picture of the images beside it', self.path, ', '.join(grids))
         return images
 
     def identity(self):
-        """{'from': resolved path, 'count', 'files': a digest of names and sizes, with times or, in a zip, CRCs}.
+        """Return {'from': resolved path, 'count', 'files': a digest of names, sizes and times, or CRCs in a zip}.
 
-        No file is read. Times of modification count since uncompressed images of one shape are files of one size; a
-        copy elsewhere is another path anyway. What goes unnoticed: a file written anew with its size and time kept.
+        No file is read. The times of modification are included because uncompressed images of one shape have one size;
+        a copy elsewhere has another path anyway. A file that is rewritten with the same size and time goes unnoticed.
         """
         digest = hashlib.sha256()
         for name in self.names:
@@ -141,7 +142,7 @@ class ImageFiles:
                 marks = info.file_size, info.CRC
             else:
                 status = os.stat(os.path.join(self.path, name))
-                marks = status.st_size, int(status.st_mtime)  # some file systems keep no more than seconds
+                marks = status.st_size, int(status.st_mtime)  # some file systems keep only whole seconds
             digest.update(repr(('/'.join(self._parts(name)), *marks)).encode(errors='surrogateescape'))
         return {'from': os.path.realpath(self.path), 'count': len(self), 'files': digest.hexdigest()}
 
@@ -158,19 +159,19 @@ class ImageFiles:
         if not 0 < size <= FILE_BYTES:
             raise ValueError(f'a file of {size} bytes')
         image = Image.open(file, formats=FORMATS)
-        image.filename = ''  # else Pillow maps the file into memory, and one that is to be turned into the wrong shape
+        image.filename = ''  # else Pillow maps the file into memory, and gives a rotated one the wrong shape
         if image.width * image.height > PIXELS:
             raise ValueError(f'{image.width}x{image.height} pixels are more than {PIXELS}')
         return image, self.labels[i]
 
 
 def _files_below(root):
-    """The names of all files in a folder and the folders in it, links followed but for those that lead back."""
+    """Return the names of all files below a folder. Follow links, except those that lead back to a parent folder."""
 
     def walk(folder, above):
         real = Path(os.path.realpath(folder))
         if any(real == inner or real in inner.parents for inner in above):
-            logging.warning('%s leads back to a folder that it lies in: it is left out', folder)
+            logging.warning('%s leads back to a folder that it lies in, and is left out', folder)
             return
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -183,13 +184,13 @@ def _files_below(root):
 
 
 def natural(name):
-    """What to sort names by for 2 to come before 10."""
+    """Return a sorting key that puts 2 before 10."""
     digits = [part.lstrip('0') for part in re.split('([0-9]+)', name)]
     return [(len(part), part) if i % 2 else part for i, part in enumerate(digits)], name
 
 
 def read_item(items, i, use):
-    """use(image, label) of item i. Raises DataError, naming the image, where it cannot be decoded or is refused."""
+    """Return use(image, label) for item i. Raise DataError, naming the image, if it cannot be decoded or is refused."""
     name = f'{items.path}: {items.names[i]}' if isinstance(items, ImageFiles) else f'image {i} of the data set'
     try:
         image, label = items[i]
@@ -197,26 +198,26 @@ def read_item(items, i, use):
             return use(image, label)
     except Refused as error:
         raise DataError(f'{name} {error}') from error
-    except Exception as error:  # decoders raise whatever a broken file leads them to
+    except Exception as error:  # a broken file can make a decoder raise nearly anything
         raise DataError(f'{name} cannot be decoded ({error})') from error
 
 
 def spread(indices, n):
-    """n of a sequence of indices, evenly spread; all of fewer."""
+    """Return n of a sequence of indices, evenly spread, or all if there are fewer."""
     return [indices[len(indices) * k // n] for k in range(n)] if len(indices) > n else list(indices)
 
 
 class Survey(NamedTuple):
     sizes: list  # (width, height) of each image looked at, as stored
-    grey: bool  # whether all of these are stored without colour
-    transparent: bool  # whether any of these has an alpha channel or a transparent colour
+    grey: bool  # whether all of them are stored without colour
+    transparent: bool  # whether any of them has an alpha channel or a transparent colour
 
 
 def survey(items, background='white'):
-    """What image files are by the headers of up to HEADERS of them, evenly spread: a `Survey`.
+    """Return a `Survey` of image files from the headers of up to HEADERS of them, evenly spread.
 
-    Warns, naming some, where many of up to LOOKED_AT of them are blank. Raises DataError where one of these cannot be
-    read, and for images of 16 bits none of which is brighter than a quarter of white: 12 bits in 16 would be black.
+    Decode up to LOOKED_AT and warn, naming some, if more than a tenth are blank. Raise DataError if one cannot be read,
+    or if there are images of 16 bits and none reaches a quarter of white: 12-bit values in 16 bits would be black.
     """
 
     def header(image, _):
@@ -228,16 +229,16 @@ def survey(items, background='white'):
         return max(high for _, high in bands[: 1 if image.mode == 'LA' else 3])
 
     def is_blank(image, _):
-        image.draft(None, (64, 64))  # of a JPEG a smaller one will do
+        image.draft(None, (64, 64))  # a smaller version of a JPEG will do
         return np.ptp(np.asarray(decode(image, 3, background)), axis=(0, 1)).max() < BLANK
 
-    seen = spread(range(len(items)), HEADERS)
-    sizes, grey, transparent, deep = zip(*(read_item(items, i, header) for i in seen), strict=True)
-    deep = [i for i, is_deep in zip(seen, deep, strict=True) if is_deep]
+    opened = spread(range(len(items)), HEADERS)
+    sizes, grey, transparent, deep = zip(*(read_item(items, i, header) for i in opened), strict=True)
+    deep = [i for i, is_deep in zip(opened, deep, strict=True) if is_deep]
     if deep and all(read_item(items, i, brightest) < DARK for i in spread(deep, LOOKED_AT)):
         raise DataError(
             f'{items.path}: no image of 16 bits, such as {items.names[deep[0]]}, has a value above {256 * DARK - 1} of '
-            '65535: if fewer bits are used, scale them to 16, else save the images in 8 bits'
+            '65535: if the values use fewer bits, scale them to 16, else save the images in 8 bits'
         )
     looked_at = spread(range(len(items)), LOOKED_AT)
     blank = [items.names[i] for i in looked_at if read_item(items, i, is_blank)]

@@ -1,4 +1,4 @@
-"""Data sets of images, named or any folder or zip, item by item; and of points in the plane."""
+"""Load data sets of images, by name or from any folder or zip, and data sets of points in the plane."""
 
 import contextlib
 import logging
@@ -17,9 +17,9 @@ from dataset.named import DATASETS
 
 
 class Images:
-    """A data set as uint8 images [channels, img_size, img_size] and labels, numbers of `classes`, which may be empty.
+    """A data set of uint8 images [channels, img_size, img_size] and labels, which index `classes`, if there are any.
 
-    seen: the `Survey` of its images. keep_colour: whether an image in colour is an error where channels is 1.
+    seen: the `Survey` of its images. keep_colour: whether an image in colour is an error if channels is 1.
     """
 
     unit = 'images'
@@ -28,16 +28,16 @@ class Images:
         self.items, self.seen, self.channels, self.img_size = items, seen, channels, img_size
         self.crop, self.background, self.keep_colour = crop, background, keep_colour
         self.classes = list(classes)
-        self.numbers = range(len(self.classes))  # of the labels of `items`
+        self.numbers = range(len(self.classes))  # label in `items` -> index in `classes`
         self.nbytes = len(items) * channels * img_size**2
 
     @property
     def num_classes(self):
-        """How many labels there are, 0 where it has none."""
+        """The number of classes; 0 means that the items have no labels."""
         return len(self.classes)
 
     def arrange(self, names):
-        """Number the classes, if there are any, as `names` does, and those not among them after that."""
+        """Number the classes, if there are any, in the order of `names`; classes that are not in `names` come last."""
         if not self.classes:
             return
         order = [*names, *(name for name in self.classes if name not in names)]
@@ -45,7 +45,7 @@ class Images:
         self.classes = order
 
     def __str__(self):
-        """What it is, as `1,438 images of 8x8, grey, 10 classes: 0 1 2 ... 9`."""
+        """Describe the data set, as in `1,438 images of 8x8, grey, 10 classes: 0 1 2 ... 9`."""
         size = f'{self.img_size}x{self.img_size}'
         cropped = 'cropped and ' if self.crop or any(width != height for width, height in self.seen.sizes) else ''
         how = '' if set(self.seen.sizes) == {(self.img_size, self.img_size)} else f', {cropped}resized to {size}'
@@ -57,7 +57,7 @@ class Images:
         return len(self.items)
 
     def identity(self):
-        """What these images are, as JSON can keep it, for a cache made from them to be checked by."""
+        """Return what identifies these images, fit for JSON, so that a cache made from them can be checked."""
         return {
             **self.items.identity(),
             'img_size': self.img_size,
@@ -80,7 +80,7 @@ class Images:
         return read_item(self.items, int(i), self._decode)
 
     def __getitems__(self, indices):
-        """A batch for DataLoader: (uint8 [B, C, H, W], labels), or the DataError for the loop to raise in one line."""
+        """Return a batch for DataLoader: (uint8 [B, C, H, W], labels), or a DataError that the caller raises."""
         try:
             images, labels = zip(*(self[i] for i in indices), strict=True)
         except DataError as error:
@@ -88,13 +88,13 @@ class Images:
         return torch.stack(images), torch.tensor(labels) if self.num_classes else None
 
     def prepare(self, x, flip=None):
-        """uint8 [B, C, H, W] -> float in [-1, 1], mirrored where `flip`, bool [B]."""
+        """Map uint8 [B, C, H, W] to float in [-1, 1], and mirror the images for which `flip`, bool [B], is true."""
         x = x.float() / 127.5 - 1
         return x if flip is None else torch.where(flip[:, None, None, None], x.flip(3), x)
 
 
 class Points:
-    """A data set as float32 points [N, channels] and labels, with what a loop asks of `Images`."""
+    """A data set of float32 points [N, channels] and labels. A training loop can use it in place of `Images`."""
 
     unit = 'points'
 
@@ -104,31 +104,31 @@ class Points:
         self.classes, self.num_classes = list(classes), len(classes)
 
     def __str__(self):
-        """What it is, as `10,000 points, 2 classes: 0 1`."""
+        """Describe the data set, as in `10,000 points, 2 classes: 0 1`."""
         return f'{len(self):,} points, {listed(self.classes)}'
 
     def arrange(self, names):
-        """Leave the labels as they are: a named set numbers its classes in one way."""
+        """Leave the labels unchanged: a named set always numbers its classes in the same way."""
 
     def __len__(self):
         return len(self.x)
 
     def __getitems__(self, indices):
-        """A batch for DataLoader: (float32 [B, channels], labels)."""
+        """Return a batch for DataLoader: (float32 [B, channels], labels)."""
         return self.x[indices], self.y[indices] if self.num_classes else None
 
     def prepare(self, x, flip=None):
-        """The points as they are."""
+        """Return the points unchanged."""
         return x
 
 
 def shown(names):
-    """Names in one line: up to five, else the first three and the last."""
+    """Return names in one line: all if there are up to five, else the first three and the last."""
     return ' '.join(names if len(names) <= 5 else [*names[:3], '...', names[-1]])
 
 
 def listed(classes):
-    """How many classes and which, as `10 classes: 0 1 2 ... 9`."""
+    """Return how many classes there are and which, as in `10 classes: 0 1 2 ... 9`."""
     return f'{len(classes)} class{"es"[: 2 * (len(classes) > 1)]}: {shown(classes)}' if classes else 'no classes'
 
 
@@ -141,13 +141,13 @@ def _described(n, seen, channels, background):
 
 
 def load(name, data_dir, img_size, split='train', channels='auto', background='white'):
-    """The `Images`, or `Points`, of a name in `DATASETS`, downloaded to `data_dir` where torchvision can, or of a path.
+    """Return the `Images` or `Points` of a named data set, downloaded to `data_dir` if torchvision can, or of a path.
 
-    name: of a data set, or the path of a folder or zip of images. split: train or test, of a name; a path has none.
-    channels: 1 for grey, 3 for colour, or auto: grey if all images looked at are, and then one in colour is an error.
+    name: a key of `DATASETS`, or the path of a folder or zip of images. split: train or test; a path has no splits.
+    channels: 1 for grey, 3 for colour, or auto: grey if all surveyed images are, and then one in colour is an error.
     background: white or black, behind transparent images.
 
-    Raises DataError where there is none, or it cannot be downloaded or read.
+    Raise DataError if there is no such data set, or if it cannot be downloaded or read.
     """
     auto = channels == 'auto'
     if name in DATASETS:
@@ -184,15 +184,15 @@ def _opened(name, source, data_dir, split):
         raise DataError(f'cannot download or open {name} in {data_dir}: {reason}{remedy}') from error
 
 
-def _channels(asked, seen):
-    return (1 if seen.grey else 3) if asked == 'auto' else int(asked)
+def _channels(channels, seen):
+    return (1 if seen.grey else 3) if channels == 'auto' else int(channels)
 
 
 def read_images(path, channels='auto', background='white'):
-    """How many images a folder, zip or npz (arr_0, uint8 [N, H, W, C]) holds, and batches of them, uint8 [n, C, H, W].
+    """Return how many images a folder, zip or npz (arr_0, uint8 [N, H, W, C]) holds, and batches, uint8 [n, C, H, W].
 
-    Images keep their size; neighbours of one size make a batch. Says in one line what they are. channels, background:
-    of `load`, for image files. Raises DataError.
+    Images keep their size, and neighbours of one size make a batch. Log one line that describes them. channels,
+    background: as in `load`, for image files only. Raise DataError if the images cannot be read.
     """
     if path.endswith('.npz'):
         return _read_npz(path)
@@ -216,7 +216,7 @@ def read_images(path, channels='auto', background='white'):
 
 
 def _read_npz(path):
-    # Not np.load, which would read it all: 50,000 images of 256x256 are 10 GB.
+    # np.load would read the whole array: 50,000 images of 256x256 are 10 GB.
     @contextlib.contextmanager
     def opened():
         try:
@@ -224,13 +224,13 @@ def _read_npz(path):
                 yield file, archive.getinfo('arr_0.npy').file_size
         except DataError:
             raise
-        except Exception as error:  # of a broken file, anything
+        except Exception as error:  # a broken file can raise nearly anything
             raise DataError(f'{path} is no npz of images (arr_0, uint8 [N, H, W, C]): {error}') from error
 
     def stream():
         with opened() as (file, _):
             _npy_header(file)
-            if by_columns:  # its first index runs fastest: the first image is whole when all are read
+            if by_columns:  # the first index runs fastest, so the first image needs the whole file
                 stored = np.frombuffer(file.read(math.prod(shape)), np.uint8).reshape(shape[::-1]).T
             for start in range(0, shape[0], 128):
                 block = (min(128, shape[0] - start), *shape[1:])
@@ -252,9 +252,9 @@ def _read_npz(path):
 
 
 def _npy_header(file):
-    """Shape, whether in Fortran's order, and dtype of the npy that a file is at the start of. Raises ValueError."""
+    """Read the header of an npy: (shape, whether it is in Fortran order, dtype). Raise ValueError if it is broken."""
     one, two = np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0
-    readers = {(1, 0): one, (2, 0): two, (3, 0): two}  # 3.0 differs in how the names of fields are encoded
+    readers = {(1, 0): one, (2, 0): two, (3, 0): two}  # 3.0 differs only in how field names are encoded
     version = np.lib.format.read_magic(file)
     if version not in readers:
         raise ValueError(f'format {version} of npy')

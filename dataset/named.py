@@ -1,4 +1,4 @@
-"""The data sets that go by a name, one entry each: how it is opened, and what is known of it beforehand."""
+"""Register the named data sets, one entry each: how to open it, and what is known about it beforehand."""
 
 import os
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from dataset.files import LMDB
 
 class Source(NamedTuple):
     open: Callable  # (data_dir, 'train' or 'test') -> indexable items (PIL image, label), or arrays (x [N, 2], y [N])
-    channels: int  # of an image, or coordinates of a point
+    channels: int  # channels of an image, or coordinates of a point
     classes: tuple = ()  # the names of the labels
-    offline: str = ''  # what to put where, if it cannot be downloaded; {} is data_dir
-    size: int | None = None  # of every image, where they have one
-    crop: int | None = None  # side of the centre crop taken before resizing; None for the largest square
+    offline: str = ''  # which files to put where if the download fails; {} is data_dir
+    size: int | None = None  # height and width of every image, if all are the same
+    crop: int | None = None  # side of the centre crop before resizing; None for the largest square
     points: bool = False
-    database: Callable = None  # (data_dir, split) -> the path of a file that the user brings; others are downloaded
+    database: Callable = None  # (data_dir, split) -> path of a file that the user brings; None if downloaded
 
 
 def _torchvision(name, *properties):
@@ -67,7 +67,7 @@ def _digits(root, split):
 
 
 def _points(name, classes=(), columns=(0, 1), centre=(0, 0), scale=10, **kwargs):
-    """10,000 points of scikit-learn's make_<name>, brought near the origin; the test split is another draw of them."""
+    """Return a `Source` of 10,000 points of sklearn's make_<name>, near the origin; the test split is a new draw."""
 
     def draw(root, split):
         from sklearn import datasets
@@ -101,7 +101,7 @@ DATASETS = {
     'celeba': Source(_celeba, 3, (), CELEBA_FILES, crop=140),
     'lsun_bedroom': _lsun('bedroom_train_lmdb', 'bedroom_val_lmdb', SCENES),
     'lsun_church_outdoor': _lsun('church_outdoor_train_lmdb', 'church_outdoor_val_lmdb', SCENES),
-    'lsun_cat': _lsun('cat', 'cat', OBJECTS),  # an object category: distributed without a split
+    'lsun_cat': _lsun('cat', 'cat', OBJECTS),  # an object category: it comes without a split
     'digits': Source(_digits, 1, DIGITS, size=8),
     's_curve': _points('s_curve', columns=(0, 2), noise=0.1),
     'moons': _points('moons', ('0', '1'), centre=(0.5, 0.25), noise=0.05),

@@ -1,4 +1,4 @@
-"""Random numbers that are functions of a seed and of what they are for, whatever the batch."""
+"""Draw random numbers that depend only on a seed and on what they are for, not on the batch."""
 
 import hashlib
 
@@ -6,17 +6,17 @@ import torch
 
 
 def derive_seed(*key):
-    """A 63-bit seed that is a function of `key` alone, such as ('step', seed, rank, step)."""
+    """Return a 63-bit seed that depends only on `key`, such as ('step', seed, rank, step)."""
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), 'big') >> 1
 
 
-BLOCK = 64  # images a generator draws the noise of: one each is too slow on a GPU
+BLOCK = 64  # images that share a generator: one generator per image is too slow on a GPU
 
 
 class Noise:
-    """z ~ N(0, I) [B, *shape] for the images of `indices`, each call the next draw of each image's own sequence.
+    """z ~ N(0, I) [B, *shape] for the images of `indices`: each call gives the next draw of each image's own sequence.
 
-    Drawn on the device or, if it has no generators of its own, on the CPU.
+    The noise is drawn on the device or, if the device has no generators, on the CPU.
     """
 
     def __init__(self, seed, indices, shape, device):

@@ -1,4 +1,4 @@
-"""Tensors to pictures: grids of images, plots of points in the plane, curves."""
+"""Turn tensors into pictures: grids of images, plots of points in the plane, and curves."""
 
 import math
 
@@ -8,32 +8,32 @@ from torch.nn import functional as F
 
 from run import files
 
-TILE = 64  # pixels that an image has at least, about
+TILE = 64  # approximate width, in pixels, that smaller images are enlarged to
 GAP = 3  # white pixels around each image of a grid
-APART, MARGIN = 12, 6  # pixels of white between the groups of a table, and around it
-FONT, DPI = 9, 100  # points, beside images of TILE pixels
+APART, MARGIN = 12, 6  # white pixels between the groups of a table, and around the table
+FONT, DPI = 9, 100  # font size in points beside images of TILE pixels, and resolution
 
 
 def of(x, tile=TILE):
-    """One picture of a batch: a grid of images [N, C, H, W] in [-1, 1], as of `grid`, or a plot of points [N, 2]."""
+    """Draw a batch as one picture: images [N, C, H, W] in [-1, 1] with `grid`, or points [N, 2] with `plot`."""
     return grid(to_uint8(x), tile=tile) if x.ndim == 4 else plot([[x]])
 
 
 def to_uint8(x):
-    """[-1, 1] -> 0..255, rounded to the nearest as torchvision's save_image does."""
+    """Map [-1, 1] to 0..255, rounded to the nearest as torchvision's save_image does."""
     return ((x + 1) * 127.5 + 0.5).clamp(0, 255).to(torch.uint8)
 
 
 def save(path, image):
-    """Write a PIL image as PNG, whole or not at all."""
+    """Write a PIL image as PNG, completely or not at all."""
     with files.replacing(path) as temporary:
         image.save(temporary, format='PNG')
 
 
 def grid(images, columns=None, tile=TILE):
-    """One picture of uint8 images [N, C, H, W], as square as can be by default.
+    """Draw uint8 images [N, C, H, W] in a grid that is, by default, as square as possible.
 
-    Each pixel becomes a square of pixels, so that an image is about `tile` wide; larger images stay as they are.
+    Each pixel becomes a square of pixels, so that an image is about `tile` wide. Larger images keep their size.
     """
     from torchvision.utils import make_grid  # here, since torchvision takes a second to import
 
@@ -45,9 +45,9 @@ def grid(images, columns=None, tile=TILE):
 
 
 def table(rows, titles, names, group=None):
-    """Images in [-1, 1], a tensor [N, C, H, W] per row, under the titles of the columns, beside the names of the rows.
+    """Draw images in [-1, 1], one tensor [N, C, H, W] per row, with titles above the columns and names beside the rows.
 
-    Titles and names may hold mathtext. group: so many rows belong together, and are set apart from the next; None: all.
+    Titles and names may hold mathtext. group: the number of rows in a group, or None for all; gaps separate the groups.
     """
     from matplotlib.figure import Figure
     from matplotlib.textpath import TextPath
@@ -81,10 +81,11 @@ def table(rows, titles, names, group=None):
 
 
 def plot(rows, titles=(), names=(), arrows=()):
-    """Scatter plots of points [N, 2], one list of them per row, all on one scale.
+    """Draw scatter plots of points [N, 2], one list of tensors per row, all on one scale.
 
-    The narrowest cloud is shown whole, the widest at least for the most part, or the narrowest could not be made out.
-    arrows: of time, one above each row, as matplotlib's arrow styles '->' and '<-'.
+    The plots show the narrowest cloud whole. They may cut the widest, but show most of it: a scale that held all of it
+    could make the narrowest too small to see. arrows: the direction of time above each row, as matplotlib's arrow
+    styles '->' and '<-'.
     """
     side = 4 if len(rows) == len(rows[0]) == 1 else 1.6
     figure, axes = _panels(len(rows), len(rows[0]), side, side + 0.2 * bool(arrows))
@@ -107,7 +108,7 @@ def plot(rows, titles=(), names=(), arrows=()):
 
 
 def curves(*panels, title=None):
-    """Line plots side by side: a panel is a dict of x, y and what else matplotlib's `Axes.set` takes."""
+    """Draw line plots side by side. A panel is a dict of x, y and arguments of matplotlib's `Axes.set`."""
     figure, axes = _panels(1, len(panels), 4.5, 3.8)
     figure.suptitle(title)
     for ax, panel in zip(axes[0], panels, strict=True):
@@ -118,7 +119,7 @@ def curves(*panels, title=None):
 
 
 def batched(items, n):
-    """Lists of n of the items, the last of what is left."""
+    """Split the items into lists of n; the last list has what is left."""
     return [items[i : i + n] for i in range(0, len(items), n)]
 
 

@@ -1,4 +1,4 @@
-"""Walks from noise to x_0 and back, in batches, with one progress bar."""
+"""Walk from noise to x_0 and back, in batches, with one progress bar."""
 
 import logging
 
@@ -11,10 +11,10 @@ from run import build, compiling, hardware, labels, progress
 
 
 def denoise(config, sampler, x, y, noise, interrupted, observe=lambda t, x_t, x0_hat: None, start=None):
-    """x_0, the shape of x, that the sampler walks to from the state x; None if interrupted.
+    """Walk the sampler from the state x to x_0 and return x_0, in the shape of x, or None if interrupted.
 
-    x: x_T, or the state `start`. y: int64 labels [B] or None. Images come clipped to [-1, 1].
-    observe: called with the noisings left, x_t, and the x0_hat predicted from it, of every state, from x to x_0.
+    x: x_T, or the state `start`. y: int64 labels [B] or None. Images are clipped to [-1, 1].
+    observe: called at every state from x to x_0 with (t, the noisings left; x_t; the x0_hat predicted from x_t).
     """
     t, x_t = sampler.states[-1] if start is None else start, x
     for s, x_s, x0_hat in sampler.trajectory(x, y, start, noise=noise):
@@ -27,8 +27,8 @@ def denoise(config, sampler, x, y, noise, interrupted, observe=lambda t, x_t, x0
 
 
 def diffuse(config, sampler, x_0, stop=None, observe=lambda t, x_t: None):
-    """x_t with `stop` noisings, by default those of x_T, the shape of x_0. observe: called from x_0 on, (t, x_t)."""
-    seed = derive_seed('diffuse', config.seed)  # not the noise of the way back
+    """Return x_t after `stop` noisings, by default those of x_T. observe: called with (t, x_t) from x_0 on."""
+    seed = derive_seed('diffuse', config.seed)  # differs from the noise of `denoise`
     noise = Noise(seed, range(len(x_0)), x_0.shape[1:], x_0.device)
     x_t = x_0
     observe(0, x_t)
@@ -38,9 +38,9 @@ def diffuse(config, sampler, x_0, stop=None, observe=lambda t, x_t: None):
 
 
 class Snapshots:
-    """An observer of `denoise` or `diffuse`: what it sees at ten of a sampler's states, spread evenly, or at all.
+    """An observer for `denoise` or `diffuse` that keeps ten evenly spread states, or all if there are fewer.
 
-    `frames`: noisings t, ascending -> what came with t, a list of tensors [N, ...].
+    `frames`: t, the noisings, ascending -> what `observe` was called with after t, a list of tensors [N, ...].
     """
 
     def __init__(self, sampler):
@@ -48,15 +48,15 @@ class Snapshots:
         picked = np.linspace(0, len(states) - 1, min(10, len(states))).round().astype(int)
         self.frames = {states[i]: None for i in picked}
 
-    def __call__(self, t, *seen):
+    def __call__(self, t, *tensors):
         if t in self.frames:
-            seen = [x.cpu() for x in seen]
-            before = self.frames[t]  # of earlier batches
-            self.frames[t] = seen if before is None else [torch.cat(pair) for pair in zip(before, seen, strict=True)]
+            new = [x.cpu() for x in tensors]
+            before = self.frames[t]  # from earlier batches
+            self.frames[t] = new if before is None else [torch.cat(pair) for pair in zip(before, new, strict=True)]
 
 
 def draw(config, net, indices, interrupted=lambda: False, observe=lambda t, x_t, x0_hat: None):
-    """Yield (indices, x_0) a batch of --sample_batch_size, x_0 as of `denoise`; ends early once interrupted."""
+    """Yield (indices, x_0) for each batch of --sample_batch_size; `denoise` gives x_0. Stop early if interrupted."""
     device = hardware.device(config)
     model = Inference(net, hardware.precision(config))
     sampler = build.sampler(config, model).to(device)
@@ -67,12 +67,12 @@ def draw(config, net, indices, interrupted=lambda: False, observe=lambda t, x_t,
         model.compile()
     if len(sampler.timesteps) < config.sample_steps:
         left = len(sampler.timesteps)
-        logging.info('--spacing=%s: %d of --sample_steps=%d are left', config.spacing, left, config.sample_steps)
+        logging.info('--spacing=%s leaves %d of --sample_steps=%d', config.spacing, left, config.sample_steps)
     total, what = len(chunks) * len(sampler.timesteps), 'points' if build.is_points(config) else 'images'
     with progress.bar(total=total, desc=f'sampling {len(indices)} {what}', unit='step') as bar:
         for chunk in chunks:
             n = len(chunk)
-            filled = [*chunk, *chunk[-1:] * (size - n if model.compiled else 0)]  # one size, compiled once
+            filled = [*chunk, *chunk[-1:] * (size - n if model.compiled else 0)]  # one size, to compile once
 
             def step(t, x_t, x0_hat, n=n):
                 observe(t, x_t[:n], x0_hat[:n])
@@ -87,9 +87,9 @@ def draw(config, net, indices, interrupted=lambda: False, observe=lambda t, x_t,
 
 
 def batch_that_fits(config, sampler):
-    """A multiple of 64 images that uses most of a CUDA device's memory, up to 1024; elsewhere 64.
+    """Return a number of images, a multiple of 64 up to 1024, that uses most of a CUDA device's memory; elsewhere 64.
 
-    On a CPU more is no faster, and of other devices torch does not say how much memory is free.
+    On a CPU more is no faster. On other devices torch does not say how much memory is free.
     """
     device = hardware.device(config)
     if device.type != 'cuda':

@@ -1,4 +1,4 @@
-"""Defines `ContextUNet`, the small U-Net of NVIDIA's course "Generative AI with Diffusion Models", and its blocks."""
+"""Define `ContextUNet`, the small U-Net of NVIDIA's course "Generative AI with Diffusion Models", and its blocks."""
 
 import math
 from itertools import pairwise
@@ -97,7 +97,7 @@ class ContextUNet(nn.Module):
     img_size: H = W. img_channels, out_channels, num_classes: the same as those of `UNet`.
     tdim: the width of the sinusoidal embedding of t / T.
 
-    Raises ValueError if the arguments do not fit together.
+    Raise ValueError if the arguments do not fit together.
     """
 
     def __init__(self, T, ch, ch_mult, *, img_channels=1, out_channels=None, img_size=28, num_classes=None, tdim=8):

@@ -1,4 +1,4 @@
-"""Defines `PointMLP`, a small network for points in the plane."""
+"""Define `PointMLP`, a small network for points in the plane."""
 
 from torch import nn
 

@@ -1,4 +1,4 @@
-"""The terms of the variational bound -log p(x_0) <= L_T + sum_t L_{t-1} (Ho et al. 2020, eq. 5), and their parts."""
+"""Compute the terms of the variational bound -log p(x_0) <= L_T + sum_t L_{t-1} (Ho et al. 2020, eq. 5)."""
 
 import math
 
@@ -6,7 +6,7 @@ import torch
 
 
 def normal_kl(mean_1, log_var_1, mean_2, log_var_2):
-    """KL(N(mean_1, var_1) || N(mean_2, var_2)) of each element, in nats, in the shape they broadcast to."""
+    """KL(N(mean_1, var_1) || N(mean_2, var_2)) for each element, in nats; the arguments broadcast."""
     ratio = log_var_1 - log_var_2
     return 0.5 * (ratio.exp() - 1 - ratio + (mean_1 - mean_2) ** 2 * torch.exp(-log_var_2))
 
@@ -14,8 +14,8 @@ def normal_kl(mean_1, log_var_1, mean_2, log_var_2):
 def discretised_log_likelihood(x_0, mean, log_var):
     """log p(x_0) of each pixel under the discretised N(mean, var) (paper eq. 13), in nats.
 
-    x_0: 8-bit pixels in [-1, 1], each the middle of a bin 2/255 wide; those of 0 and 255 reach to infinity. Returns the
-    shape that the arguments broadcast to; finite, as its gradient is, however far a pixel is from the mean.
+    x_0: 8-bit pixels in [-1, 1]. Each is the middle of a bin 2/255 wide; the bins of 0 and 255 reach to infinity. The
+    arguments broadcast. The result and its gradient are finite, however far a pixel is from the mean.
     """
     std = torch.exp(0.5 * log_var)
     x = x_0 - mean
@@ -23,19 +23,19 @@ def discretised_log_likelihood(x_0, mean, log_var):
     def log_cdf(bound):
         return torch.special.log_ndtr(bound / std)
 
-    # Of the bin or its mirror image, whichever is below the mean: there differences of the cdf are exact.
+    # Mirror the bin if it lies above the mean: differences of the cdf are exact only below the mean.
     upper, lower = log_cdf(1 / 255 - x.abs()), log_cdf(-1 / 255 - x.abs())
     inside = upper + torch.log(-torch.expm1(lower - upper))
     return torch.where(x_0 < -0.999, log_cdf(x + 1 / 255), torch.where(x_0 > 0.999, log_cdf(1 / 255 - x), inside))
 
 
 def variational_term(chain, x_0, x_t, t, out):
-    """L_{t-1} = KL(q(x_s | x_t, x_0) || p(x_s | x_t)) (paper eq. 5), or L_0 = -log p(x_0 | x_t) (eq. 13) to the image.
+    """L_{t-1} = KL(q(x_s | x_t, x_0) || p(x_s | x_t)) (paper eq. 5); L_0 = -log p(x_0 | x_t) at the last step (eq. 13).
 
-    chain: a `GaussianDiffusionSampler`, s being the timestep below t in it. x_0: 8-bit images in [-1, 1]. x_t: drawn
-    from q(x_t | x_0). t: int64 [B]. out: the network's at x_t.
+    chain: a `GaussianDiffusionSampler`; s is the timestep below t in it. x_0: 8-bit images in [-1, 1]. x_t: drawn from
+    q(x_t | x_0). t: int64 [B]. out: the output of the network at x_t.
 
-    Returns (term, x0_hat), both the shape of x_0: the term of each pixel in bits, so that their mean is in bits/dim.
+    Return (term, x0_hat), both in the shape of x_0. The term of a pixel is in bits, so that the mean is in bits/dim.
     """
     x0_hat, v = chain.split(out, x_t, t)
     mean, log_var = chain.p_of(x0_hat, v, x_t, t)
@@ -45,7 +45,7 @@ def variational_term(chain, x_0, x_t, t, out):
 
 
 def prior_term(chain, x_0):
-    """L_T = KL(q(x_T | x_0) || p(x_T)) (paper eq. 5) of each pixel, in bits, the shape of x_0."""
+    """L_T = KL(q(x_T | x_0) || p(x_T)) (paper eq. 5) for each pixel, in bits, in the shape of x_0."""
     alphas_bar = chain.alphas_bar[chain.timesteps[-1]].float().to(x_0.device)
     mean, variance = chain.start_moments()
     return normal_kl(alphas_bar.sqrt() * x_0, (1 - alphas_bar).log(), mean, variance.log()) / math.log(2)

@@ -1,4 +1,4 @@
-"""What a network is trained to output, two numbers a timestep, and the way back from there to x_0."""
+"""Define what a network is trained to output, by two numbers for each timestep, and how x_0 follows from it."""
 
 import torch
 from torch import nn
@@ -12,8 +12,8 @@ def _xprev_target(alphas_bar):
     return c0 + cx * alphas_bar.sqrt(), cx * (1 - alphas_bar).sqrt()
 
 
-# name -> function of alphas_bar [T] giving (a, b): the network's target is a * x_0 + b * eps.
-# epsilon: paper eq. 14. xprev: the posterior mean, eq. 7, of the full chain. v: Salimans and Ho 2022, section 4.
+# name -> function of alphas_bar [T] that returns (a, b): the network's target is a * x_0 + b * eps.
+# epsilon: paper eq. 14. xprev: the posterior mean of the full chain, eq. 7. v: Salimans and Ho 2022, section 4.
 PARAMETERISATIONS = {
     'epsilon': lambda alphas_bar: (torch.zeros_like(alphas_bar), torch.ones_like(alphas_bar)),
     'xstart': lambda alphas_bar: (torch.ones_like(alphas_bar), torch.zeros_like(alphas_bar)),
@@ -23,11 +23,11 @@ PARAMETERISATIONS = {
 
 
 class Parameterisation(nn.Module):
-    """out = a_t x_0 + b_t eps, and back: x_0 = (sigma_t out - b_t x_t) / (a_t sigma_t - b_t alpha_t).
+    """out = a_t x_0 + b_t eps, and the inverse x_0 = (sigma_t out - b_t x_t) / (a_t sigma_t - b_t alpha_t).
 
     Here alpha_t = sqrt(alphas_bar_t), sigma_t = sqrt(1 - alphas_bar_t) and x_t = alpha_t x_0 + sigma_t eps.
 
-    Raises ValueError where the way back does not exist at some t in float32, as for epsilon where alphas_bar is 0.
+    Raise ValueError if there is a t without an inverse in float32, for example with epsilon if alphas_bar is 0.
     """
 
     def __init__(self, mean_type, alphas_bar):
@@ -38,21 +38,21 @@ class Parameterisation(nn.Module):
         inverse = torch.stack([sigma / scale, -b / scale])
         if not inverse.float().isfinite().all():
             raise ValueError(
-                f'mean_type {mean_type} gives no x_0 where alphas_bar falls to {alphas_bar.min():.3g}: '
+                f'mean_type {mean_type} gives no x_0 if alphas_bar falls to {alphas_bar.min():.3g}: '
                 'choose a schedule whose last beta is below 1, or mean_type v or xstart'
             )
         for name, table in zip(('a', 'b', 'from_out', 'from_x_t'), (a, b, *inverse), strict=True):
             self.register_buffer(name, table.float(), persistent=False)
 
     def target(self, x_0, eps, t):
-        """What the network should output at x_t = alpha_t x_0 + sigma_t eps; the shape of x_0."""
+        """Return what the network should output at x_t = alpha_t x_0 + sigma_t eps, in the shape of x_0."""
         return extract(self.a, t, x_0.shape) * x_0 + extract(self.b, t, x_0.shape) * eps
 
     def to_x0(self, out, x_t, t):
-        """The x_0 that the network's output stands for at x_t; the shape of x_t."""
+        """Return the x_0 that follows from the network's output at x_t, in the shape of x_t."""
         return extract(self.from_out, t, x_t.shape) * out + extract(self.from_x_t, t, x_t.shape) * x_t
 
 
 def extract(v, t, x_shape):
-    """v[t], shaped [B, 1, 1, 1] to broadcast over x. v: float32 [T], t: int64 [B], x_shape: that of x [B, ...]."""
+    """Return v[t] as [B, 1, 1, 1], to broadcast over x. v: float32 [T]. t: int64 [B]. x_shape: the shape of x."""
     return v.gather(0, t).view(-1, *[1] * (len(x_shape) - 1))

@@ -1,6 +1,6 @@
-"""The two arrays that a diffusion starts from: the betas of its steps, and the timesteps that a sampler takes.
+"""Make the two arrays that a diffusion starts from: the betas of its steps, and the timesteps that a sampler takes.
 
-Each is by name from a registry, whose keys are the choices of the flag of that name.
+Each comes from a registry of named functions. The keys are the choices of --schedule and --spacing.
 """
 
 import numpy as np
@@ -23,9 +23,10 @@ def _line(first, last, T):
     return torch.linspace(first, last, T, dtype=torch.float64)
 
 
-# name -> function of (beta_1, beta_T, T) giving float64 betas [T].
-# linear, quad, warmup10, warmup50, const, jsd: hojonathanho/diffusion. sqrt: latent diffusion, which calls our quad
-# "linear" and our linear "sqrt_linear". cosine: Nichol and Dhariwal 2021, eq. 17. sigmoid: the 2-D s_curve tutorial.
+# name -> function of (beta_1, beta_T, T) that returns float64 betas [T].
+# linear, quad, warmup10, warmup50, const, jsd: hojonathanho/diffusion. sqrt: latent diffusion, whose "linear" is
+# our quad and whose "sqrt_linear" is our linear. cosine: Nichol and Dhariwal 2021, eq. 17. sigmoid: the 2-D s_curve
+# tutorial.
 SCHEDULES = {
     'linear': _line,
     'quad': lambda beta_1, beta_T, T: _line(beta_1**0.5, beta_T**0.5, T) ** 2,
@@ -40,11 +41,11 @@ SCHEDULES = {
 
 
 def make_betas(schedule, beta_1, beta_T, T):
-    """Forward-process variances beta_1..beta_T (paper section 2), float64 [T].
+    """Return the forward-process variances beta_1..beta_T (paper section 2), float64 [T].
 
-    Latent diffusion's "linear" is `quad` here and its "sqrt_linear" is `linear`. cosine and jsd depend on T alone.
+    Latent diffusion's "linear" is `quad` here and its "sqrt_linear" is `linear`. cosine and jsd depend only on T.
 
-    Raises ValueError where T < 1, a beta is outside (0, 1], or the image is lost (beta = 1) before the last step.
+    Raise ValueError if T < 1, a beta is outside (0, 1], or the image is lost (beta = 1) before the last step.
     """
     if T < 1:
         raise ValueError(f'T must be at least 1, not {T}')
@@ -57,8 +58,8 @@ def make_betas(schedule, beta_1, beta_T, T):
     return betas
 
 
-# name -> function of (T, S) giving S timesteps, which may repeat. leading and quad: ermongroup/ddim.
-# leading, linspace, trailing: diffusers' timestep_spacing, to its rounding; arange may give one too many, -1.
+# name -> function of (T, S) that returns S timesteps, which may repeat. leading and quad: ermongroup/ddim.
+# leading, linspace, trailing: diffusers' timestep_spacing, rounded as it rounds. [:S] because arange may add a -1.
 SPACINGS = {
     'leading': lambda T, S: np.arange(S) * (T // S),
     'linspace': lambda T, S: np.linspace(0, T - 1, S).round(),
@@ -68,10 +69,12 @@ SPACINGS = {
 
 
 def make_timesteps(T, steps=None, spacing='leading'):
-    """Ascending, distinct timesteps of a sampler: all T (None), an int S of them, or those given (any order).
+    """Return the timesteps of a sampler, ascending and distinct.
 
-    Where `spacing` repeats a timestep, as quad does its first ones, fewer than S are left: a step from t to t changes
-    nothing. Raises ValueError where S is outside 1..T, or one given repeats or is not in 0..T-1.
+    steps: None for all T, an int S for S timesteps placed by `spacing`, or the timesteps themselves in any order. If
+    `spacing` repeats a timestep, as quad does near 0, fewer than S remain: a step from t to t changes nothing.
+
+    Raise ValueError if S is outside 1..T, or if a given timestep repeats or is outside 0..T-1.
     """
     known('spacing', spacing, SPACINGS)
     if steps is None:
@@ -87,6 +90,7 @@ def make_timesteps(T, steps=None, spacing='leading'):
 
 
 def known(flag, name, registry):
+    """Return `name`. Raise ValueError, naming the flag, if the registry has no such key."""
     if name not in registry:
         raise ValueError(f'{flag} must be one of {", ".join(registry)}, not {name}')
     return name

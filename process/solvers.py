@@ -1,6 +1,6 @@
-"""The steps of a sampler as rows of numbers: x_s = cx x_t + c_0 m_0 + c_1 m_1 + ... + std z.
+"""Turn the steps of a sampler into rows of numbers: x_s = cx x_t + c_0 m_0 + c_1 m_1 + ... + std z.
 
-m_0 is the x0_hat of this step, m_1 that of the step before it, and so on; z ~ N(0, I).
+m_0 is the x0_hat of this step, m_1 is the x0_hat of the step before it, and so on; z ~ N(0, I).
 """
 
 from collections.abc import Callable
@@ -13,14 +13,15 @@ from process.schedules import known
 
 
 class VarType(NamedTuple):
-    std: Callable  # (beta, sigma, beta_t) -> of a step at eta = 1, where v = 0
-    slope: Callable | None = None  # (beta, sigma) -> b of log std^2 = a + b v; None where the network gives no v
+    std: Callable  # (beta, sigma, beta_t) -> the std of a step at eta = 1 and v = 0
+    slope: Callable | None = None  # (beta, sigma) -> b in log std^2 = a + b v; None if the network gives no v
 
 
-# name -> the std of a step, from the variance beta = 1 - ab_t / ab_s of x_t given x_s, the posterior's sigma, and
-# beta_t, to which beta comes where every step is taken. Paper section 3.2: fixedlarge is optimal for x_0 ~ N(0, I),
-# fixedsmall for a single x_0. learned: v is log std^2 of a single step, which a longer one scales as it does beta.
-# learned_range: from sigma^2 at v = -1 to beta at v = 1 (Nichol and Dhariwal 2021, eq. 15, their v from 0 to 1).
+# name -> the std of a step. beta = 1 - ab_t / ab_s is the variance of x_t given x_s. sigma is the std of the posterior.
+# beta_t is what beta would be if every step were taken. Paper section 3.2: fixedlarge is optimal for x_0 ~ N(0, I),
+# fixedsmall for a single x_0. learned: v is log std^2 of a step in the full chain, and a longer step has beta / beta_t
+# times that variance. learned_range: the variance goes from sigma^2 at v = -1 to beta at v = 1 (Nichol and Dhariwal
+# 2021, eq. 15, whose v goes from 0 to 1).
 VAR_TYPES = {
     'fixedlarge': VarType(lambda beta, sigma, beta_t: beta.sqrt()),
     'fixedsmall': VarType(lambda beta, sigma, beta_t: sigma),
@@ -32,31 +33,31 @@ VAR_TYPES = {
 
 
 def learns_variance(var_type):
-    """Whether the network of a var_type has 2C channels, the second half v. Raises ValueError where there is none."""
+    """Return whether networks of this var_type output 2C channels, the second half v. Raise ValueError if unknown."""
     return VAR_TYPES[known('var_type', var_type, VAR_TYPES)].slope is not None
 
 
 def step_table(alphas_bar, timesteps, eta=1.0, var_type='fixedsmall'):
     """x_s = c0 x0_hat + cx x_t + std z (paper eq. 7 at eta = 1; DDIM eq. 12), float64 [S, 3] of (c0, cx, std).
 
-    alphas_bar: [T]. timesteps: S ascending timesteps t; row i goes from timesteps[i] to s = timesteps[i - 1], row 0 to
-    the image, whose alphas_bar is 1, and adds no noise. Below eta = 1 the std is DDIM's sigma for every var_type. Of a
-    learned variance it is that where v = 0.
+    alphas_bar: [T]. timesteps: S ascending timesteps t. Row i goes from timesteps[i] to s = timesteps[i - 1]. Row 0
+    goes to the image, whose alphas_bar is 1, and adds no noise. Below eta = 1 the std is DDIM's sigma for every
+    var_type. If the variance is learned, the std is the one at v = 0.
     """
     return posterior_table(alphas_bar, timesteps, eta, var_type)[:, :3]
 
 
 def ends(alphas_bar, timesteps):
-    """alphas_bar at the t and at the s of each step, float64 [S]; that of the image is 1."""
+    """Return alphas_bar at the t and at the s of each step, both float64 [S]; the image has alphas_bar 1."""
     ab_t = alphas_bar[list(timesteps)]
     return ab_t, F.pad(ab_t[:-1], (1, 0), value=1.0)
 
 
 def posterior_table(alphas_bar, timesteps, eta, var_type):
-    """`step_table` and log variances, float64 [S, 6] of (c0, cx, std, log sigma^2, a, b): log std^2 = a + b v.
+    """Return `step_table` and log variances, float64 [S, 6] of (c0, cx, std, log sigma^2, a, b): log std^2 = a + b v.
 
-    The step to the image has no variance but that of its likelihood (paper eq. 13). There sigma, and with it a fixed
-    std, is that of the step before, as in pytorch-ddpm and the authors' code.
+    The step to the image adds no noise; its variance serves only the likelihood (paper eq. 13). Its sigma, and with it
+    a fixed std, is copied from the step before, as in pytorch-ddpm and the authors' code.
     """
     var_type = VAR_TYPES[known('var_type', var_type, VAR_TYPES)]
     ab_t, ab_s = ends(alphas_bar, timesteps)
@@ -72,15 +73,15 @@ def posterior_table(alphas_bar, timesteps, eta, var_type):
     return torch.stack([c0, cx, std * (ab_s < 1), 2 * sigma.log(), a, b], dim=1)
 
 
-# order -> function of (alphas_bar at each step's t, at its s, cx), float64 [S], giving c, float64 [S, columns]: how
-# much of the x0_hat of this step, of the one before, ... goes into x_s. Row 0 is the step to the image. The last row is
-# the first step: there is no x0_hat before it, and its further columns must be 0. The columns of a row add up to
-# sqrt(alphas_bar_s) - sqrt(alphas_bar_t) cx. 1: DDPM (eta = 1) and DDIM (eta = 0).
+# order -> function of (ab_t, ab_s, cx), all float64 [S], that returns c, float64 [S, columns]. ab_t and ab_s are
+# alphas_bar at the t and the s of each step. c[:, j] is the weight in x_s of the x0_hat from j steps before. Row 0 is
+# the step to the image. The last row is the step taken first: no x0_hat comes before it, so c[-1, 1:] must be 0. Each
+# row adds up to sqrt(ab_s) - sqrt(ab_t) cx. Order 1 is DDPM (eta = 1) and DDIM (eta = 0).
 SOLVERS = {1: lambda ab_t, ab_s, cx: (ab_s.sqrt() - ab_t.sqrt() * cx)[:, None]}
 
 
 class Step(NamedTuple):
-    """One row: x_s = cx x_t + sum_j c[j] m_j + std z; a learned variance multiplies std by exp(v slope / 2)."""
+    """x_s = cx x_t + sum_j c[j] m_j + std z, one row. A learned variance multiplies std by exp(v slope / 2)."""
 
     cx: float
     c: list
@@ -89,9 +90,9 @@ class Step(NamedTuple):
 
 
 def solver_steps(alphas_bar, timesteps, eta=1.0, var_type='fixedsmall', order=1):
-    """The `Step` of each of S ascending timesteps, the step to the image first; the columns are those of `SOLVERS`.
+    """Return a `Step` for each of S ascending timesteps, the step to the image first, by an entry of `SOLVERS`.
 
-    alphas_bar: float64 [T]. eta, var_type: as in `step_table`. Raises ValueError for an unknown order.
+    alphas_bar: float64 [T]. eta, var_type: as in `step_table`. Raise ValueError for an unknown order.
     """
     solve = SOLVERS[known('order', order, SOLVERS)]
     ab_t, ab_s = ends(alphas_bar, timesteps)

@@ -59,18 +59,19 @@ def start(device):
             torch.accelerator.set_device_index(local_rank())
     backend = BACKENDS[device.type]
     store, this, n = next(dist.rendezvous('env://', timeout=TIMEOUT))
-    dist.init_process_group(backend, store=_unused(store, this, n), rank=this, world_size=n, timeout=TIMEOUT)
+    dist.init_process_group(backend, store=_fresh_store(store, this, n), rank=this, world_size=n, timeout=TIMEOUT)
     if rank():
         logging.getLogger().setLevel(logging.ERROR)
         progress.silence()
         sys.stdout = open(os.devnull, 'w')  # noqa: SIM115
 
 
-def _unused(store, this, n):
-    """A part of torchrun's store with nothing in it of ranks that died, not to be taken for the living.
+def _fresh_store(store, this, n):
+    """Give a part of torchrun's store that no rank of an earlier start has written to.
 
-    Rank 0 chooses its name, and tells it whoever asks as one of the other ranks until each of them has taken it: who
-    asked before and died cannot.
+    torch keeps the starts apart by TORCHELASTIC_RESTART_COUNT, which counts the restarts of one machine alone: after a
+    failure elsewhere the living would find what the dead left (pytorch/pytorch#108158, #135712). So rank 0 makes up a
+    name. Each other rank asks for it under a name of its own, so that the answer to a rank that died is never taken.
     """
     name = uuid.uuid4().hex
     if this:

@@ -97,7 +97,7 @@ def load_inception(path=None, sha256=WEIGHTS_SHA256):
 
     state = load_torch(file)
     with torch.device('meta'):  # these weights are replaced: spend no memory, time or draw from the generator
-        network = FIDInception()
+        network = FIDInception(NUM_CLASSES)
     try:
         network.load_state_dict(state, strict=True, assign=True)
     except (RuntimeError, TypeError, AttributeError) as error:

@@ -12,7 +12,6 @@ from torchvision.models.inception import (
     InceptionE,
 )
 
-from .inception import NUM_CLASSES
 from .statistics import exact_device
 
 
@@ -68,9 +67,9 @@ class FIDInception(Inception3):
     forward: [N, 3, 299, 299] in [-1, 1] -> maps [N, 2048, 8, 8]; head: maps -> features [N, 2048], logits [N, 1008].
     """
 
-    def __init__(self):
+    def __init__(self, num_classes=1008):
         blocks = [BasicConv2d, FIDInceptionA, InceptionB, FIDInceptionC, InceptionD, FIDInceptionE, InceptionAux]
-        super().__init__(num_classes=NUM_CLASSES, aux_logits=False, inception_blocks=blocks, init_weights=False)
+        super().__init__(num_classes=num_classes, aux_logits=False, inception_blocks=blocks, init_weights=False)
         self.Mixed_7c.pool = (
             max_pool  # the published graph pools its last block like this, and published scores rest on it
         )

@@ -165,7 +165,8 @@ def test_auto_compiles_long_runs_alone(monkeypatch):
 
 def test_without_a_compiler_auto_goes_on(tmp_path):
     environment = {**os.environ, 'PATH': '/nonexistent', 'TORCHINDUCTOR_CACHE_DIR': str(tmp_path / 'cache')}
-    script = 'import build, main; compiling.COMPILE_SECONDS = 0; main.app.run(main.main, flags_parser=main.parse_flags)'
+    script = 'import main; from run import compiling; compiling.COMPILE_SECONDS = 0; '
+    script += 'main.app.run(main.main, flags_parser=main.parse_flags)'
     argv = [sys.executable, '-c', script, *TINY, '--train', '--sample', f'--logdir={tmp_path}']
     done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True)
     said = 'WARNING: torch.compile does not work here (No working C++ compiler found'
