@@ -282,7 +282,7 @@ def import_run(config, given):
     config = adopt(config, source.config, given)
     config.cond = bool(config.num_classes)
     train.begin(config, source.net, source.ema, flagfile(config))
-    print(f'{config.logdir}: imported {config.import_ckpt}; use its flagfile.txt to --sample, --eval or --train')
+    print(f'{config.logdir}: a run of {config.import_ckpt}; use its flagfile.txt to --sample, --eval or --train')
     return config
 
 
