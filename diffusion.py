@@ -23,12 +23,17 @@ from torch import nn
 from process.losses import LOSSES, T_SAMPLERS
 from process.parameterisations import Parameterisation, extract
 from process.schedules import known, make_betas, make_timesteps
-from process.solvers import VAR_TYPES, learns_variance, posterior_table, solver_steps
+from process.solvers import SOLVERS, VAR_TYPES, learns_variance, posterior_table, solver_steps
 
 
 def standard_normal(x):
     """Draw z ~ N(0, I) in the shape of x from torch's generator; the memory format of x does not alter the values."""
     return torch.randn_like(x, memory_format=torch.contiguous_format)
+
+
+def clip_image(x_0):
+    """Clip the end of a walk to [-1, 1], the range of an image."""
+    return x_0.clamp(-1, 1)
 
 
 def _apply(model, x_t, t, y):
@@ -174,7 +179,7 @@ class GaussianDiffusionSampler(nn.Module):
         self.model = model
         self.T = T
         self.img_size = img_size
-        self.eta, self.var_type, self.order = eta, var_type, order
+        self.eta, self.var_type, self.order = eta, var_type, known('order', order, SOLVERS)
         self.clip_denoised = clip_denoised and mean_type != 'xprev'
         self.learns_variance = learns_variance(var_type)
         self.betas = make_betas(schedule, beta_1, beta_T, T)
@@ -305,4 +310,4 @@ class GaussianDiffusionSampler(nn.Module):
     def forward(self, x_T, y=None, noise=standard_normal):
         """Draw x_0, clipped to [-1, 1], from x_T ~ N(0, I) [B, C, H, W] (Algorithm 2). noise: x -> z ~ N(0, I)."""
         _, x_0, _ = deque(self.trajectory(x_T, y, noise=noise), maxlen=1).pop()
-        return x_0.clamp(-1, 1)
+        return clip_image(x_0)

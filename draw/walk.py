@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import torch
 
+from diffusion import clip_image
 from draw.inference import Inference
 from draw.noise import BLOCK, Noise, derive_seed
 from run import build, compiling, hardware, labels, progress
@@ -23,7 +24,7 @@ def denoise(config, sampler, x, y, noise, interrupted, observe=lambda t, x_t, x0
             return None
         t, x_t = s, x_s
     observe(0, x_t, x_t)
-    return x_t if build.is_points(config) else x_t.clamp(-1, 1)
+    return x_t if build.is_points(config) else clip_image(x_t)
 
 
 def diffuse(config, sampler, x_0, stop=None, observe=lambda t, x_t: None):

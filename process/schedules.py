@@ -92,5 +92,5 @@ def make_timesteps(T, steps=None, spacing='leading'):
 def known(flag, name, registry):
     """Return `name`. Raise ValueError, naming the flag, if the registry has no such key."""
     if name not in registry:
-        raise ValueError(f'{flag} must be one of {", ".join(registry)}, not {name}')
+        raise ValueError(f'{flag} must be one of {", ".join(map(str, registry))}, not {name}')
     return name
