@@ -20,7 +20,7 @@ TIME_TABLE = 'time_embedding.timembedding.0'  # computed from T; only pytorch-dd
 TIME_DENSE = 'time_embedding.timembedding.1'  # [4 ch, ch]: its columns are in the order of the time table's
 
 
-class Names(NamedTuple):
+class ModuleNames(NamedTuple):
     """Lists the names that a format gives the modules of `UNet`.
 
     down and up are name patterns of (residual block, attention, resampling); middle is those of (residual block,
@@ -39,7 +39,7 @@ class Names(NamedTuple):
     up: tuple
 
 
-OFFICIAL = Names(
+OFFICIAL = ModuleNames(
     outer={
         TIME_DENSE: 'temb.dense.0',
         'time_embedding.timembedding.3': 'temb.dense.1',
@@ -60,7 +60,7 @@ OFFICIAL = Names(
     middle=('mid.block_{nth}', 'mid.attn_1'),
     up=('up.{level}.block.{i}', 'up.{level}.attn.{i}', 'up.{level}.upsample.conv'),
 )
-PYTORCH_DDPM = Names(
+PYTORCH_DDPM = ModuleNames(
     outer={name: name for name in (TIME_TABLE, *OFFICIAL.outer, 'label_embedding')},
     block={name: name for name in OFFICIAL.block},
     attn={name: name for name in OFFICIAL.attn},
@@ -68,7 +68,7 @@ PYTORCH_DDPM = Names(
     middle=('middleblocks.{j}', 'middleblocks.{j}.attn'),
     up=('upblocks.{j}', 'upblocks.{j}.attn', 'upblocks.{j}.main'),
 )
-DIFFUSERS = Names(
+DIFFUSERS = ModuleNames(
     outer={
         TIME_DENSE: 'time_embedding.linear_1',
         'time_embedding.timembedding.3': 'time_embedding.linear_2',
