@@ -44,7 +44,8 @@ test-browser: $(STAMP)-browser
 	@echo "Look at logs/screenshots"
 
 flags: $(STAMP)
-	$(RUN) -c "import main; print(main.commandline.flags_page(main.own_flags()), end='')" > docs/flags.md
+	$(RUN) -c "import main; print(main.commandline.flags_page(main.own_flags()), end='')" > docs/flags.tmp
+	mv docs/flags.tmp docs/flags.md
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

@@ -3,7 +3,7 @@
 Notation (Ho et al. 2020, https://arxiv.org/abs/2006.11239). `x_0` is an image in [-1, 1], `x_T` is noise. Arrays, the
 network and every `t` argument count from 0, as in w86763777/pytorch-ddpm: `alphas_bar[t]` is the share of the image's
 variance that t + 1 noisings leave. `trajectory` and `diffuse` label their states as the paper does, by the number of
-noisings: `x_0` has none, `x_T` has T.
+noisings: `x_0` has none, `x_T` has T. A step of a sampler goes from t to s, the timestep below t in its chain.
 
 Three tables hold all numbers. A schedule is an array of betas (process/schedules.py). A parameterisation says what the
 network outputs, by two numbers for each timestep (process/parameterisations.py). A sampler is a row of numbers for each
@@ -117,13 +117,13 @@ class GaussianDiffusionTrainer(nn.Module):
         ):
             self.register_buffer(name, table.float(), persistent=False)
 
-    def draw(self, shape, device):
+    def draw(self, shape, device, dtype=None):
         """Draw t, int64 [B], then eps ~ N(0, I), float32 of this shape [B, ...], in the same order as pytorch-ddpm."""
         B = shape[0]
         t = self.t_sampler.draw((B + 1) // 2 if self.antithetic_t else B, device)
         if self.antithetic_t:
             t = torch.cat([t, self.T - 1 - t])[:B]
-        return t, torch.randn(shape, device=device)
+        return t, torch.randn(shape, device=device, dtype=dtype)
 
     def snr(self, t, x_shape):
         """alphas_bar_t / (1 - alphas_bar_t), the signal-to-noise ratio of x_t, in the shape that `extract` gives."""
@@ -135,7 +135,7 @@ class GaussianDiffusionTrainer(nn.Module):
         x_0: [B, ...] in [-1, 1]. y: int64 labels [B] or None. t, eps: by default drawn by `draw`.
         """
         if t is None:
-            t, eps = self.draw(x_0.shape, x_0.device)
+            t, eps = self.draw(x_0.shape, x_0.device, x_0.dtype)
         x_t = extract(self.sqrt_alphas_bar, t, x_0.shape) * x_0
         x_t = x_t + extract(self.sqrt_one_minus_alphas_bar, t, x_0.shape) * eps
         target = self.parameterisation.target(x_0, eps, t)

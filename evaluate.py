@@ -76,6 +76,7 @@ def _score_images(config, net, interrupted):
     picture.save(path, picture.grid(shown.cpu()))
     result, seconds = scorer.result(compared, config.fid_use_torch), time.monotonic() - begin
     what = f'{config.num_images} images, {config.sample_steps or config.T} steps, eta {config.eta:g}, {config.var_type}'
+    what += f', order {config.order}' if config.order != 1 else ''
     scores = report(config, feature_net, compared, result, what, seconds)
     if labelled:
         scores['label_accuracy'] = hits / config.num_images
@@ -104,7 +105,8 @@ def _score_points(config, net, interrupted):
 def evaluate_images(config, given):
     """Score --images: a folder, zip or npz of images, or an npz of statistics. Print and return the record.
 
-    given: names of the flags that the user set. If --dataset is not one of them, --fid_cache may hold any data set.
+    given: config keys of the flags that the user set. Without --dataset among
+    them, --fid_cache may hold any data set.
 
     Raises as `evaluate`, and DataError if the images cannot be read or compared.
     """
@@ -222,6 +224,8 @@ def report(config, feature_net, compared, result, what, seconds):
     parts.append(f'{name("FID")}:{result["FID"]:8.3f}')
     if result['KID'] is not None:
         parts.append(f'{name("KID")}: {result["KID"]:.5f}({result["KID_std"]:.5f})')
+    others = [key for key in score.figure_names() if not key.startswith(('FID', 'IS', 'KID'))]
+    parts += [f'{name(key)}: {result[key]:.5g}' for key in others if result.get(key) is not None]
     print(f'{whose}: {", ".join(parts)}')
     print(f'  {what}, {feature_net.protocol} protocol, {feature_net.precision}, {seconds:.0f} s')
     print(f'  against {statistics_path(config)}: {_describe_source(compared)}')

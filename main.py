@@ -146,7 +146,7 @@ def _remedy(error):
 def configuration():
     """Return (config, given): all flag values, with placeholders for what the data decides, and the flags the user set.
 
-    given: {name of a flag: the flagfile that sets it, or '' for the command line}.
+    given: {config key of a flag that the user set: the flagfile that sets it, or '' for the command line}.
     """
     undecided = {'channels': 3, 'class_names': [], 'moments': None}
     values = {flag.config_key: FLAGS[flag.name].value for flag in declared()}

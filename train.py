@@ -38,6 +38,8 @@ def train(config, flagfile='', interrupted=lambda: False, evaluate=None):
     Raises UsageError, DataError, CheckpointError or OSError if the run cannot start or go on, and FloatingPointError
     if a loss or gradient is not finite; that update is neither made nor saved.
     """
+    if config.eval_step and evaluate is None:
+        raise ValueError('--eval_step needs a function to evaluate with')
     with distributed.first_here():  # one rank of each machine downloads
         data = inputs.dataset(config)
     config = inputs.fit(config, data)
@@ -110,7 +112,7 @@ def loop(run, data, flagfile='', interrupted=lambda: False, evaluate=None):
             stop, save = agree(interrupted(), due())
             if stop:
                 break
-            torch.manual_seed(derive_seed('step', config.seed, 0, run.step))
+            torch.manual_seed(derive_seed('step', config.seed, 0, run.step))  # 0 on every rank: all draw the same
             x_0, y = next(stream)
             if run.step == 0:
                 show(log, 'real_sample', x_0[: config.sample_size])

@@ -44,7 +44,7 @@ def batches(
     check_batch_size(data, batch_size)
     indices = (chosen[share] for chosen in index_batches(len(data), batch_size, seed, step))
     if data.nbytes <= RESIDENT_BYTES:
-        stream = _resident(decode_all(data, num_workers, loader_timeout, watch), indices, device)
+        stream = _resident(data, indices, device, num_workers, loader_timeout, watch)
     else:
         stream = _streamed(data, indices, device, num_workers, loader_timeout)
     mirrors = random_flip and isinstance(data, Images)
@@ -62,8 +62,9 @@ def check_batch_size(data, batch_size):
         raise DataError(f'--batch_size={batch_size} is more than the {len(data)} {data.unit} there are')
 
 
-def _resident(decoded, indices, device):
-    x, y = (None if part is None else part.to(device) for part in decoded)
+def _resident(data, indices, device, num_workers, loader_timeout, watch):
+    # Nothing refers to the tensors on the host after this line, so that their memory is freed.
+    x, y = (None if part is None else part.to(device) for part in decode_all(data, num_workers, loader_timeout, watch))
     for chosen in indices:
         if x.is_cuda:
             chosen = chosen.pin_memory()  # else the copy might wait for the steps that are queued

@@ -6,7 +6,7 @@ import torch
 
 
 def derive_seed(*key):
-    """Return a 63-bit seed that depends only on `key`, such as ('step', seed, rank, step)."""
+    """Return a 63-bit seed that depends only on `key`, such as ('noise', seed, block)."""
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), 'big') >> 1
 
 

@@ -1,4 +1,4 @@
-"""Walk from noise to x_0 and back, in batches, with one progress bar."""
+"""Walk from noise to x_0, in batches with one progress bar, and from x_0 to noise."""
 
 import logging
 
@@ -15,7 +15,8 @@ def denoise(config, sampler, x, y, noise, interrupted, observe=lambda t, x_t, x0
     """Walk the sampler from the state x to x_0 and return x_0, in the shape of x, or None if interrupted.
 
     x: x_T, or the state `start`. y: int64 labels [B] or None. Images are clipped to [-1, 1].
-    observe: called at every state from x to x_0 with (t, the noisings left; x_t; the x0_hat predicted from x_t).
+    observe(t, x_t, x0_hat) is called at every state from x to x_0. t is the number of noisings left, and x0_hat is
+    predicted from x_t; at the end both tensors are x_0.
     """
     t, x_t = sampler.states[-1] if start is None else start, x
     for s, x_s, x0_hat in sampler.trajectory(x, y, start, noise=noise):
@@ -41,7 +42,7 @@ def diffuse(config, sampler, x_0, stop=None, observe=lambda t, x_t: None):
 class Snapshots:
     """An observer for `denoise` or `diffuse` that keeps ten evenly spread states, or all if there are fewer.
 
-    `frames`: t, the noisings, ascending -> what `observe` was called with after t, a list of tensors [N, ...].
+    `frames`: {noisings: the tensors [N, ...] observed at that state}, ascending.
     """
 
     def __init__(self, sampler):

@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import score
 from interop.drawing_code import drawing_code
 from run.restore import run_folder
 
@@ -66,6 +67,9 @@ def _text(path):
     return Path(path).read_text() if os.path.exists(path) else ''
 
 
+SAMPLER = 'sample_steps', 'spacing', 'eta', 'order', 'var_type', 'clip_denoised', 'guidance'
+
+
 def _scores_table(text):
     """Makes a table of the scores that --eval wrote, with how each was measured. text: that of eval.txt."""
     records = [json.loads(line) for line in text.splitlines()]
@@ -74,9 +78,9 @@ def _scores_table(text):
     lines = ['| after step | images | scores | sampler | measured with |', '| --- | --- | --- | --- | --- |']
     for record in records:
         scores = [
-            f'{key} {value:.4g}' for key, value in record.items() if key.startswith(('FID', 'IS', 'KID')) and value
+            f'{key} {value:.4g}' for key, value in record.items() if key.startswith(score.figure_names()) and value
         ]
-        sampler = [f'{key} {record[key]}' for key in ('sample_steps', 'eta', 'var_type', 'clip_denoised', 'guidance')]
+        sampler = [f'{key} {record[key]}' for key in SAMPLER if key in record]
         made = [
             f'{key} {record[key]}' for key in ('reference', 'feature_net', 'protocol', 'precision') if key in record
         ]

@@ -148,7 +148,7 @@ def _check(flags, net):
         (flags['mean_type'] not in scheduler.PREDICTION_TYPES.values(), f'it has no --mean_type={flags["mean_type"]}'),
         (flags['var_type'] not in scheduler.VARIANCE_TYPES.values(), f'it has no --var_type={flags["var_type"]}'),
         (flags['prior'] != 'standard', 'it starts from N(0, I): --prior=standard draws so'),
-        (scheduler.misfit(flags), f'{scheduler.misfit(flags)}: --spacing=leading is its usual one'),
+        (scheduler.misfit(flags), scheduler.misfit(flags)),
     ):
         if broken:
             raise ValueError(f'diffusers cannot represent this model: {why}')

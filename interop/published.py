@@ -3,20 +3,15 @@
 pesser/pytorch_diffusion converted, named and published them. Each file is checked against its published md5.
 """
 
-import contextlib
 import hashlib
-import http.client
 import logging
 import os
-import socket
-import sys
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
+from run import files
 from run.checkpoint import CheckpointError
+from score.files import download as download_file
 
 
 class Published(NamedTuple):
@@ -62,31 +57,19 @@ def download(name):
     if path.exists():
         _check_md5(path, path, url, published.md5, 'delete it, to download it again')
         return path
+    folder = path.with_name(f'{path.name}.part')
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            part = os.path.join(folder, path.name)
-            logging.info('downloading %s to %s', url, path)
-            # Only a terminal gets a bar: in a log file every redrawing of it would be a line.
-            has_bar = sys.stderr.isatty() and os.environ.get('TQDM_DISABLE', '0') in ('', '0')
-            with _patience(30):
-                torch.hub.download_url_to_file(url, part, progress=has_bar)
-            _check_md5(part, path, url, published.md5, 'if the download broke off, run it again')
-            os.replace(part, path)
-    except (OSError, http.client.HTTPException) as error:
+        logging.info('downloading %s to %s', url, path)
+        files.remove(folder)  # of a download that was killed
+        folder.mkdir(parents=True)
+        download_file(url, folder / path.name)
+        _check_md5(folder / path.name, path, url, published.md5, 'if the download broke off, run it again')
+        os.replace(folder / path.name, path)
+    except OSError as error:
         raise CheckpointError(f'cannot download {path} ({error}): run it again, or put {url} there') from error
-    return path
-
-
-@contextlib.contextmanager
-def _patience(seconds):
-    """Gives up on a connection that brings nothing for so long."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
     finally:
-        socket.setdefaulttimeout(before)
+        files.remove(folder)
+    return path
 
 
 def _cached(name, published):

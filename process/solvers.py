@@ -49,7 +49,7 @@ def step_table(alphas_bar, timesteps, eta=1.0, var_type='fixedsmall'):
 
 def ends(alphas_bar, timesteps):
     """Return alphas_bar at the t and at the s of each step, both float64 [S]; the image has alphas_bar 1."""
-    ab_t = alphas_bar[list(timesteps)]
+    ab_t = alphas_bar[torch.as_tensor(list(timesteps))]
     return ab_t, F.pad(ab_t[:-1], (1, 0), value=1.0)
 
 
@@ -62,7 +62,7 @@ def posterior_table(alphas_bar, timesteps, eta, var_type):
     var_type = VAR_TYPES[known('var_type', var_type, VAR_TYPES)]
     ab_t, ab_s = ends(alphas_bar, timesteps)
     beta = 1 - ab_t / ab_s
-    beta_t = (1 - alphas_bar / F.pad(alphas_bar[:-1], (1, 0), value=1.0))[list(timesteps)]
+    beta_t = (1 - alphas_bar / F.pad(alphas_bar[:-1], (1, 0), value=1.0))[torch.as_tensor(list(timesteps))]
     sigma = eta * ((1 - ab_s) / (1 - ab_t) * beta).sqrt()
     cx = ((1 - ab_s - sigma**2).clamp(min=0) / (1 - ab_t)).sqrt()
     c0 = ab_s.sqrt() - ab_t.sqrt() * cx

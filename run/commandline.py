@@ -129,5 +129,5 @@ def _described(flag):
     name = f'--[no]{flag.name}' if flag.boolean and flag.default else f'--{flag.name}'
     if not flag.boolean and flag.default not in (None, ''):
         name += '=' + re.sub(r"[' \[\]]", '', str(flag.default))
-    text = re.sub(r'^<.*?>: |;\s+repeat this option.*', '', flag.help)  # without what absl adds
+    text = re.sub(r';\s+repeat this option.*', '', flag.help)  # without what absl adds
     return name, text + (f' ({" ".join(choices)})' if choices else '')

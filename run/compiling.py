@@ -16,11 +16,15 @@ from run import build, hardware
 def _cpu():
     """Return a name for this user on this kind of CPU."""
     try:
-        user = re.sub(r'\W', '_', getpass.getuser())
+        user = re.sub(r'[\\/:*?"<>|]', '_', getpass.getuser())
     except (ImportError, KeyError, OSError):  # in a container that does not know its user
-        user = 'user'
-    amx = '_amx' if torch.cpu._is_amx_tile_supported() else ''
-    return f'{user}_{torch.backends.cpu.get_cpu_capability()}{amx}'
+        user = f'uid_{os.getuid()}' if hasattr(os, 'getuid') else 'user'
+    extensions = [
+        name
+        for name in ('amx_tile', 'avx512_bf16', 'vnni')
+        if getattr(torch.cpu, f'_is_{name}_supported', lambda: False)()
+    ]
+    return '_'.join([user, torch.backends.cpu.get_cpu_capability(), *extensions])
 
 
 # torch's cache of compiled code ignores the kind of CPU: code that was compiled for another kind gives NaN.

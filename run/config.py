@@ -61,7 +61,7 @@ GROUPS = [
         action('train', False, 'train to --total_steps, going on from the checkpoint in --logdir if there is one'),
         action('sample', False, 'draw --num_images images from a checkpoint'),
         action('eval', False, 'FID, IS and KID of a checkpoint, or of --images'),
-        action('figure', None, 'draw one picture of the diffusion of a checkpoint', ()),
+        action('figure', None, 'draw one picture of the diffusion of a checkpoint', ()),  # main.py has the choices
         action('nll', False, 'the variational bound of a checkpoint in bits/dim'),
         action('import_ckpt', '', 'make a run in --logdir of this file or folder of weights, or published name'),
         action('export', None, 'write the model of a checkpoint to --out, for other programs', ()),
@@ -93,9 +93,14 @@ GROUPS = [
         sampler('order', 1, 'number of predictions that a sampling step is made of', SOLVERS, before=1),
         sampler('var_type', 'fixedlarge', 'variance of a step at --eta=1; the network gives learned ones', VAR_TYPES),
         sampler('clip_denoised', False, 'clip the predicted x_0 to [-1, 1] at every sampling step'),
-        sampler('prior', 'standard', "x_T: N(0, I), or with the data's moments for short chains", ('standard', 'data')),
+        sampler(
+            'prior',
+            'standard',
+            "x_T: N(0, I), or with the data's moments if --T ends short of noise",
+            ('standard', 'data'),
+        ),
     ]),
-    Group('Labels', ('sample', 'figure'), [
+    Group('Labels', ('train', 'sample', 'figure'), [
         labels('labels', 'all', 'classes to draw in turn, by name or number, such as cat,dog or 0,1,2'),
         labels('guidance', 1.0, 'weight of the label: 1 conditional, 0 unconditional, more for guidance'),
         run('cond', False, "train on the data set's labels"),
@@ -226,10 +231,11 @@ def _complete_checkpoint(stored):
 
 @usage()
 def adopt(config, stored, given):
-    """Return the config to use a checkpoint with: its network, and its sampler unless a flag in `given` overrides it.
+    """Return the config to use a checkpoint with.
 
-    config: from the flags. stored: the checkpoint's, as a dict. given: names of the flags that the user set; if a
-    dict, {name: the flagfile that sets it, or ''}.
+    It takes the network and the process of the checkpoint, and its sampler, data and score flags unless `given` has
+    them. config: from the flags. stored: the checkpoint's, as a dict. given: config keys of the flags that the user
+    set; if a dict, {key: the flagfile that sets it, or ''}.
 
     Raises UsageError if a given flag contradicts the checkpoint's network.
     """

@@ -19,10 +19,11 @@ from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
 
+import score
 from run import hardware, progress
 
 LOG_SECONDS = 1.0  # between readings of the losses on a GPU, since each waits for the GPU
-SCORES = ('FID', 'IS', 'KID', 'SW', 'label_accuracy', 'bits_per_dim')  # prefixes of the scores in a record
+OTHER_SCORES = 'SW', 'label_accuracy', 'bits_per_dim'  # in a record, beside the figures of score.METRICS
 
 
 class Events:
@@ -97,9 +98,9 @@ def _legal(name):
 
 def scores_of(record):
     """Return {tag: value} for the scores in a record of --eval or --nll."""
-    weights = record['weights'].upper()
+    weights, prefixes = record['weights'].upper(), (*score.figure_names(), *OTHER_SCORES)
     return {
-        f'{name}_{weights}': value for name, value in record.items() if name.startswith(SCORES) and value is not None
+        f'{name}_{weights}': value for name, value in record.items() if name.startswith(prefixes) and value is not None
     }
 
 
@@ -145,16 +146,13 @@ class Losses:
         self.pending.append((step, torch.stack([loss, norm]), lr))
 
     def read(self):
-        """Return (step, loss, norm, lr) of each step added. Raises FloatingPointError, with the step, if not finite."""
-        if not self.pending:
-            return []
-        values = torch.stack([pair for _, pair, _ in self.pending]).tolist()
-        read = [(step, loss, norm, lr) for (step, _, lr), (loss, norm) in zip(self.pending, values, strict=True)]
-        self.pending = []
-        for step, loss, norm, _ in read:
+        """Give (step, loss, norm, lr) of each noted step. Raise FloatingPointError at the first that is not finite."""
+        pending, self.pending = self.pending, []
+        values = torch.stack([pair for _, pair, _ in pending]).tolist() if pending else []
+        for (step, _, lr), (loss, norm) in zip(pending, values, strict=True):
             if not math.isfinite(loss + norm):
                 raise FloatingPointError(f'step {step}: loss {loss}, gradient norm {norm}: {self.remedy()}')
-        return read
+            yield step, loss, norm, lr
 
 
 class Log:
@@ -203,18 +201,18 @@ class Log:
 
     def read(self):
         """Read, check and write the steps added. Raises FloatingPointError as `Losses.read`."""
-        read = self.losses.read()
-        if not read:
+        n = len(self.losses.pending)
+        if not n:
             return
         now = time.monotonic()
-        seconds = (now - self.last) / len(read)
-        for step, loss, norm, lr in read:
+        seconds = (now - self.last) / n
+        for step, loss, norm, lr in self.losses.read():
             self.newest = step, loss, lr
             self.read_since.append((loss, norm, seconds))
             self.recent.append(loss)
             if step % self.run.config.log_step == 0:
                 self.point()
-        self.bar.update(len(read))
+        self.bar.update(n)
         mean, rate = sum(self.recent) / len(self.recent), self.run.config.batch_size / max(seconds, 1e-9)
         self.bar.set_postfix(loss=f'{mean:.4f}', raw=f'{loss:.4f}', lr=f'{lr:.1e}', img_s=f'{rate:.0f}', refresh=False)
         self.last = now

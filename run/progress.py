@@ -16,15 +16,15 @@ def silence():
     _silent = True
 
 
-def bar(iterable=None, desc='', total=None, unit='it', initial=0, leave=True, unit_scale=False, silent=False):
+def bar(iterable=None, desc='', total=None, unit='it', initial=0, leave=True):
     """Return a tqdm bar or, if stderr is not a terminal, `Lines`. With TQDM_DISABLE=1 neither shows anything.
 
-    leave: whether a line stays even after a short task. silent: whether to show nothing for this task.
+    leave: whether a line stays even after a short task.
     """
     if total is None and hasattr(iterable, '__len__'):
         total = len(iterable)
-    options = {'desc': desc, 'total': total, 'unit': unit, 'initial': initial, 'leave': leave, 'unit_scale': unit_scale}
-    silent = silent or _silent or os.environ.get('TQDM_DISABLE', '0').lower() not in ('', '0', 'false')
+    options = {'desc': desc, 'total': total, 'unit': unit, 'initial': initial, 'leave': leave}
+    silent = _silent or os.environ.get('TQDM_DISABLE', '0').lower() not in ('', '0', 'false')
     if sys.stderr.isatty():
         return tqdm(iterable, dynamic_ncols=True, disable=silent, **options)
     return Lines(iterable, silent, **options)
@@ -41,9 +41,9 @@ def counted(batches, desc, total, unit):
 class Lines:
     """The part of tqdm that this program uses, printed as plain lines."""
 
-    def __init__(self, iterable, silent, desc, total, unit, initial, leave, unit_scale):
+    def __init__(self, iterable, silent, desc, total, unit, initial, leave):
         self.iterable, self.desc, self.total, self.unit = iterable, desc, total, unit
-        self.n, self.initial, self.leave, self.unit_scale = initial, initial, leave, unit_scale
+        self.n, self.initial, self.leave = initial, initial, leave
         self.silent = silent
         self.postfix, self.shown = '', None  # shown: n of the last line
         self.begin = self.last = time.monotonic()
@@ -77,8 +77,7 @@ class Lines:
             return
         seconds, done = self.last - self.begin, self.n - self.initial
         rate = done / seconds if seconds else 0
-        n, total = (tqdm.format_sizeof(x) if self.unit_scale and x else x for x in (self.n, self.total))
-        parts = [f'{n}{f"/{total}" if total else ""}{self.unit if self.unit_scale else f" {self.unit}s"}']
+        parts = [f'{self.n}{f"/{self.total}" if self.total else ""} {self.unit}s']
         parts += [f'{tqdm.format_interval(seconds)} gone'] if done else []
         if rate and self.total and self.n < self.total:
             parts.append(f'{tqdm.format_interval((self.total - self.n) / rate)} left')

@@ -10,7 +10,7 @@ from .files import ScoreError, check_writable
 from .inception import PROTOCOLS
 from .inception_score import get_inception_score
 from .kid import kernel_inception_distance
-from .metrics import METRICS, Metric, compare_statistics
+from .metrics import METRICS, Metric, compare_statistics, figure_names
 from .points import sliced_wasserstein
 from .scorer import Scorer, build_statistics
 from .source import StaleError, check_source
@@ -33,6 +33,7 @@ __all__ = [
     'check_writable',
     'compare_statistics',
     'exact_device',
+    'figure_names',
     'full_fp32',
     'get_fid_score',
     'get_inception_and_fid_score',

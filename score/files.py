@@ -1,7 +1,10 @@
 """Reads and writes files that are either whole or absent; one error says what is wrong with any other."""
 
 import hashlib
+import http.client
 import os
+import socket
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -51,6 +54,23 @@ def atomic_write(path):
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def download(url, path, sha256=None):
+    """Downloads a file, with a bar if stderr is a terminal. It gets its name once it is whole.
+
+    sha256: the first digits that its digest must have. Raises OSError if the connection fails or brings nothing for 30
+    seconds, RuntimeError for another digest.
+    """
+    silent = os.environ.get('TQDM_DISABLE', '0').lower() not in ('', '0', 'false')
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(30)
+    try:
+        torch.hub.download_url_to_file(url, str(path), sha256, progress=sys.stderr.isatty() and not silent)
+    except http.client.HTTPException as error:
+        raise OSError(f'{type(error).__name__}: {error}') from error
+    finally:
+        socket.setdefaulttimeout(timeout)
 
 
 def load_torch(path):

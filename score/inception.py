@@ -1,12 +1,11 @@
 """Prepares the input of the FID Inception and loads its weights. The network is in inception_network.py."""
 
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 import torch.nn.functional as F
 
-from .files import ScoreError, file_sha256, load_torch
+from .files import ScoreError, download, file_sha256, load_torch
 from .images import eight_bit, rgb, unit_range
 
 FEATURE_DIM, NUM_CLASSES, INPUT_SIZE = 2048, 1008, 299
@@ -70,8 +69,8 @@ def weights_file(path=None):
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             # This writes to a temporary name, checks the hash, and renames. It leaves nothing if there is an error.
-            torch.hub.download_url_to_file(WEIGHTS_URL, str(file), hash_prefix=WEIGHTS_SHA256)
-        except (URLError, OSError, RuntimeError) as error:
+            download(WEIGHTS_URL, file, WEIGHTS_SHA256)
+        except (OSError, RuntimeError) as error:
             raise ScoreError(
                 f'no Inception weights ({error}): get {WEIGHTS_URL} elsewhere and put it at {file}, or give its path'
             ) from None

@@ -62,7 +62,9 @@ class FIDInceptionE(InceptionE):
 
 
 class FIDInception(Inception3):
-    """Is Inception v3 (arXiv:1512.00567), pooling as the graph of 2015-12-05: `head(net(x))` gives features and logits.
+    """Inception v3 (arXiv:1512.00567) that pools as the graph of 2015-12-05 does.
+
+    `head(net(x))` gives features and logits.
 
     forward: [N, 3, 299, 299] in [-1, 1] -> maps [N, 2048, 8, 8]; head: maps -> features [N, 2048], logits [N, 1008].
     """
@@ -70,14 +72,12 @@ class FIDInception(Inception3):
     def __init__(self, num_classes=1008):
         blocks = [BasicConv2d, FIDInceptionA, InceptionB, FIDInceptionC, InceptionD, FIDInceptionE, InceptionAux]
         super().__init__(num_classes=num_classes, aux_logits=False, inception_blocks=blocks, init_weights=False)
-        self.Mixed_7c.pool = (
-            max_pool  # the published graph pools its last block like this, and published scores rest on it
-        )
+        # The published graph pools its last block like this, and published scores rest on it.
+        self.Mixed_7c.pool = max_pool
 
     def forward(self, x):
-        *layers, _avgpool, _dropout, _fc = (
-            self.children()
-        )  # torchvision registers its layers in the order that they run in
+        # torchvision registers its layers in the order that they run in.
+        *layers, _avgpool, _dropout, _fc = self.children()
         for layer in layers:
             x = layer(x)
         return x  # [N, 2048, 8, 8]

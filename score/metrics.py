@@ -68,6 +68,11 @@ METRICS = {
 }
 
 
+def figure_names():
+    """Lists the figures of all metrics."""
+    return tuple(figure for metric in METRICS.values() for figure in metric.figures)
+
+
 def compute_figures(metrics, ours, reference, use_torch=False):
     """Computes metrics by their names; returns {figure: value}. A figure is None if one side lacks what it needs.
 

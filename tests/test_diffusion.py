@@ -91,6 +91,7 @@ def test_step_table_is_ddim_and_the_posterior(schedule, steps, eta):
     alphas_bar = (1 - make_betas(schedule, 1e-3, 0.05, T)).cumprod(0)
     timesteps = make_timesteps(T, steps)
     table = step_table(alphas_bar, timesteps, eta, 'fixedlarge').numpy()
+    assert (step_table(alphas_bar, torch.tensor(list(timesteps)), eta, 'fixedlarge').numpy() == table).all()
     for i, t in enumerate(timesteps):
         ab_t = alphas_bar[t].item()
         ab_s = alphas_bar[timesteps[i - 1]].item() if i else 1.0
@@ -162,6 +163,7 @@ def test_exact_denoiser_samples_the_gaussian_it_knows(mean_type, options):
         return Parameterisation(mean_type, alphas_bar).target(x_0, eps, t)
 
     sampler = GaussianDiffusionSampler(exact, 1e-4, 0.05, steps, mean_type=mean_type, var_type='fixedsmall', **options)
+    torch.manual_seed(0)  # the spread of 20,000 draws is near the bound
     x_0 = last_state(sampler, torch.randn(20000, 1, generator=torch.Generator().manual_seed(0)))
     assert x_0.mean().item() == pytest.approx(m, abs=0.01)
     assert x_0.std().item() == pytest.approx(s, abs=0.02)
@@ -442,6 +444,20 @@ def test_bad_arguments_are_refused(arguments, message):
 
 
 # --- what short chains need
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16])
+def test_the_noise_has_the_precision_of_the_image(dtype):
+    trainer, seen = GaussianDiffusionTrainer(lambda x_t, t: seen.append(x_t) or x_t, *BETAS, T), []
+    drawn = trainer.draw((2, 3, 4, 4), 'cpu', dtype)[1]
+    torch.manual_seed(3)
+    trainer(torch.zeros(2, 3, 4, 4, dtype=dtype))
+    torch.manual_seed(3)
+    t = torch.randint(T, size=(2,))
+    eps = torch.randn(2, 3, 4, 4, dtype=dtype)
+    factor = (1 - trainer.chain.alphas_bar).sqrt().float()[t].view(-1, 1, 1, 1)
+    assert drawn.dtype == dtype
+    torch.testing.assert_close(seen[0], (factor * eps).to(seen[0].dtype))
 
 
 def test_antithetic_timesteps_come_in_pairs_and_are_uniform_still():

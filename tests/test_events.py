@@ -1,8 +1,10 @@
 """Read TensorBoard's files as TensorBoard itself reads them."""
 
+import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from run.events import Events, note, scores_of
+from run.events import Events, Losses, note, scores_of
 
 
 def steps(folder, tag, reader=None):
@@ -11,7 +13,7 @@ def steps(folder, tag, reader=None):
     return [event.step for event in reader.Scalars(tag)]
 
 
-def losses(events, *at):
+def add_losses(events, *at):
     for step in at:
         events.scalar('loss', 1.0, step)
     events.flush()
@@ -20,19 +22,19 @@ def losses(events, *at):
 def test_scores_found_later_stay_and_training_goes_on_being_read(tmp_path):
     training = Events(tmp_path)
     training.restart(0)
-    losses(training, 1, 2)
+    add_losses(training, 1, 2)
     open_since_then = EventAccumulator(str(tmp_path))
     assert steps(tmp_path, 'loss', open_since_then) == [1, 2]
     note(tmp_path, 2, {'FID_EMA': 3.0})  # an --eval while the training runs
-    losses(training, 3)
-    losses(training, 4)
+    add_losses(training, 3)
+    add_losses(training, 4)
     training.close()
     assert steps(tmp_path, 'loss') == [1, 2, 3, 4] and steps(tmp_path, 'FID_EMA') == [2]
     assert 4 in steps(tmp_path, 'loss', open_since_then)
     note(tmp_path, 4, {'FID_EMA': 2.0})
     resumed = Events(tmp_path)  # from the checkpoint of step 4
     resumed.restart(5)
-    losses(resumed, 5)
+    add_losses(resumed, 5)
     assert steps(tmp_path, 'loss') == [1, 2, 3, 4, 5] and steps(tmp_path, 'FID_EMA') == [2, 4]
 
 
@@ -58,3 +60,14 @@ def test_tags_are_legal_and_name_the_weights(tmp_path, caplog):
 def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path, caplog):
     note(tmp_path / 'missing', 1, {'FID_EMA': 1.0})
     assert 'not in TensorBoard' in caplog.text
+
+
+def test_the_steps_before_one_that_is_not_finite_are_given():
+    losses = Losses(lambda: 'a remedy')
+    for step, loss in enumerate([0.5, 0.25, torch.nan, 0.125]):
+        losses.add(step, torch.tensor(loss), torch.tensor(1.0), 1e-3)
+    steps = losses.read()
+    assert [next(steps)[:2] for _ in range(2)] == [(0, 0.5), (1, 0.25)]
+    with pytest.raises(FloatingPointError, match='step 2: loss nan, gradient norm 1.0: a remedy'):
+        next(steps)
+    assert list(losses.read()) == []

@@ -7,7 +7,7 @@ import re
 import pytest
 from conftest import ROOT, TINY
 from PIL import Image
-from runs import load
+from runs import load, scalars
 
 PAGE = (ROOT / 'docs' / 'extending.md').read_text(encoding='utf-8')
 SECTION = re.compile(
@@ -66,5 +66,8 @@ def test_a_figure_is_drawn(add, tmp_path, cli):
 
 def test_a_metric_is_recorded(add, here, cli):
     argv = [*TINY, '--logdir=run', '--feature_net=classifier', '--num_images=20']
-    assert cli('--train', *argv)[0] == 0 and cli(*add('metric'), *argv)[0] == 0
-    assert json.loads((here / 'run' / 'eval.txt').read_text())['MEANS(classifier)'] > 0
+    assert cli('--train', *argv)[0] == 0
+    status, out, error = cli(*add('metric'), *argv)
+    assert status == 0 and 'MEANS(classifier): ' in out, error
+    value = json.loads((here / 'run' / 'eval.txt').read_text())['MEANS(classifier)']
+    assert value > 0 and scalars('run', 'MEANS_classifier_EMA') == {4: pytest.approx(value)}
