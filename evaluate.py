@@ -22,6 +22,7 @@ from run import build, distributed, hardware, inputs, labels, progress
 from run.config import recorded_keys, replace
 from run.restore import run_folder
 
+USUAL = 'IS', 'IS_std', 'FID', 'KID', 'KID_std', 'n'  # what `report` prints in pytorch-ddpm's form
 FEW = 50000  # the published protocol's number of images; with fewer, FID is biased upward
 
 
@@ -224,8 +225,8 @@ def report(config, feature_net, compared, result, what, seconds):
     parts.append(f'{name("FID")}:{result["FID"]:8.3f}')
     if result['KID'] is not None:
         parts.append(f'{name("KID")}: {result["KID"]:.5f}({result["KID_std"]:.5f})')
-    others = [key for key in score.figure_names() if not key.startswith(('FID', 'IS', 'KID'))]
-    parts += [f'{name(key)}: {result[key]:.5g}' for key in others if result.get(key) is not None]
+    others = {key: value for key, value in result.items() if key not in USUAL and value is not None}
+    parts += [f'{name(key)}: {value:.5g}' for key, value in others.items()]
     print(f'{whose}: {", ".join(parts)}')
     print(f'  {what}, {feature_net.protocol} protocol, {feature_net.precision}, {seconds:.0f} s')
     print(f'  against {statistics_path(config)}: {_describe_source(compared)}')

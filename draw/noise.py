@@ -10,21 +10,20 @@ def derive_seed(*key):
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), 'big') >> 1
 
 
+HAS_GENERATORS = 'cpu', 'cuda', 'mps', 'xpu'  # kinds of device on which torch draws random numbers
 BLOCK = 64  # images that share a generator: one generator per image is too slow on a GPU
 
 
 class Noise:
     """z ~ N(0, I) [B, *shape] for the images of `indices`: each call gives the next draw of each image's own sequence.
 
-    The noise is drawn on the device or, if the device has no generators, on the CPU.
+    The noise is drawn on the device or, if its kind is not in `HAS_GENERATORS`, on the CPU.
     """
 
     def __init__(self, seed, indices, shape, device):
         blocks = sorted({i // BLOCK for i in indices})
-        try:
-            self.generators = [torch.Generator(device) for _ in blocks]
-        except (NotImplementedError, RuntimeError):
-            self.generators = [torch.Generator() for _ in blocks]
+        source = device if device.type in HAS_GENERATORS else 'cpu'
+        self.generators = [torch.Generator(source) for _ in blocks]
         for block, generator in zip(blocks, self.generators, strict=True):
             generator.manual_seed(derive_seed('noise', seed, block))
         self.rows = torch.tensor([blocks.index(i // BLOCK) * BLOCK + i % BLOCK for i in indices], device=device)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import score
 from interop.drawing_code import drawing_code
+from run.config import recorded_keys
 from run.restore import run_folder
 
 CARD = """\
@@ -67,9 +68,6 @@ def _text(path):
     return Path(path).read_text() if os.path.exists(path) else ''
 
 
-SAMPLER = 'sample_steps', 'spacing', 'eta', 'order', 'var_type', 'clip_denoised', 'guidance'
-
-
 def _scores_table(text):
     """Makes a table of the scores that --eval wrote, with how each was measured. text: that of eval.txt."""
     records = [json.loads(line) for line in text.splitlines()]
@@ -80,7 +78,7 @@ def _scores_table(text):
         scores = [
             f'{key} {value:.4g}' for key, value in record.items() if key.startswith(score.figure_names()) and value
         ]
-        sampler = [f'{key} {record[key]}' for key in SAMPLER if key in record]
+        sampler = [f'{key} {record[key]}' for key in recorded_keys() if key in record]
         made = [
             f'{key} {record[key]}' for key in ('reference', 'feature_net', 'protocol', 'precision') if key in record
         ]

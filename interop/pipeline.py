@@ -139,6 +139,7 @@ def write(folder, config, net, card):
 
 def _check(flags, net):
     """Raises ValueError if diffusers cannot represent the network or its sampler."""
+    misfit = scheduler.misfit(flags)
     for broken, why in (
         (flags['net'] != 'unet', f'--net={flags["net"]} is none of its networks'),
         (
@@ -148,7 +149,8 @@ def _check(flags, net):
         (flags['mean_type'] not in scheduler.PREDICTION_TYPES.values(), f'it has no --mean_type={flags["mean_type"]}'),
         (flags['var_type'] not in scheduler.VARIANCE_TYPES.values(), f'it has no --var_type={flags["var_type"]}'),
         (flags['prior'] != 'standard', 'it starts from N(0, I): --prior=standard draws so'),
-        (scheduler.misfit(flags), scheduler.misfit(flags)),
+        (flags.get('order', 1) != 1, 'its steps are of order 1: --order=1 draws so'),
+        (misfit, f'{misfit}: --spacing=leading is its usual one'),
     ):
         if broken:
             raise ValueError(f'diffusers cannot represent this model: {why}')

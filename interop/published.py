@@ -64,7 +64,7 @@ def download(name):
         folder.mkdir(parents=True)
         download_file(url, folder / path.name)
         _check_md5(folder / path.name, path, url, published.md5, 'if the download broke off, run it again')
-        os.replace(folder / path.name, path)
+        files.replace(folder / path.name, path)
     except OSError as error:
         raise CheckpointError(f'cannot download {path} ({error}): run it again, or put {url} there') from error
     finally:

@@ -60,9 +60,9 @@ def misfit(flags):
     name, T, spacing = name_of(flags), flags['T'], flags['spacing']
     S = flags['sample_steps'] or T
     if spacing == 'quad':
-        return 'it has no --spacing=quad: --spacing=leading is its usual one'
+        return 'it has no --spacing=quad'
     if flags.get('order', 1) != 1:
-        return 'its steps are of order 1: --order=1 draws so'
+        return f'its steps are of order 1, not --order={flags["order"]}'
     timesteps = make_timesteps(T, S, spacing)
     if spacing == 'trailing' and len(np.arange(T, 0, -T / S)) > S:  # diffusers counts them in floats
         return f'along --spacing=trailing it takes {S + 1} steps in place of {S}, the last of them from t = -1'

@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import dataset
 from dataset import loader
+from draw.noise import Noise
 from run import checks, hardware
 
 aten = torch.ops.aten
@@ -153,3 +154,14 @@ def test_precision_of_a_device_that_is_neither_cpu_nor_cuda(device):
     config.precision = 'bf16'
     with pytest.raises(ValueError, match='--precision=bf16: torch has no autocast for meta'):
         checks.check(config)
+
+
+def test_an_error_of_a_device_that_has_generators_is_not_taken_for_a_lack_of_them(monkeypatch):
+    def broken(device=None, plain=torch.Generator):
+        if device is None:
+            return plain()
+        raise RuntimeError('CUDA error: an illegal memory access was encountered')
+
+    monkeypatch.setattr(torch, 'Generator', broken)
+    with pytest.raises(RuntimeError, match='illegal memory access'):
+        Noise(0, [0], (1,), torch.device('cpu'))
