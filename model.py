@@ -66,6 +66,30 @@ class TimeEmbedding(nn.Module):
         return self.timembedding(t)
 
 
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm that keeps the layout of its input if it is compiled for a GPU: x [B, C, H, W] -> the shape of x."""
+
+    def forward(self, x):
+        if x.is_cuda and torch.compiler.is_compiling():
+            return group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+        return super().forward(x)
+
+
+def group_norm(x, groups, weight, bias, eps):
+    """Compute F.group_norm from the moments of each channel, in operations that keep channels last as they are.
+
+    CUDA's own kernel returns its output and its gradient channels first, and each convolution copies them back.
+    """
+    h = x.to(torch.promote_types(x.dtype, torch.float32))
+    variance, mean = torch.var_mean(h, dim=(2, 3), correction=0)  # [B, C]
+    variance, mean = variance.unflatten(1, (groups, -1)), mean.unflatten(1, (groups, -1))  # [B, groups, C / groups]
+    of_group = mean.mean(2, keepdim=True)
+    rstd = ((variance + (mean - of_group) ** 2).mean(2, keepdim=True) + eps).rsqrt()
+    scale = rstd * weight.unflatten(0, (groups, -1))
+    shift = bias.unflatten(0, (groups, -1)) - of_group * scale
+    return (h * scale.flatten(1)[:, :, None, None] + shift.flatten(1)[:, :, None, None]).to(weight.dtype)
+
+
 class DownSample(nn.Module):
     """Halves height and width with a 3x3 convolution of stride 2."""
 
@@ -102,7 +126,7 @@ class AttnBlock(nn.Module):
         super().__init__()
         self.head_dim = head_dim or ch
         refuse((ch % self.head_dim, f'head_dim must divide the {ch} channels of attention at a level, not {head_dim}'))
-        self.group_norm = nn.GroupNorm(32, ch, eps=norm_eps)
+        self.group_norm = GroupNorm(32, ch, eps=norm_eps)
         self.proj_q = nn.Conv2d(ch, ch, 1)
         self.proj_k = nn.Conv2d(ch, ch, 1)
         self.proj_v = nn.Conv2d(ch, ch, 1)
@@ -125,13 +149,13 @@ class ResBlock(nn.Module):
     def __init__(self, in_ch, out_ch, tdim, dropout, attn, norm_eps, head_dim=0):
         super().__init__()
         self.block1 = nn.Sequential(
-            nn.GroupNorm(32, in_ch, eps=norm_eps),
+            GroupNorm(32, in_ch, eps=norm_eps),
             nn.SiLU(),
             nn.Conv2d(in_ch, out_ch, 3, padding=1),
         )
         self.temb_proj = nn.Sequential(nn.SiLU(), nn.Linear(tdim, out_ch))
         self.block2 = nn.Sequential(
-            nn.GroupNorm(32, out_ch, eps=norm_eps),
+            GroupNorm(32, out_ch, eps=norm_eps),
             nn.SiLU(),
             nn.Dropout(dropout),
             nn.Conv2d(out_ch, out_ch, 3, padding=1),
@@ -219,7 +243,7 @@ class UNet(nn.Module):
                 self.upblocks.append(UpSample(now_ch))
 
         self.tail = nn.Sequential(
-            nn.GroupNorm(32, now_ch, eps=norm_eps),
+            GroupNorm(32, now_ch, eps=norm_eps),
             nn.SiLU(),
             nn.Conv2d(now_ch, out_channels or img_channels, 3, padding=1),
         )

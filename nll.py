@@ -57,7 +57,7 @@ def nll(config, net, step=None, interrupted=lambda: False):
     share = range(len(data))[distributed.share(len(data))]
     if compiling.compiles(config, len(share) * steps):
         logging.info(compiling.COMPILING)
-        model.compile()
+        model.compile(**compiling.options(config))
     total, what = -(-len(share) // size) * steps, f'{len(data)} images of {config.split}'
     with progress.bar(total=total, desc=what, unit='step') as bar:
 

@@ -10,7 +10,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 import train
 from bench.rivals import Diffusers, Reference
 from draw.inference import Inference
-from run import build, hardware
+from run import build, compiling, hardware
 from run.config import replace
 from score import calculate_frechet_distance
 from score.features import assemble
@@ -19,7 +19,7 @@ from score.inception_network import FIDInception
 
 STEPS = 2  # sampling steps per call
 # Options of inductor that are timed on a GPU in addition to what --compile=on uses.
-GPU_OPTIONS = {'CUDA graphs': {'triton.cudagraphs': True}, 'max-autotune': {'max_autotune': True}}
+GPU_OPTIONS = {'without graphs': {}}
 
 
 def _variants(config, **flags):
@@ -45,7 +45,7 @@ def _ours(config, options):
     kinds = {f'ours, {precision} eager': (precision, None) for precision in precisions(config)}
     if options.compile:
         best = precisions(config)[-1]
-        kinds[f'ours, {best} compiled'] = best, {}
+        kinds[f'ours, {best} compiled'] = best, compiling.options(config)
         if hardware.device(config).type == 'cuda':
             kinds |= {f'ours, {best} {name}': (best, wanted) for name, wanted in GPU_OPTIONS.items()}
     return kinds
@@ -70,7 +70,9 @@ def sampling(config, options, steps=STEPS):
     x_T = torch.randn(options.batch_size, 3, config.img_size, config.img_size, device=device)
     walks = {name: lambda rival=rival: rival.sample(x_T, steps) for name, rival in _rivals(config, options).items()}
     net = build.network(config).to(device).eval()
-    kinds = _ours(config, options) | ({'ours, fp32 compiled': ('fp32', {})} if options.compile else {})
+    kinds = _ours(config, options) | (
+        {'ours, fp32 compiled': ('fp32', compiling.options(config))} if options.compile else {}
+    )
     for name, (precision, wanted) in kinds.items():
         model = Inference(net, hardware.precision(_variants(config, precision=precision)))
         if wanted is not None:

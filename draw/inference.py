@@ -41,8 +41,8 @@ class Inference(nn.Module):
     def forward(self, x, t, y=None):
         x = x.to(self.dtype, memory_format=self.layout if x.ndim == 4 else torch.contiguous_format)
         t = t[:1] if t.stride() == (0,) else t
-        with torch.no_grad():
-            return self.call(x, t, y).float().contiguous()
+        with torch.no_grad():  # a copy, because the next call may write to the same memory
+            return self.call(x, t, y).to(torch.float32, copy=True, memory_format=torch.contiguous_format)
 
 
 class _Columns(nn.Module):

@@ -66,7 +66,7 @@ def draw(config, net, indices, interrupted=lambda: False, observe=lambda t, x_t,
     chunks = [indices[i : i + size] for i in range(0, len(indices), size)]
     if compiling.compiles(config, len(indices) * len(sampler.timesteps)):
         logging.info(compiling.COMPILING)
-        model.compile()
+        model.compile(**compiling.options(config))
     if len(sampler.timesteps) < config.sample_steps:
         left = len(sampler.timesteps)
         logging.info('--spacing=%s leaves %d of --sample_steps=%d', config.spacing, left, config.sample_steps)

@@ -38,6 +38,15 @@ RATE = {'cuda': 2e14, 'cpu': 2e11}
 
 COMPILE_SECONDS = 600
 
+# Options of inductor. A GPU runs the kernels of a small batch faster than Python can start them, and a graph of them
+# starts all at once.
+OPTIONS = {'cuda': {'triton.cudagraphs': True}}
+
+
+def options(config):
+    """Return inductor's options for a config. A graph writes gradients to fixed memory, so it cannot add parts."""
+    return OPTIONS.get(hardware.device(config).type, {}) if config.grad_accum == 1 else {}
+
 
 def compiles(config, images, backward=False):
     """Return whether to compile a network that will see `images` images: as --compile says; auto: if it pays.
