@@ -217,7 +217,7 @@ class Run:
         images = config.total_steps * config.batch_size / distributed.world()
         self.compiled = trains and compiling.compiles(config, images, backward=True)
         if self.compiled:
-            self.loss.compile(**compiling.options(config))
+            self.loss.compile(**compiling.options(config, parts=config.grad_accum))
         self.loss = distributed.parallel(self.loss, accumulates=config.grad_accum > 1)
         # Pass the frozen time table too: then Adam numbers the parameters as pytorch-ddpm does.
         self.optim = torch.optim.Adam(self.net.parameters(), lr=config.lr, fused=True)

@@ -10,7 +10,7 @@ import tempfile
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from run import build, hardware
+from run import build, distributed, hardware
 
 
 def _cpu():
@@ -32,20 +32,22 @@ os.environ.setdefault('TORCHINDUCTOR_CACHE_DIR', os.path.join(tempfile.gettempdi
 
 COMPILING = 'compiling: a minute or two before the first step'
 
-# Roughly how many floating-point operations a second an uncompiled network computes. A run that would take more than
-# COMPILE_SECONDS wins back the minute or two of compiling. Other kinds of device compile only with --compile=on.
-RATE = {'cuda': 2e14, 'cpu': 2e11}
+# Roughly how many floating-point operations a second an uncompiled network computes, and after how many seconds of them
+# compiling has paid for the minute or two it takes. Other kinds of device compile only with --compile=on.
+RATE = {'cuda': 8e13, 'cpu': 2e11}
+COMPILE_SECONDS = {'cuda': 200, 'cpu': 600}
 
-COMPILE_SECONDS = 600
-
-# Options of inductor. A GPU runs the kernels of a small batch faster than Python can start them, and a graph of them
-# starts all at once.
+# Options of inductor. In a CUDA graph the GPU need not wait for Python to launch each of its hundreds of kernels.
 OPTIONS = {'cuda': {'triton.cudagraphs': True}}
 
 
-def options(config):
-    """Return inductor's options for a config. A graph writes gradients to fixed memory, so it cannot add parts."""
-    return OPTIONS.get(hardware.device(config).type, {}) if config.grad_accum == 1 else {}
+def options(config, parts=1):
+    """Return the options of inductor for a network whose gradient, if it has one, is the sum of `parts`.
+
+    There are no graphs if gradients are added or exchanged, as the next replay writes to the memory of the last one.
+    """
+    alone = parts == distributed.world() == 1
+    return OPTIONS.get(hardware.device(config).type, {}) if alone else {}
 
 
 def compiles(config, images, backward=False):
@@ -57,7 +59,7 @@ def compiles(config, images, backward=False):
     if config.compile != 'auto' or kind not in RATE:
         return config.compile == 'on'
     seconds = flops(config) * (3 if backward else 1) * images / RATE[kind]
-    return seconds > COMPILE_SECONDS and not _warned(compile_failure(kind))
+    return seconds > COMPILE_SECONDS[kind] and not _warned(compile_failure(kind))
 
 
 @functools.cache

@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 from conftest import GOLDEN, largest_error
+from torch.nn import functional as F
 
-from model import AttnBlock, UNet
+from model import AttnBlock, UNet, group_norm
 from networks.context_unet import ContextUNet, DownBlock, RearrangePoolBlock, ResidualConvBlock, UpBlock
 from networks.point_mlp import PointMLP
 
@@ -71,6 +72,22 @@ def test_bad_arguments_are_refused(arguments, message):
     given = {'T': 10, 'ch': 32, 'ch_mult': [1, 2, 2, 2], 'attn': [1], 'num_res_blocks': 2, 'dropout': 0.1}
     with pytest.raises(ValueError, match=message):
         UNet(**{**given, **arguments})
+
+
+def test_the_group_norm_of_compiled_gpus_is_torchs_and_keeps_channels_last():
+    torch.manual_seed(0)
+    x = (3 * torch.randn(2, 64, 5, 6, dtype=torch.float64) + 7).to(memory_format=torch.channels_last).requires_grad_()
+    weight, bias = (torch.randn(64, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    out, expected = group_norm(x, 32, weight, bias, 1e-5), F.group_norm(x, 32, weight, bias, 1e-5)
+    direction = torch.randn_like(out)
+    gradients, wanted = (torch.autograd.grad(y, (x, weight, bias), direction) for y in (out, expected))
+    assert all(largest_error(*pair) < 1e-12 for pair in [(out, expected), *zip(gradients, wanted, strict=True)])
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert gradients[0].is_contiguous(memory_format=torch.channels_last)
+    x = (x.detach().float() * 100).bfloat16()  # as under autocast: the output has the precision of the weights
+    out = group_norm(x, 32, weight.float(), bias.float(), 1e-5)
+    assert out.dtype == torch.float32
+    assert largest_error(out, F.group_norm(x.double(), 32, weight, bias, 1e-5)) < 1e-5
 
 
 def test_attention_of_several_heads_is_one_head_on_each_share_of_the_channels():

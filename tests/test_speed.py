@@ -164,9 +164,19 @@ def test_auto_compiles_long_runs_alone(monkeypatch):
     assert not compiling.compiles(config, 50_000 * 1000)
 
 
+def test_graphs_where_no_gradient_outlives_a_replay(monkeypatch):
+    config = config_of('--device=cpu')
+    assert compiling.options(config) == {}
+    monkeypatch.setattr(compiling.hardware, 'device', lambda config: torch.device('cuda'))
+    graphs = {'triton.cudagraphs': True}
+    assert compiling.options(config) == graphs and compiling.options(config, parts=2) == {}
+    monkeypatch.setattr(compiling.distributed, 'world', lambda: 2)
+    assert compiling.options(config) == {}
+
+
 def test_without_a_compiler_auto_goes_on(tmp_path):
     environment = {**os.environ, 'PATH': '/nonexistent', 'TORCHINDUCTOR_CACHE_DIR': str(tmp_path / 'cache')}
-    script = 'import main; from run import compiling; compiling.COMPILE_SECONDS = 0; '
+    script = 'import main; from run import compiling; compiling.COMPILE_SECONDS = dict(cpu=0); '
     script += 'main.app.run(main.main, flags_parser=main.parse_flags)'
     argv = [sys.executable, '-c', script, *TINY, '--train', '--sample', f'--logdir={tmp_path}']
     done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True)
