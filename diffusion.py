@@ -23,7 +23,7 @@ from torch import nn
 from process.losses import LOSSES, T_SAMPLERS
 from process.parameterisations import Parameterisation, extract
 from process.schedules import known, make_betas, make_timesteps
-from process.solvers import SOLVERS, VAR_TYPES, learns_variance, posterior_table, solver_steps
+from process.solvers import VAR_TYPES, learns_variance, posterior_table, solver_steps
 
 
 def standard_normal(x):
@@ -148,11 +148,13 @@ class GaussianDiffusionSampler(nn.Module):
 
     model, var_type: as in `GaussianDiffusionTrainer`. steps: None for all T, an int S for S timesteps placed by
     `spacing`, or the timesteps themselves. eta: in [0, 1]. order: a key of `SOLVERS`, the number of x0_hats that a step
-    is made of. clip_denoised: clip each x0_hat to [-1, 1] as the official code does; it has no effect with xprev, where
-    the output is the mean itself. data_moments: the mean and standard deviation of x_0, a tensor [2, ...], which
-    `start` uses.
+    is made of; corrector: whether each x0_hat also corrects the step that led to it. eps_scale: as in
+    `Parameterisation`. clip_denoised: clip each x0_hat to [-1, 1] as the official code does; it has no effect with
+    xprev, where the output is the mean itself. data_moments: the mean and standard deviation of x_0, a tensor [2, ...],
+    which `start` uses.
 
-    Raise ValueError as `make_betas`, `Parameterisation` and `make_timesteps` do, and if eta is outside [0, 1].
+    Raise ValueError as `make_betas`, `Parameterisation`, `make_timesteps` and `solver_steps` do, if eta is outside
+    [0, 1], and if there are fewer steps than a step of this order is made of.
     """
 
     def __init__(
@@ -170,22 +172,29 @@ class GaussianDiffusionSampler(nn.Module):
         spacing='leading',
         eta=1.0,
         order=1,
+        corrector=False,
+        eps_scale=1.0,
         clip_denoised=False,
         data_moments=None,
     ):
         super().__init__()
         if not 0 <= eta <= 1:
             raise ValueError(f'eta must be in [0, 1], not {eta}')
+        if not eps_scale > 0:
+            raise ValueError(f'eps_scale must be above 0, not {eps_scale}')
         self.model = model
         self.T = T
         self.img_size = img_size
-        self.eta, self.var_type, self.order = eta, var_type, known('order', order, SOLVERS)
+        self.eta, self.var_type, self.order, self.corrector = eta, var_type, order, corrector
         self.clip_denoised = clip_denoised and mean_type != 'xprev'
         self.learns_variance = learns_variance(var_type)
         self.betas = make_betas(schedule, beta_1, beta_T, T)
         self.alphas_bar = (1 - self.betas).cumprod(0)
-        self.parameterisation = Parameterisation(mean_type, self.alphas_bar)
-        self.timesteps = make_timesteps(T, steps, spacing)
+        self.parameterisation = Parameterisation(mean_type, self.alphas_bar, eps_scale)
+        self.timesteps = make_timesteps(self.alphas_bar, steps, spacing)
+        columns = len(self._steps(self.timesteps)[0].c) - corrector
+        if columns > len(self.timesteps):
+            raise ValueError(f'order {order} needs {columns} sampling steps or more, not {len(self.timesteps)}')
         self.states = [0, *(t + 1 for t in self.timesteps)]  # the noisings left at each stop of a trajectory, ascending
         self.table = torch.full((T, 6), torch.nan, dtype=torch.float64)  # row t: c0, cx, std, log sigma^2, a, b
         self.table[self.timesteps] = posterior_table(self.alphas_bar, self.timesteps, eta, var_type)
@@ -259,9 +268,12 @@ class GaussianDiffusionSampler(nn.Module):
         start = self.timesteps[-1] + 1 if start is None else start
         if not 0 <= stop < start <= self.T:
             raise ValueError(f'a trajectory needs 0 <= stop < start <= T = {self.T}, not start {start}, stop {stop}')
-        chain = sorted({start - 1, *(t for t in self.timesteps if stop <= t < start)})
-        anchored = chain if stop == 0 else [stop - 1, *chain]  # row 0 would be the step to the image
-        return chain, solver_steps(self.alphas_bar, anchored, self.eta, self.var_type, self.order)[-len(chain) :]
+        whole = sorted({start - 1, *(t for t in self.timesteps if t < start), *([stop - 1] if stop else [])})
+        chain = [t for t in whole if t >= stop]
+        return chain, self._steps(whole)[-len(chain) :]
+
+    def _steps(self, timesteps):
+        return solver_steps(self.alphas_bar, timesteps, self.eta, self.var_type, self.order, self.corrector)
 
     @torch.no_grad()
     def trajectory(self, x_T, y=None, start=None, stop=0, noise=standard_normal, project=None):

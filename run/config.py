@@ -90,7 +90,10 @@ GROUPS = [
         sampler('sample_steps', 0, 'number of sampling steps, 0 for all T', low=0),
         sampler('spacing', 'leading', 'which timesteps --sample_steps takes', SPACINGS),
         sampler('eta', 1.0, '1 for ancestral sampling, 0 for DDIM', low=0, high=1),
-        sampler('order', 1, 'number of predictions that a sampling step is made of', SOLVERS, before=1),
+        sampler('order', 1, 'predictions that a step is made of; 2: DPM-Solver++, 3: UniPC', SOLVERS, before=1),
+        sampler('corrector', False, "each prediction also corrects the step before, as UniPC's", before=False),
+        sampler('timesteps', [], 'the timesteps themselves, in place of --sample_steps and --spacing', before=[]),
+        sampler('eps_scale', 1.0, 'divides the predicted epsilon; 1.005 or so can help few steps', before=1.0),
         sampler('var_type', 'fixedlarge', 'variance of a step at --eta=1; the network gives learned ones', VAR_TYPES),
         sampler('clip_denoised', False, 'clip the predicted x_0 to [-1, 1] at every sampling step'),
         sampler(
