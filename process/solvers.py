@@ -151,6 +151,17 @@ class Step(NamedTuple):
     slope: float
 
 
+def _weights(order, corrector, eta):
+    """Return the function of a `Solver`. Raise ValueError if there is none for this corrector and eta."""
+    solver = SOLVERS[known('order', order, SOLVERS)]
+    if corrector and not solver.corrected:
+        raise ValueError(f'order {order} has no corrector')
+    if eta and (corrector or not solver.of_sde):
+        what = 'a corrector' if corrector else f'order {order}'
+        raise ValueError(f'{what} is for eta = 0, where a step adds no noise, not for eta = {eta:g}')
+    return solver.corrected if corrector else solver.weights
+
+
 def solver_steps(alphas_bar, timesteps, eta=1.0, var_type='fixedsmall', order=1, corrector=False):
     """Return a `Step` for each of S ascending timesteps, the step to the image first, by an entry of `SOLVERS`.
 
@@ -159,15 +170,20 @@ def solver_steps(alphas_bar, timesteps, eta=1.0, var_type='fixedsmall', order=1,
 
     Raise ValueError for an unknown order, and if the solver has no corrector or is not for this eta.
     """
-    solver = SOLVERS[known('order', order, SOLVERS)]
-    if corrector and not solver.corrected:
-        raise ValueError(f'order {order} has no corrector')
-    if eta and (corrector or not solver.of_sde):
-        what = 'a corrector' if corrector else f'order {order}'
-        raise ValueError(f'{what} is for eta = 0, where a step adds no noise, not for eta = {eta:g}')
-    weights = solver.corrected if corrector else solver.weights
-    ab_t, ab_s = ends(alphas_bar, timesteps)
-    _, cx, std, _, _, slope = posterior_table(
-        alphas_bar, timesteps, eta, var_type if order == 1 else 'fixedsmall'
-    ).unbind(1)
+    weights, (ab_t, ab_s) = _weights(order, corrector, eta), ends(alphas_bar, timesteps)
+    table = posterior_table(alphas_bar, timesteps, eta, var_type if order == 1 else 'fixedsmall')
+    _, cx, std, _, _, slope = table.unbind(1)
     return [Step(*row) for row in zip(*(x.tolist() for x in (cx, weights(ab_t, ab_s, cx), std, slope)), strict=True)]
+
+
+def encoding_steps(alphas_bar, timesteps, order=1, corrector=False):
+    """Return the `Step`s up a chain, from each of S ascending timesteps but the last to the next, the last step first.
+
+    They solve the ODE that DDIM solves at eta = 0 the other way (Song et al. 2021, section 4.3). Raise ValueError as
+    `solver_steps` does.
+    """
+    ab = alphas_bar[torch.as_tensor(list(timesteps))].flip(0)
+    ab_t, ab_s = ab[1:], ab[:-1]
+    cx = ((1 - ab_s) / (1 - ab_t)).sqrt()
+    c = _weights(order, corrector, eta=0)(ab_t, ab_s, cx)
+    return [Step(*row, std=0.0, slope=0.0) for row in zip(cx.tolist(), c.tolist(), strict=True)]

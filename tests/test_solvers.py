@@ -11,7 +11,7 @@ from conftest import largest_error
 from diffusion import GaussianDiffusionSampler
 from process.parameterisations import Parameterisation
 from process.schedules import make_betas
-from process.solvers import SOLVERS, solver_steps
+from process.solvers import SOLVERS, encoding_steps, solver_steps
 
 T, BETAS = 1000, (1e-4, 0.02)
 THEIR_PREDICTION = {'epsilon': 'epsilon', 'v': 'v_prediction', 'xstart': 'sample'}
@@ -203,6 +203,51 @@ def test_eps_scale_divides_epsilon():
     for mean_type in ('xstart', 'v', 'xprev'):  # the same, whatever the network predicts
         out = Parameterisation(mean_type, alphas_bar).target(x_0, eps, t)
         assert largest_error(Parameterisation(mean_type, alphas_bar, 1.02).to_x0(out, x_t, t), plain) < 1e-4
+
+
+# --- from image to noise
+
+
+def test_encoding_is_diffusers_inverse_and_improved_diffusions_reverse_loop():
+    x = x_0 = torch.randn(2, 3, 2, 2, generator=torch.Generator().manual_seed(1))
+    sampler = GaussianDiffusionSampler(net, *BETAS, T, 2, steps=20, eta=0.0)
+    inverse = diffusers.DDIMInverseScheduler(T, *BETAS, clip_sample=False)
+    inverse.set_timesteps(20)
+    walked, ab = list(sampler.encode(x_0)), sampler.alphas_bar
+    assert [t for t, _, _ in walked] == [t + 1 for t in sampler.timesteps[1:]]
+    their_x = x_0
+    for s, t, (_, found, _) in zip(sampler.timesteps, sampler.timesteps[1:], walked, strict=False):
+        their_x = inverse.step(net(their_x, torch.full((2,), s)), t, their_x).prev_sample
+        # improved-diffusion's ddim_reverse_sample: x_0 and eps at s, put together at t
+        eps = net(x, torch.full((2,), s))
+        x = ab[t].sqrt() * (x - (1 - ab[s]).sqrt() * eps) / ab[s].sqrt() + (1 - ab[t]).sqrt() * eps
+        assert largest_error(found, x.float()) < 1e-5 and largest_error(found, their_x) < 1e-5
+
+
+@pytest.mark.parametrize('order, corrector, slope', [(1, False, 1), (2, False, 2), (2, True, 2)])
+def test_the_error_of_a_round_trip_falls_with_the_order(order, corrector, slope):
+    """Walk up and down between two noise levels, with the best prediction for Gaussian data."""
+    errors, z = [], torch.tensor(1.3, dtype=torch.float64)
+    for S in (100, 200, 400):
+        ab = torch.sigmoid(2 * torch.linspace(2, -3, S + 1, dtype=torch.float64))
+        x = ab[0].sqrt() * MEAN + spread(ab[0]) * z
+        up = encoding_steps(ab, range(S + 1), order, corrector)[::-1]
+        down = solver_steps(ab, range(S + 1), 0.0, order=order, corrector=corrector)[:0:-1]
+        for levels, steps in ((ab, up), (ab.flip(0), down)):
+            x0_hats = deque(maxlen=3)
+            for ab_t, step in zip(levels, steps, strict=False):
+                x0_hats.appendleft(best_x0(x, ab_t))
+                x = step.cx * x + sum(c * m for c, m in zip(step.c, x0_hats, strict=False))
+        errors.append(((x - ab[0].sqrt() * MEAN) / spread(ab[0]) - z).abs().item())
+    assert all(math.log2(a / b) > slope - 0.3 for a, b in zip(errors, errors[1:], strict=False)), errors
+
+
+def test_a_chain_without_timestep_zero_is_encoded_from_there():
+    sampler = GaussianDiffusionSampler(net, *BETAS, T, 2, steps=4, spacing='trailing', eta=0.0)
+    x_0 = torch.randn(2, 3, 2, 2, generator=torch.Generator().manual_seed(1))
+    assert sampler.timesteps[0] == 249 and [t for t, _, _ in sampler.encode(x_0)] == [250, 500, 750, 1000]
+    with pytest.raises(ValueError, match='encoding needs a timestep above 0'):
+        next(GaussianDiffusionSampler(net, *BETAS, T, 2, steps=[0], eta=0.0).encode(x_0))
 
 
 # --- refusals
