@@ -98,7 +98,7 @@ def choose(config):
         chosen.eta = side.slider('eta', 0.0, 1.0, 0.0)
     fewest = min(chosen.order, config.T)
     chosen.sample_steps = side.number_input('Sampling steps', fewest, config.T, config.sample_steps or config.T)
-    chosen.spacing, chosen.timesteps = 'leading', []
+    chosen.spacing, chosen.timesteps = 'auto', []
     chosen.clip_denoised = side.checkbox('Clip outputs', config.clip_denoised)
     if config.num_classes:
         chosen.labels = side.selectbox('Label', ['all', *labels.names(config)])

@@ -22,7 +22,7 @@ from torch import nn
 
 from process.losses import LOSSES, T_SAMPLERS
 from process.parameterisations import Parameterisation, extract
-from process.schedules import known, make_betas, make_timesteps
+from process.schedules import known, make_betas, make_timesteps, spacing_for
 from process.solvers import VAR_TYPES, encoding_steps, learns_variance, posterior_table, solver_steps
 
 
@@ -147,9 +147,9 @@ class GaussianDiffusionSampler(nn.Module):
     """Algorithm 2 and its relatives: a sampler that is ancestral (eta = 1), DDIM (eta = 0) or anything between.
 
     model, var_type: as in `GaussianDiffusionTrainer`. steps: None for all T, an int S for S timesteps placed by
-    `spacing`, or the timesteps themselves. eta: in [0, 1]. order: a key of `SOLVERS`, the number of x0_hats that a step
-    is made of; corrector: whether each x0_hat also corrects the step that led to it. eps_scale: as in
-    `Parameterisation`. clip_denoised: clip each x0_hat to [-1, 1] as the official code does; it has no effect with
+    `spacing` (see `spacing_for`), or the timesteps themselves. eta: in [0, 1]. order: a key of `SOLVERS`, the number of
+    x0_hats that a step is made of; corrector: whether each x0_hat also corrects the step that led to it. eps_scale: as
+    in `Parameterisation`. clip_denoised: clip each x0_hat to [-1, 1] as the official code does; it has no effect with
     xprev, where the output is the mean itself. data_moments: the mean and standard deviation of x_0, a tensor [2, ...],
     which `start` uses.
 
@@ -169,7 +169,7 @@ class GaussianDiffusionSampler(nn.Module):
         *,
         schedule='linear',
         steps=None,
-        spacing='leading',
+        spacing='auto',
         eta=1.0,
         order=1,
         corrector=False,
@@ -191,7 +191,7 @@ class GaussianDiffusionSampler(nn.Module):
         self.betas = make_betas(schedule, beta_1, beta_T, T)
         self.alphas_bar = (1 - self.betas).cumprod(0)
         self.parameterisation = Parameterisation(mean_type, self.alphas_bar, eps_scale)
-        self.timesteps = make_timesteps(self.alphas_bar, steps, spacing)
+        self.timesteps = make_timesteps(self.alphas_bar, steps, spacing_for(order, spacing))
         columns = len(self._steps(self.timesteps)[0].c) - corrector
         if columns > len(self.timesteps):
             raise ValueError(f'order {order} needs {columns} sampling steps or more, not {len(self.timesteps)}')

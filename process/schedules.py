@@ -77,6 +77,13 @@ SPACINGS = {
 }
 
 
+def spacing_for(order, spacing='auto'):
+    """Return `spacing`. For auto it is leading, and trailing above order 1, which draws best so (docs/sampling.md)."""
+    if spacing != 'auto':
+        return spacing
+    return 'leading' if order == 1 else 'trailing'
+
+
 def make_timesteps(alphas_bar, steps=None, spacing='leading'):
     """Return the timesteps of a sampler, ascending and distinct.
 

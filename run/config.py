@@ -3,6 +3,7 @@
 A config holds the values of all flags, and what only the data decides: `channels`, `class_names` and `moments`.
 """
 
+from collections import ChainMap
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -57,7 +58,7 @@ ROLES = 'action', 'network', 'process', 'sampler', 'labels', 'data', 'score', 's
 action, network, process, sampler, labels, data, score, suggested, run = (partial(Flag, role) for role in ROLES)
 
 # How --preview_steps and --eval_sample_steps draw. docs/sampling.md has the measurements.
-FEW_STEPS = {'order': 2, 'corrector': False, 'eta': 1.0, 'spacing': 'trailing'}
+FEW_STEPS = {'order': 2, 'corrector': False, 'eta': 1.0, 'spacing': 'auto'}
 
 GROUPS = [
     Group('What to do', (), [
@@ -91,7 +92,12 @@ GROUPS = [
     ]),
     Group('Sampler', ('sample', 'figure', 'eval', 'nll', 'export'), [
         sampler('sample_steps', 0, 'number of sampling steps, 0 for all T', low=0),
-        sampler('spacing', 'leading', 'which timesteps --sample_steps takes', SPACINGS),
+        sampler(
+            'spacing',
+            'auto',
+            'which timesteps --sample_steps takes; auto: leading, and trailing above --order=1',
+            ChainMap(SPACINGS, {'auto': None}),
+        ),
         sampler('eta', 1.0, '1 for ancestral sampling, 0 for DDIM', low=0, high=1),
         sampler('order', 1, 'predictions that a step is made of; 2: DPM-Solver++, 3: UniPC', SOLVERS, before=1),
         sampler('corrector', False, "each prediction also corrects the step before, as UniPC's", before=False),
@@ -261,7 +267,9 @@ def adopt(config, stored, given):
         raise UsageError(f'the checkpoint is of another network than {", ".join(wrong)}: {remedy}')
     adopted = {key: stored[key] for key in (*fixed_keys(), 'moments') if key in stored}
     adopted['class_names'] = stored.get('class_names') if stored.get('num_classes') else []
-    suggested = keys('sampler', 'data', 'score', 'suggested')
+    suggested = set(keys('sampler', 'data', 'score', 'suggested'))
+    if 'order' in given and config.order != stored.get('order'):
+        suggested.remove('spacing')  # which depends on the order
     adopted |= {key: stored[key] for key in suggested if key in stored and key not in given}
     return settle_timesteps(replace(config, **adopted), given)
 

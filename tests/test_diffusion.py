@@ -338,6 +338,13 @@ def test_logsnr_is_uniform_in_the_signal_to_noise_ratio(schedule):
         assert snr[min(t + 1, 999)] <= value + 1e-9 and value - 1e-9 <= snr[max(t - 1, 0)]
 
 
+def test_the_spacing_follows_the_order():
+    for order, spacing in ((1, 'leading'), (2, 'trailing'), (3, 'trailing')):
+        made = make_sampler(None, steps=5, eta=0.0, order=order)
+        assert made.timesteps == make_timesteps(of_T(T), 5, spacing)
+    assert make_sampler(None, steps=5, eta=0.0, order=2, spacing='quad').timesteps == make_timesteps(of_T(T), 5, 'quad')
+
+
 @pytest.mark.parametrize('steps', [0, -1, 51, [], [0, 0], [-1], [50]])
 def test_impossible_timesteps_are_refused(steps):
     with pytest.raises(ValueError, match='steps'):
@@ -388,7 +395,7 @@ def test_a_step_may_be_made_of_several_predictions(reference, reference_net, mon
     x_t, before = reference['sample_xT'], None
     first = make_sampler(reference_net, steps=5, eta=0.0)
     for (t, found, x0_hat), (c0, cx, _) in zip(
-        make_sampler(reference_net, steps=5, eta=0.0, order='halves').trajectory(x_t),
+        make_sampler(reference_net, steps=5, spacing='leading', eta=0.0, order='halves').trajectory(x_t),
         step_table(first.alphas_bar, first.timesteps, 0.0).flip(0).tolist(),
         strict=True,
     ):

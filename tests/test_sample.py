@@ -208,6 +208,16 @@ def test_listed_timesteps_stand_in_place_of_a_number(logdir, tmp_path, cli):
         assert status == 0 and f'{steps} steps' in error
 
 
+def test_another_order_than_the_checkpoints_does_not_take_its_spacing(logdir, tmp_path, cli):
+    argv = ['--sample', f'--logdir={logdir / "grey"}', '--num_images=1', '--sample_steps=3', f'--out={tmp_path}']
+    for flags, spacing in (([], 'leading'), (['--order=2'], 'auto'), (['--order=2', '--spacing=quad'], 'quad')):
+        state = torch.load(logdir / 'grey' / 'ckpt.pt', weights_only=True)
+        state['config']['spacing'] = 'leading'
+        torch.save(state, tmp_path / 'ckpt.pt')
+        assert cli(*argv, f'--ckpt={tmp_path / "ckpt.pt"}', f'--out={tmp_path / "out"}', *flags)[0] == 0
+        assert json.loads((tmp_path / 'out' / 'samples.json').read_text())['spacing'] == spacing
+
+
 @pytest.mark.parametrize('flags, why', [
     (['--timesteps=7,3', '--sample_steps=2'], '--timesteps takes the place of --sample_steps: leave one of them out'),
     (['--timesteps=7,3', '--spacing=quad', '--sample_steps=2'], 'the place of --sample_steps and --spacing'),

@@ -167,13 +167,14 @@ def test_order_one_is_the_step_table_bit_for_bit():
 
 @pytest.mark.parametrize('order, corrector', [(2, False), (3, False), (1, True), (3, True)])
 def test_a_walk_that_stops_and_one_that_goes_on(order, corrector):
-    sampler = GaussianDiffusionSampler(net, *BETAS, T, 2, steps=10, eta=0.0, order=order, corrector=corrector)
+    options = {'steps': 10, 'spacing': 'leading', 'eta': 0.0}
+    sampler = GaussianDiffusionSampler(net, *BETAS, T, 2, order=order, corrector=corrector, **options)
     x_T = torch.randn(2, 3, 2, 2, generator=torch.Generator().manual_seed(1))
     whole = {t: x for t, x, _ in sampler.trajectory(x_T)}
     stopped = {t: x for t, x, _ in sampler.trajectory(x_T, stop=301)}
     assert all(torch.equal(x, whole[t]) for t, x in stopped.items())
     # One that goes on has no predictions yet: its first step is that of order 1.
-    plain = GaussianDiffusionSampler(net, *BETAS, T, 2, steps=10, eta=0.0)
+    plain = GaussianDiffusionSampler(net, *BETAS, T, 2, **options)
     going_on, first = (next(s.trajectory(whole[301], start=301, stop=201))[1] for s in (sampler, plain))
     assert torch.equal(going_on, first)
 
