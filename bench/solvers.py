@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from statistics import mean, stdev
 
 import main as flags
@@ -35,7 +36,7 @@ def measure(config, net, step, seeds):
     for name, (order, corrector, eta) in SOLVERS.items():
         for calls in (*CALLS, *([config.T] if name in WHOLE else [])):
             chosen = {'order': order, 'corrector': corrector, 'eta': eta, 'sample_steps': calls, 'timesteps': []}
-            with contextlib.redirect_stdout(io.StringIO()):
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 records = [evaluate(replace(config, **chosen, seed=seed), net, step) for seed in range(seeds)]
             fids = [next(value for key, value in record.items() if key.startswith('FID')) for record in records]
             yield name, calls, fids, records[-1]['seconds']
@@ -47,7 +48,7 @@ def draw(rows, path):
 
     figure = Figure(figsize=(6, 4), dpi=100, layout='constrained')
     axes = figure.add_subplot()
-    for name in SOLVERS:
+    for name in dict.fromkeys(row['solver'] for row in rows):
         own = [row for row in rows if row['solver'] == name]
         calls = [row['calls'] for row in own]
         (line,) = axes.plot(calls, [mean(row['FID']) for row in own], marker='o', markersize=4, label=name)
@@ -66,6 +67,7 @@ def main():
     seeds = next((int(word.split('=')[1]) for word in sys.argv if word.startswith('--seeds=')), 3)
     flags.parse_flags([word for word in sys.argv if not word.startswith('--seeds=')])
     logging.disable(logging.WARNING)
+    warnings.simplefilter('ignore')
     config, given = flags.configuration()
     config, net, step = restore(config, given)
     rows = []
