@@ -192,6 +192,37 @@ def test_the_checkpoint_decides_the_network_and_the_flags_given_the_sampler(logd
     assert status == 2 and '--ch=64 (trained with 32)' in error
 
 
+HIGHER = [['--order=2'], ['--order=2', '--eta=0'], ['--order=3', '--corrector', '--eta=0'], ['--corrector', '--eta=0']]
+
+
+@pytest.mark.parametrize('flags', HIGHER, ids=' '.join)
+def test_every_solver_draws_the_same_in_any_batches(logdir, tmp_path, cli, flags):
+    argv = ['--sample', f'--logdir={logdir / "grey"}', '--weights=net', '--num_images=5', '--sample_steps=5', *flags]
+    for size in (2, 5):
+        assert cli(*argv, f'--sample_batch_size={size}', f'--out={tmp_path / str(size)}')[0] == 0
+    two, five = (images_in(tmp_path / str(size)).astype(int) for size in (2, 5))
+    assert abs(two - five).max() <= 1 and five.std() > 10
+    record = json.loads((tmp_path / '5' / 'samples.json').read_text())
+    assert f'--order={record["order"]}' in flags or record['order'] == 1
+    assert record['corrector'] == ('--corrector' in flags)
+
+
+@pytest.mark.parametrize('flags', HIGHER, ids=' '.join)
+@pytest.mark.parametrize('kind', [
+    ['--cond', '--guidance=2'],
+    ['--mean_type=v', '--clip_denoised'],
+    ['--mean_type=xprev'],
+    ['--loss=hybrid', '--var_type=learned_range'],
+    ['--dataset=s_curve', '--net=point_mlp', '--prior=data'],
+], ids=' '.join)  # fmt: skip
+def test_every_solver_draws_from_every_kind_of_model(tmp_path, cli, flags, kind):
+    argv = [*TINY, '--total_steps=2', f'--logdir={tmp_path}', *kind]
+    assert cli(*argv, '--train', '--sample', '--sample_steps=4', *flags)[0] == 0
+    drawn = np.load(tmp_path / 'samples' / ('points.npz' if '--net=point_mlp' in kind else 'samples.npz'))
+    values = drawn[drawn.files[0]]
+    assert np.isfinite(values).all() and values.std() > 0.1
+
+
 def test_listed_timesteps_stand_in_place_of_a_number(logdir, tmp_path, cli):
     argv = ['--sample', f'--logdir={logdir / "grey"}', '--num_images=2']
     listed, counted = (tmp_path / name for name in ('listed', 'counted'))
