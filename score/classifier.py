@@ -1,13 +1,14 @@
 """Trains a small CNN on the labels of a data set, to have features for images that are not natural ones."""
 
+import json
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from .files import ScoreError, Unscorable, atomic_write, file_sha256, load_torch
-from .images import unit_range
-from .progress import silent
-from .source import from_text, to_text
+from .images import silent, unit_range
+from .source import from_text
 
 FEATURE_DIM = 128
 
@@ -101,7 +102,7 @@ def cache_classifier(path, data, *, source=None, seed=0, steps=1000, device='cpu
         'shape': list(images.shape[1:]),
         'num_classes': network.fc.out_features,
         'test_accuracy': accuracy(network, test_images, test_labels),
-        **({} if source is None else {'source': to_text(source)}),
+        **({} if source is None else {'source': json.dumps(source)}),
     }
     with atomic_write(path) as f:
         torch.save(saved, f)

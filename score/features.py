@@ -11,8 +11,7 @@ import torch
 
 from . import classifier, inception
 from .files import ScoreError, check_writable
-from .images import check_images
-from .progress import silent
+from .images import check_images, silent
 from .source import StaleError, check_source
 
 

@@ -4,10 +4,10 @@ import warnings
 
 import torch
 
+from .images import silent
 from .inception_score import SplitSums
 from .kid import FeatureSample
 from .metrics import METRICS, Gathered, compute_figures
-from .progress import silent
 from .statistics import Moments, Statistics, exact_device
 
 

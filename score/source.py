@@ -25,11 +25,6 @@ def check_source(path, made, asked):
         raise StaleError(path, f'made {words}')
 
 
-def to_text(source):
-    """Writes a source as JSON."""
-    return json.dumps(source)
-
-
 def from_text(text):
     """Reads a source from JSON. Raises ValueError if the text is no JSON object."""
     source = json.loads(text)
