@@ -6,14 +6,13 @@ Every key of a file and every shape must be accounted for.
 
 import json
 import re
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import safetensors
 import torch
 
-from model import UNet
-from process.solvers import learns_variance
-from run import checkpoint
+from run import build, checkpoint
 from run.checkpoint import CheckpointError
 
 TIME_TABLE = 'time_embedding.timembedding.0'  # computed from T; only pytorch-ddpm keeps it with the weights
@@ -172,20 +171,8 @@ def network(flags):
 
     Raises ValueError as `UNet` does.
     """
-    channels = flags['channels']
-    return UNet(
-        flags.get('T', 1),
-        flags['ch'],
-        flags['ch_mult'],
-        flags['attn'],
-        flags['num_res_blocks'],
-        dropout=0.0,
-        arch=flags['arch'],
-        img_channels=channels,
-        out_channels=channels * (1 + learns_variance(flags.get('var_type', 'fixedlarge'))),
-        num_classes=flags['num_classes'],
-        head_dim=flags.get('head_dim', 0),
-    )
+    told = {'T': 1, 'var_type': 'fixedlarge', 'head_dim': 0, **flags}
+    return build.network(SimpleNamespace(**{**told, 'net': 'unet', 'dropout': 0.0, 'img_size': None}))
 
 
 def rows(flags, names):
