@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .files import ScoreError, Unscorable, atomic_write, file_sha256, load_torch
+from .files import ScoreError, Unscorable, atomic_write, file_digest, load_torch
 from .images import silent, unit_range
 from .source import from_text
 
@@ -125,4 +125,4 @@ def load_classifier(path):
     except (KeyError, IndexError, RuntimeError, TypeError, AttributeError, ValueError) as error:
         reason = ' '.join(str(error).split())[:160]
         raise ScoreError(f'{path}: not a cached classifier ({reason}); delete it and train it anew') from None
-    return network.eval().requires_grad_(False), info, file_sha256(path)
+    return network.eval().requires_grad_(False), info, file_digest(path)

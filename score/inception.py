@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from .files import ScoreError, download, file_sha256, load_torch
+from .files import ScoreError, download, file_digest, load_torch
 from .images import eight_bit, rgb, unit_range
 
 FEATURE_DIM, NUM_CLASSES, INPUT_SIZE = 2048, 1008, 299
@@ -86,7 +86,7 @@ def load_inception(path=None, sha256=WEIGHTS_SHA256):
     Raises ScoreError if the file is missing, damaged or a different one.
     """
     file = weights_file(path)
-    digest = file_sha256(file)
+    digest = file_digest(file)
     if not digest.startswith(sha256):
         raise ScoreError(
             f'{file}: sha256 begins with {digest[:8]}, not {sha256}: truncated, or not the published weights; '
