@@ -250,20 +250,14 @@ def load_feature_net(config):
 
     With the FID Inception at random weights and 300 images a side, bf16 shifted FID by -0.8% (34.65 to 34.36).
     """
-    weights, source = config.inception_weights or None, None
-    if config.feature_net == 'classifier':
-        weights = f'{_stem(config)}.classifier.pt'
-        # The first rank of each machine checks the file or trains it; its other ranks use the result.
-        source = None if distributed.local_rank() else inputs.labelled_identity(config)
-    return score.FEATURE_NETS[config.feature_net](
-        weights,
-        protocol=config.fid_protocol,
-        precision='bf16' if config.precision == 'bf16' else 'fp32',
-        device=hardware.device(config),
-        data=lambda: inputs.labelled(config),
-        source=source,
-        progress=progress.bar,
-    )
+    make = score.FEATURE_NETS[config.feature_net]
+    how = {'precision': 'bf16' if config.precision == 'bf16' else 'fp32', 'device': hardware.device(config)}
+    if config.feature_net == 'inception':
+        return make(config.inception_weights or None, protocol=config.fid_protocol, **how)
+    # The first rank of each machine checks the file or trains it; its other ranks use the result.
+    source = None if distributed.local_rank() else inputs.labelled_identity(config)
+    path = f'{_stem(config)}.classifier.pt'
+    return make(path, data=lambda: inputs.labelled(config), source=source, progress=progress.bar, **how)
 
 
 def statistics_path(config):

@@ -89,14 +89,14 @@ def train_classifier(images, labels, *, seed=0, steps=1000, batch_size=128, devi
     return network.eval().requires_grad_(False)
 
 
-def cache_classifier(path, data, *, source=None, seed=0, steps=1000, device='cpu', progress=silent):
+def cache_classifier(path, data, *, source=None, steps=1000, device='cpu', progress=silent):
     """Trains a classifier and writes it to `path` with its image shape, number of classes, test accuracy and source.
 
     data: (images, labels, test_images, test_labels), uint8 [N, C, H, W] and int64 [N]. source: a dict that says what
     the images are, for `check_source`, or None.
     """
     images, labels, test_images, test_labels = data
-    network = train_classifier(images, labels, seed=seed, steps=steps, device=device, progress=progress)
+    network = train_classifier(images, labels, steps=steps, device=device, progress=progress)
     saved = {
         'state': network.cpu().state_dict(),
         'shape': list(images.shape[1:]),

@@ -98,21 +98,11 @@ def assemble(network, precision, device, **fields):
     return FeatureNet(precision=precision, device=device, trunk=network, head=network.head, **fields)
 
 
-def inception_net(
-    weights=None,
-    *,
-    protocol='pytorch',
-    precision='fp32',
-    device='cpu',
-    data=None,
-    source=None,
-    progress=silent,
-    sha256=inception.WEIGHTS_SHA256,
-):
+def inception_net(weights=None, *, protocol='pytorch', precision='fp32', device='cpu', sha256=inception.WEIGHTS_SHA256):
     """Makes a FeatureNet of the FID Inception (arXiv:1512.00567, graph of 2015-12-05): 2048 features, 1008 logits.
 
     weights: the path of the standard weights, by default torch's hub cache, into which they are downloaded once.
-    protocol: a key of PROTOCOLS. precision: a key of PRECISIONS. sha256: see `load_inception`. The rest is not used.
+    protocol: a key of PROTOCOLS. precision: a key of PRECISIONS. sha256: see `load_inception`.
 
     Raises ScoreError for unusable weights, ValueError for an unknown protocol or precision.
     """
@@ -132,16 +122,13 @@ def inception_net(
     )
 
 
-def classifier_net(
-    weights, *, protocol='pytorch', precision='fp32', device='cpu', data=None, source=None, progress=silent, seed=0
-):
+def classifier_net(weights, *, precision='fp32', device='cpu', data=None, source=None, progress=silent):
     """Makes a FeatureNet of a small CNN trained on the labels of the data set: 128 features, one logit per class.
 
     weights: the path of the cached network. If it is missing, or was made from other data than `source` says, it is
     trained and written there first. data: a function without arguments that gives (images, labels, test_images,
     test_labels), uint8 [N, C, H, W] and int64 [N]; it is called only for training. source: a dict that says what the
-    data is, or None. progress: what shows the progress of training, called as tqdm is. protocol: not used, because the
-    images are neither resized nor requantised.
+    data is, or None. progress: what shows the progress of training, called as tqdm is.
 
     Raises ScoreError if the file is unusable. So it does if the network must be trained and there is no data.
     """
@@ -151,7 +138,7 @@ def classifier_net(
         check_writable(weights, why)
         images = data()
         logging.info('%s %s: training a classifier on %d images', weights, why, len(images[0]))
-        classifier.cache_classifier(weights, images, source=source, seed=seed, device=device, progress=progress)
+        classifier.cache_classifier(weights, images, source=source, device=device, progress=progress)
     network, info, digest = classifier.load_classifier(weights)
     if why:
         logging.info('it reads %.1f%% of %d test images as labelled', 100 * info['test_accuracy'], len(images[2]))
@@ -163,7 +150,7 @@ def classifier_net(
         dim=classifier.FEATURE_DIM,
         num_classes=info['num_classes'],
         weights_hash=digest,
-        protocol='native',
+        protocol='native',  # the images are neither resized nor requantised
         prepare=partial(classifier.classifier_input, shape=info['shape']),
         test_accuracy=info['test_accuracy'],
     )
