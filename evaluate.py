@@ -309,8 +309,8 @@ def load_statistics(config, feature_net, checked=True):
     images = inputs.dataset(config, split)
     source = inputs.identity(config, split, images)  # taken before the images are read: they may change meanwhile
     logging.info('%s %s: building it from the %d images of %s', path, why, len(images), config.dataset)
-    batches = (x for x, _ in inputs.in_order(config, images))
-    built = score.build_statistics(feature_net, batches, len(images), progress.bar)
+    batches = progress.counted(inputs.in_order(config, images), 'statistics', len(images), 'image')
+    built = score.build_statistics(feature_net, (x for x, _ in batches), len(images))
     score.save_statistics(path, dataclasses.replace(built, source=source))
     return score.load_statistics(path, feature_net)
 

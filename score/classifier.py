@@ -1,16 +1,19 @@
 """Trains a small CNN on the labels of a data set, to have features for images that are not natural ones."""
 
 import json
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from tqdm import tqdm
 
 from .files import ScoreError, Unscorable, atomic_write, file_digest, load_torch
-from .images import silent, unit_range
+from .images import unit_range
 from .source import from_text
 
 FEATURE_DIM = 128
+silent = partial(tqdm, disable=True)  # the progress of a task that shows none
 
 
 class Classifier(nn.Module):

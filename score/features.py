@@ -11,7 +11,7 @@ import torch
 
 from . import classifier, inception
 from .files import ScoreError, check_writable
-from .images import check_images, silent
+from .images import check_images
 from .source import StaleError, check_source
 
 
@@ -35,14 +35,8 @@ def full_fp32(device):
             kind.fp32_precision = precision
 
 
-@contextmanager
-def bf16(device):
-    """Computes the convolutions in bfloat16. What comes after the feature maps stays in float32."""
-    with torch.autocast(device.type, torch.bfloat16):
-        yield
-
-
-PRECISIONS = {'fp32': full_fp32, 'bf16': bf16}
+# The context in which a trunk computes. What comes after the feature maps is in float32 with either.
+PRECISIONS = {'fp32': full_fp32, 'bf16': lambda device: torch.autocast(device.type, torch.bfloat16)}
 
 
 @dataclass(frozen=True)
@@ -122,7 +116,7 @@ def inception_net(weights=None, *, protocol='pytorch', precision='fp32', device=
     )
 
 
-def classifier_net(weights, *, precision='fp32', device='cpu', data=None, source=None, progress=silent):
+def classifier_net(weights, *, precision='fp32', device='cpu', data=None, source=None, progress=classifier.silent):
     """Makes a FeatureNet of a small CNN trained on the labels of the data set: 128 features, one logit per class.
 
     weights: the path of the cached network. If it is missing, or was made from other data than `source` says, it is

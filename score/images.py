@@ -1,14 +1,11 @@
 """Says what a batch of images is: [N, C, H, W], C 1 or 3, uint8 in [0, 255] or float in [0, 1]."""
 
-from functools import partial
 from itertools import islice
 
 import torch
 from tqdm import tqdm
 
 from .files import Unscorable
-
-silent = partial(tqdm, disable=True)  # for `progress`, an argument that is called as tqdm is: (iterable, desc=...)
 
 
 def check_images(images):
