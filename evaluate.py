@@ -266,11 +266,7 @@ def statistics_path(config):
         return config.fid_cache
     usual = config.feature_net == 'inception' and config.fid_protocol == 'pytorch'
     made = '' if usual else f'.{config.fid_protocol if config.feature_net == "inception" else config.feature_net}'
-    return f'{_stem(config)}.{_split(config)}{made}.npz'
-
-
-def _split(config):
-    return config.split or 'train'
+    return f'{_stem(config)}.{config.split or "train"}{made}.npz'
 
 
 def _stem(config):
@@ -293,7 +289,7 @@ def load_statistics(config, feature_net, checked=True):
 
     Raises ScoreError if statistics are unusable, DataError if they cannot be built or compared.
     """
-    path, split = statistics_path(config), _split(config)
+    path, split = statistics_path(config), config.split or 'train'
     why = 'is missing'
     if os.path.exists(path):
         try:

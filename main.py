@@ -129,18 +129,13 @@ def exits(status, *errors):
     try:
         yield
     except errors as error:
-        message = ' '.join(str(error).split()) + _remedy(error)
+        full = getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        message = ' '.join(str(error).split()) + ': make room and run the same command again' * full
         if not distributed.rank():
             print(f'main.py: error: {message}', file=sys.stderr)
         elif status != 2:  # rank 0 reports wrong flags for all
             print(f'main.py: error: rank {distributed.rank()}: {message}', file=sys.stderr)
         sys.exit(status)
-
-
-def _remedy(error):
-    if getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return ': make room and run the same command again'
-    return ''
 
 
 def configuration():

@@ -22,10 +22,6 @@ STEPS = 2  # sampling steps per call
 GPU_OPTIONS = {'without graphs': {}}
 
 
-def _variants(config, **flags):
-    return replace(config, **flags)
-
-
 def _rivals(config, options):
     rivals = {}
     if options.reference:
@@ -36,7 +32,7 @@ def _rivals(config, options):
 
 def precisions(config):
     """Return the precisions that the device computes in. An emulated one tells nothing and would take an hour."""
-    native = hardware.precision(_variants(config, precision='auto')) == torch.bfloat16
+    native = hardware.precision(replace(config, precision='auto')) == torch.bfloat16
     return ['fp32', 'bf16'] if native else ['fp32']
 
 
@@ -56,7 +52,7 @@ def training(config, options):
     x_0 = torch.randn(options.batch_size, 3, config.img_size, config.img_size, device=hardware.device(config))
     steps = {name: lambda rival=rival: rival.train_step(x_0) for name, rival in _rivals(config, options).items()}
     for name, (precision, wanted) in _ours(config, options).items():
-        run = train.Run(_variants(config, precision=precision, compile='off', batch_size=options.batch_size))
+        run = train.Run(replace(config, precision=precision, compile='off', batch_size=options.batch_size))
         if wanted is not None:
             run.loss.compile(**wanted)
         steps[name] = lambda run=run: run.update(x_0)
@@ -66,7 +62,7 @@ def training(config, options):
 def sampling(config, options, steps=STEPS):
     """Take one step of ancestral sampling on a batch, noise included."""
     device = hardware.device(config)
-    config = _variants(config, sample_steps=steps)
+    config = replace(config, sample_steps=steps)
     x_T = torch.randn(options.batch_size, 3, config.img_size, config.img_size, device=device)
     walks = {name: lambda rival=rival: rival.sample(x_T, steps) for name, rival in _rivals(config, options).items()}
     net = build.network(config).to(device).eval()
@@ -74,7 +70,7 @@ def sampling(config, options, steps=STEPS):
         {'ours, fp32 compiled': ('fp32', compiling.options(config))} if options.compile else {}
     )
     for name, (precision, wanted) in kinds.items():
-        model = Inference(net, hardware.precision(_variants(config, precision=precision)))
+        model = Inference(net, hardware.precision(replace(config, precision=precision)))
         if wanted is not None:
             model.compile(**wanted)
         sampler = build.sampler(config, model).to(device)
