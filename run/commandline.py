@@ -107,10 +107,9 @@ def help_text(doc, groups, flags):
         lines += ['', f'{group.heading}:']
         for flag in group.flags:
             name, text = _described(flags[flag.name])
-            wrapped = textwrap.wrap(text, width - 30)
             lines += [f'  {name}'] if len(name) > 26 else []
             first = '' if len(name) > 26 else f'  {name}'
-            lines += [f'{first:30}{wrapped[0]}', *(f'{"":30}{line}' for line in wrapped[1:])]
+            lines += textwrap.wrap(text, width, initial_indent=f'{first:30}', subsequent_indent=' ' * 30)
     return '\n'.join(lines)
 
 
