@@ -10,6 +10,7 @@ import io
 import math
 import os
 import time
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -145,21 +146,15 @@ def controls(config, sampler, walk, wanted):
         y = labels.of_indices(config, range(wanted.n))
         if not walk.frames:
             remember(walk)
-        states = (
-            sampler.trajectory(walk.x, y, walk.t, noise=walk.noise)
-            if denoise
-            else ((t, x_t, None) for t, x_t in sampler.diffuse(walk.x, walk.t, noise=walk.noise))
-        )
+        if denoise:
+            states = sampler.trajectory(walk.x, y, walk.t, noise=walk.noise)
+        else:
+            states = ((t, x_t, None) for t, x_t in sampler.diffuse(walk.x, walk.t, noise=walk.noise))
         go(config, walk, view, islice(states, wanted.steps), wanted.steps)
         st.rerun()
     if len(walk.frames) > 1:
-        st.download_button(
-            'Download the animation',
-            lambda: animation(walk.frames),
-            'diffusion.gif',
-            'image/gif',
-            on_click='ignore',
-        )
+        gif = partial(animation, walk.frames)
+        st.download_button('Download the animation', gif, 'diffusion.gif', 'image/gif', on_click='ignore')
 
 
 def go(config, walk, view, states, steps):

@@ -30,9 +30,8 @@ def evaluate(config, net, step=None, interrupted=lambda: False):
     """Draw --num_images (default 50,000) with `net` and score them in a stream.
 
     Returns the record, or None if interrupted. Each rank draws and scores a share of the images; rank 0 returns the
-    record, the others None.
-
-    Appends the record as one JSON line to logdir/eval.txt and writes samples_ema.png (256 images, 16 a row) beside it.
+    record, the others None. Appends the record as one JSON line to logdir/eval.txt and writes samples_ema.png (256
+    images, 16 a row) beside it.
 
     Raises ScoreError if weights or statistics are unusable, DataError if statistics cannot be built.
     """
@@ -107,8 +106,7 @@ def _score_points(config, net, interrupted):
 def evaluate_images(config, given):
     """Score --images: a folder, zip or npz of images, or an npz of statistics. Print and return the record.
 
-    given: config keys of the flags that the user set. Without --dataset among
-    them, --fid_cache may hold any data set.
+    given: config keys of the flags that the user set. Without --dataset among them, --fid_cache may hold any data set.
 
     Raises as `evaluate`, and DataError if the images cannot be read or compared.
     """
@@ -119,7 +117,8 @@ def evaluate_images(config, given):
     compared = load_statistics(config, feature_net, checked='dataset' in given or not config.fid_cache)
     if holds_statistics(config.images):
         statistics = score.load_statistics(config.images, feature_net)
-        result, what = compare(statistics, compared, config.fid_use_torch), _describe_source(statistics)
+        result = score.compare_statistics(statistics, compared, config.fid_use_torch)
+        result['n'], what = statistics.made.get('n'), _describe_source(statistics)
         same = statistics.source is not None and statistics.source == compared.source
     else:
         result, what = _score_files(config, feature_net, compared)
@@ -178,19 +177,13 @@ class Seen:
         if len(self.shapes) > 1:
             shape, n = self.shapes.most_common()[-1]
             name = _name(path, self.first[shape])
-            logging.warning(
-                '%s holds images of %d shapes: %d of %s, %s the first', path, len(self.shapes), n, _shape(*shape), name
-            )
-        usual = self.shapes.most_common(1)[0][0]
-        reference = tuple(
-            source.get(key, own) for key, own in zip(('channels', 'img_size', 'img_size'), usual, strict=True)
-        )
+            text = '%s holds images of %d shapes: %d of %s, %s the first'
+            logging.warning(text, path, len(self.shapes), n, _shape(*shape), name)
+        usual = channels, height, width = self.shapes.most_common(1)[0][0]
+        reference = source.get('channels', channels), source.get('img_size', height), source.get('img_size', width)
         if usual != reference:
-            logging.warning(
-                'images of %s are compared with those of %s: the score counts that difference too',
-                _shape(*usual),
-                _shape(*reference),
-            )
+            text = 'images of %s are compared with those of %s: the score counts that difference too'
+            logging.warning(text, _shape(*usual), _shape(*reference))
 
 
 def _shape(channels, height, width):
@@ -209,11 +202,6 @@ def _describe_source(statistics):
     split = f', {source["split"]} split' if 'split' in source else ''
     size = source.get('img_size')
     return f'{n} images of {_shape(source.get("channels"), size, size)}, from {source.get("from")}{split}'
-
-
-def compare(statistics, compared, use_torch):
-    """Return FID and, if both keep features, KID of two sets of statistics. There is no IS: it needs the images."""
-    return score.compare_statistics(statistics, compared, use_torch) | {'n': statistics.made.get('n')}
 
 
 def report(config, feature_net, compared, result, what, seconds):
@@ -251,20 +239,14 @@ def load_feature_net(config):
 
     With the FID Inception at random weights and 300 images a side, bf16 shifted FID by -0.8% (34.65 to 34.36).
     """
-    weights, source = config.inception_weights or None, None
-    if config.feature_net == 'classifier':
-        weights = f'{_stem(config)}.classifier.pt'
-        # The first rank of each machine checks the file or trains it; its other ranks use the result.
-        source = None if distributed.local_rank() else inputs.labelled_identity(config)
-    return score.FEATURE_NETS[config.feature_net](
-        weights,
-        protocol=config.fid_protocol,
-        precision='bf16' if config.precision == 'bf16' else 'fp32',
-        device=hardware.device(config),
-        data=lambda: inputs.labelled(config),
-        source=source,
-        progress=progress.bar,
-    )
+    make = score.FEATURE_NETS[config.feature_net]
+    how = {'precision': 'bf16' if config.precision == 'bf16' else 'fp32', 'device': hardware.device(config)}
+    if config.feature_net == 'inception':
+        return make(config.inception_weights or None, protocol=config.fid_protocol, **how)
+    # The first rank of each machine checks the file or trains it; its other ranks use the result.
+    source = None if distributed.local_rank() else inputs.labelled_identity(config)
+    path = f'{_stem(config)}.classifier.pt'
+    return make(path, data=lambda: inputs.labelled(config), source=source, progress=progress.bar, **how)
 
 
 def statistics_path(config):
@@ -273,17 +255,13 @@ def statistics_path(config):
         return config.fid_cache
     usual = config.feature_net == 'inception' and config.fid_protocol == 'pytorch'
     made = '' if usual else f'.{config.fid_protocol if config.feature_net == "inception" else config.feature_net}'
-    return f'{_stem(config)}.{_split(config)}{made}.npz'
-
-
-def _split(config):
-    return config.split or 'train'
+    return f'{_stem(config)}.{config.split or "train"}{made}.npz'
 
 
 def _stem(config):
     """Return stats/cifar10, stats/mnist32 or, since folders may share a name, stats/faces-64-<hash of the paths>."""
     if config.dataset in dataset.DATASETS:
-        size = '' if inputs.is_native(config) else str(config.img_size)
+        size = '' if dataset.DATASETS[config.dataset].size == config.img_size else str(config.img_size)
         colour = '' if config.image_channels == 'auto' else f'-{config.image_channels}channels'
         return os.path.join('stats', config.dataset + size + colour)
     paths = [os.path.realpath(path) for path in (config.dataset, config.test_dataset) if path]
@@ -300,7 +278,7 @@ def load_statistics(config, feature_net, checked=True):
 
     Raises ScoreError if statistics are unusable, DataError if they cannot be built or compared.
     """
-    path, split = statistics_path(config), _split(config)
+    path, split = statistics_path(config), config.split or 'train'
     why = 'is missing'
     if os.path.exists(path):
         try:
@@ -316,8 +294,8 @@ def load_statistics(config, feature_net, checked=True):
     images = inputs.dataset(config, split)
     source = inputs.identity(config, split, images)  # taken before the images are read: they may change meanwhile
     logging.info('%s %s: building it from the %d images of %s', path, why, len(images), config.dataset)
-    batches = (x for x, _ in inputs.in_order(config, images))
-    built = score.build_statistics(feature_net, batches, len(images), progress.bar)
+    batches = progress.counted(inputs.in_order(config, images), 'statistics', len(images), 'image')
+    built = score.build_statistics(feature_net, (x for x, _ in batches), len(images))
     score.save_statistics(path, dataclasses.replace(built, source=source))
     return score.load_statistics(path, feature_net)
 

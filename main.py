@@ -129,18 +129,13 @@ def exits(status, *errors):
     try:
         yield
     except errors as error:
-        message = ' '.join(str(error).split()) + _remedy(error)
+        full = getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        message = ' '.join(str(error).split()) + ': make room and run the same command again' * full
         if not distributed.rank():
             print(f'main.py: error: {message}', file=sys.stderr)
         elif status != 2:  # rank 0 reports wrong flags for all
             print(f'main.py: error: rank {distributed.rank()}: {message}', file=sys.stderr)
         sys.exit(status)
-
-
-def _remedy(error):
-    if getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return ': make room and run the same command again'
-    return ''
 
 
 def configuration():
@@ -160,7 +155,7 @@ def flagfile(config):
     for flag in declared():
         value = getattr(config, flag.config_key)
         if flag.role != 'action' and value is not None:
-            lines.append(f'{commandline.written(FLAGS[flag.name], value)}\n')
+            lines.append(f'{FLAGS[flag.name]._serialize(value)}\n')  # serialize() would write the flag's own value
     return ''.join(lines)
 
 

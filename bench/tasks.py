@@ -14,16 +14,10 @@ from run import build, compiling, hardware
 from run.config import replace
 from score import calculate_frechet_distance
 from score.features import assemble
-from score.inception import FEATURE_DIM, NUM_CLASSES, pytorch_input
+from score.inception import pytorch_input
 from score.inception_network import FIDInception
 
 STEPS = 2  # sampling steps per call
-# Options of inductor that are timed on a GPU in addition to what --compile=on uses.
-GPU_OPTIONS = {'without graphs': {}}
-
-
-def _variants(config, **flags):
-    return replace(config, **flags)
 
 
 def _rivals(config, options):
@@ -36,7 +30,7 @@ def _rivals(config, options):
 
 def precisions(config):
     """Return the precisions that the device computes in. An emulated one tells nothing and would take an hour."""
-    native = hardware.precision(_variants(config, precision='auto')) == torch.bfloat16
+    native = hardware.precision(replace(config, precision='auto')) == torch.bfloat16
     return ['fp32', 'bf16'] if native else ['fp32']
 
 
@@ -47,7 +41,7 @@ def _ours(config, options):
         best = precisions(config)[-1]
         kinds[f'ours, {best} compiled'] = best, compiling.options(config)
         if hardware.device(config).type == 'cuda':
-            kinds |= {f'ours, {best} {name}': (best, wanted) for name, wanted in GPU_OPTIONS.items()}
+            kinds[f'ours, {best} without graphs'] = best, {}  # in addition to what --compile=on uses
     return kinds
 
 
@@ -56,25 +50,25 @@ def training(config, options):
     x_0 = torch.randn(options.batch_size, 3, config.img_size, config.img_size, device=hardware.device(config))
     steps = {name: lambda rival=rival: rival.train_step(x_0) for name, rival in _rivals(config, options).items()}
     for name, (precision, wanted) in _ours(config, options).items():
-        run = train.Run(_variants(config, precision=precision, compile='off', batch_size=options.batch_size))
+        run = train.Run(replace(config, precision=precision, compile='off', batch_size=options.batch_size))
         if wanted is not None:
             run.loss.compile(**wanted)
         steps[name] = lambda run=run: run.update(x_0)
     return steps
 
 
-def sampling(config, options, steps=STEPS):
+def sampling(config, options):
     """Take one step of ancestral sampling on a batch, noise included."""
     device = hardware.device(config)
-    config = _variants(config, sample_steps=steps)
+    config = replace(config, sample_steps=STEPS)
     x_T = torch.randn(options.batch_size, 3, config.img_size, config.img_size, device=device)
-    walks = {name: lambda rival=rival: rival.sample(x_T, steps) for name, rival in _rivals(config, options).items()}
+    walks = {name: lambda rival=rival: rival.sample(x_T, STEPS) for name, rival in _rivals(config, options).items()}
     net = build.network(config).to(device).eval()
-    kinds = _ours(config, options) | (
-        {'ours, fp32 compiled': ('fp32', compiling.options(config))} if options.compile else {}
-    )
+    kinds = _ours(config, options)
+    if options.compile:
+        kinds['ours, fp32 compiled'] = 'fp32', compiling.options(config)
     for name, (precision, wanted) in kinds.items():
-        model = Inference(net, hardware.precision(_variants(config, precision=precision)))
+        model = Inference(net, hardware.precision(replace(config, precision=precision)))
         if wanted is not None:
             model.compile(**wanted)
         sampler = build.sampler(config, model).to(device)
@@ -84,11 +78,7 @@ def sampling(config, options, steps=STEPS):
 
 def ema(config, options):
     """Average the weights after a training step."""
-    rivals = _rivals(config, options)
-    rival = rivals.get('pytorch-ddpm')
-    averages = {'pytorch-ddpm': rival.average} if rival else {}
-    diffusers = rivals['diffusers']
-    averages['diffusers'] = lambda: diffusers.ema.step(diffusers.net.parameters())
+    averages = {name: rival.average for name, rival in _rivals(config, options).items()}
     net = build.network(config).to(hardware.device(config))
     trained = [p for p in net.parameters() if p.requires_grad]
     averaged = [p for p in copy.deepcopy(net).parameters() if p.requires_grad]
@@ -112,8 +102,8 @@ def optimizer(config, options):
 def frechet(config, options):
     """Compute the distance between two 2048-d Gaussians of full rank, with scipy's sqrtm of the product and our way."""
     rng = np.random.default_rng(0)
-    scale = np.exp(rng.normal(size=FEATURE_DIM))
-    sides = [rng.normal(size=(3000, FEATURE_DIM)) * scale + 0.1 * i for i in range(2)]
+    scale = np.exp(rng.normal(size=2048))
+    sides = [rng.normal(size=(3000, 2048)) * scale + 0.1 * i for i in range(2)]
     (mu1, sigma1), (mu2, sigma2) = ((x.mean(0), np.cov(x, rowvar=False)) for x in sides)
 
     def by_sqrtm():
@@ -132,13 +122,9 @@ def inception(config, options):
     """Compute features of 32x32 images by the FID Inception with random weights, which do not alter its speed."""
     torch.manual_seed(0)
     x = torch.randint(256, (options.batch_size, 3, 32, 32), dtype=torch.uint8)
+    device = hardware.device(config)
     about = {'name': 'inception', 'weights_hash': '', 'protocol': 'pytorch', 'prepare': pytorch_input}
-    nets = {
-        precision: assemble(
-            FIDInception().eval(), precision, hardware.device(config), dim=FEATURE_DIM, num_classes=NUM_CLASSES, **about
-        )
-        for precision in precisions(config)
-    }
+    nets = {precision: assemble(FIDInception().eval(), precision, device, **about) for precision in precisions(config)}
     return {name: lambda net=net: net(x) for name, net in nets.items()}
 
 

@@ -1,7 +1,7 @@
 """Load data sets of images and points: named ones, folders and zips. loader.py makes batches of them."""
 
+# ruff: noqa: F401 (what is imported here is what this package offers)
+
 from dataset.files import DataError, ImageFiles
 from dataset.images import Images, Points, listed, load, read_images, shown
 from dataset.named import DATASETS
-
-__all__ = ['DATASETS', 'DataError', 'ImageFiles', 'Images', 'Points', 'listed', 'load', 'read_images', 'shown']

@@ -48,12 +48,9 @@ def batches(
     else:
         stream = _streamed(data, indices, device, num_workers, loader_timeout)
     mirrors = random_flip and isinstance(data, Images)
-    return _prepared(stream, data, lambda: torch.rand(batch_size, device=device)[share] < 0.5 if mirrors else None)
-
-
-def _prepared(stream, data, flips):
-    for x, y in stream:
-        yield data.prepare(x, flips()), y
+    return (
+        (data.prepare(x, torch.rand(batch_size, device=device)[share] < 0.5 if mirrors else None), y) for x, y in stream
+    )
 
 
 def check_batch_size(data, batch_size):

@@ -48,7 +48,8 @@ def model_card(config, net, step):
     config, net, step: as `restore` gives them.
     """
     folder = run_folder(config)
-    flagfile, scores = (_text(os.path.join(folder, name)) for name in ('flagfile.txt', 'eval.txt'))
+    paths = (Path(folder, name) for name in ('flagfile.txt', 'eval.txt'))
+    flagfile, scores = (path.read_text() if path.exists() else '' for path in paths)
     filled = {
         **vars(config),
         'title': os.path.basename(os.path.abspath(folder)),
@@ -64,25 +65,15 @@ def model_card(config, net, step):
     return CARD.format(**filled)
 
 
-def _text(path):
-    return Path(path).read_text() if os.path.exists(path) else ''
-
-
 def _scores_table(text):
     """Makes a table of the scores that --eval wrote, with how each was measured. text: that of eval.txt."""
     records = [json.loads(line) for line in text.splitlines()]
     if not records:
         return 'None were measured.'
     lines = ['| after step | images | scores | sampler | measured with |', '| --- | --- | --- | --- | --- |']
+    figures, columns = score.figure_names(), (recorded_keys(), ('reference', 'feature_net', 'protocol', 'precision'))
     for record in records:
-        scores = [
-            f'{key} {value:.4g}' for key, value in record.items() if key.startswith(score.figure_names()) and value
-        ]
-        sampler = [f'{key} {record[key]}' for key in recorded_keys() if key in record]
-        made = [
-            f'{key} {record[key]}' for key in ('reference', 'feature_net', 'protocol', 'precision') if key in record
-        ]
-        lines.append(
-            f'| {record["step"]} | {record["n"]} | {", ".join(scores)} | {", ".join(sampler)} | {", ".join(made)} |'
-        )
+        scores = ', '.join(f'{key} {value:.4g}' for key, value in record.items() if key.startswith(figures) and value)
+        how = [', '.join(f'{key} {record[key]}' for key in column if key in record) for column in columns]
+        lines.append(f'| {record["step"]} | {record["n"]} | {scores} | {" | ".join(how)} |')
     return '\n'.join(lines)

@@ -6,14 +6,13 @@ Every key of a file and every shape must be accounted for.
 
 import json
 import re
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import safetensors
 import torch
 
-from model import UNet
-from process.solvers import learns_variance
-from run import checkpoint
+from run import build, checkpoint
 from run.checkpoint import CheckpointError
 
 TIME_TABLE = 'time_embedding.timembedding.0'  # computed from T; only pytorch-ddpm keeps it with the weights
@@ -141,51 +140,32 @@ def describe(weights, names, path):
         raise CheckpointError(f'{path} is of another architecture: its first convolution is {tuple(head)}')
     ch, channels = head[:2]
     blocks = [f'downblocks.{level * (n + 1)}' for level in range(levels)]  # the first block of each level
+    attn = [their_key(f'{block}.attn.group_norm.weight', names, levels, n) for block in blocks]
+    label_embedding = weights.get(f'{names.outer.get("label_embedding")}.weight')
     flags = {
         'net': 'unet',
         'ch': ch,
         'ch_mult': [shape(f'{block}.block2.3.weight')[0] // ch for block in blocks],
-        'attn': [
-            level
-            for level, block in enumerate(blocks)
-            if their_key(f'{block}.attn.group_norm.weight', names, levels, n) in weights
-        ],
+        'attn': [level for level, key in enumerate(attn) if key in weights],
         'head_dim': 0,
         'num_res_blocks': n,
         'channels': channels,
-        'num_classes': 0,
+        'num_classes': 0 if label_embedding is None else len(label_embedding) - 1,
     }
     if shape('tail.2.weight')[0] == 2 * channels:  # `learned` has as many, but other programs seldom have that
         flags['var_type'] = 'learned_range'
     if names is PYTORCH_DDPM:
         flags['T'] = shape(f'{TIME_TABLE}.weight')[0]
-    label_embedding = weights.get(f'{names.outer.get("label_embedding")}.weight')
-    if label_embedding is not None:
-        flags['num_classes'] = len(label_embedding) - 1
     return flags
 
 
 def network(flags):
-    """Builds the `UNet` that flags describe, without dropout and for images of any size.
+    """Builds the `UNet` that flags describe, without dropout and for images of any size. Raises ValueError as `UNet`.
 
     flags: as `describe` gives them, with 'arch'. If they lack T, the time table has one row.
-
-    Raises ValueError as `UNet` does.
     """
-    channels = flags['channels']
-    return UNet(
-        flags.get('T', 1),
-        flags['ch'],
-        flags['ch_mult'],
-        flags['attn'],
-        flags['num_res_blocks'],
-        dropout=0.0,
-        arch=flags['arch'],
-        img_channels=channels,
-        out_channels=channels * (1 + learns_variance(flags.get('var_type', 'fixedlarge'))),
-        num_classes=flags['num_classes'],
-        head_dim=flags.get('head_dim', 0),
-    )
+    told = {'T': 1, 'var_type': 'fixedlarge', 'head_dim': 0, **flags}
+    return build.network(SimpleNamespace(**{**told, 'net': 'unet', 'dropout': 0.0, 'img_size': None}))
 
 
 def rows(flags, names):

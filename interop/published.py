@@ -3,7 +3,6 @@
 pesser/pytorch_diffusion converted, named and published them. Each file is checked against its published md5.
 """
 
-import hashlib
 import logging
 import os
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import NamedTuple
 from run import files
 from run.checkpoint import CheckpointError
 from score.files import download as download_file
+from score.files import file_digest
 
 
 class Published(NamedTuple):
@@ -81,9 +81,5 @@ def _cached(name, published):
 
 def _check_md5(file, path, url, md5, remedy):
     """Raises CheckpointError unless a file, which is or will be at `path`, has the md5 of what `url` holds."""
-    digest = hashlib.md5(usedforsecurity=False)
-    with open(file, 'rb') as opened:
-        while piece := opened.read(1 << 20):
-            digest.update(piece)
-    if (found := digest.hexdigest()) != md5:
+    if (found := file_digest(file, 'md5')) != md5:
         raise CheckpointError(f'{path} is not what was published ({url}, md5 {md5}): its md5 is {found}; {remedy}')

@@ -87,11 +87,6 @@ def explain(error, known, origins):
     return f'there is no flag --{name}{of_file}: ' + (f'is it {" or ".join(near)}?' if near else '--help lists all')
 
 
-def written(flag, value):
-    """Return the line of a flagfile that sets an absl flag to `value`."""
-    return flag._serialize(value)  # serialize() would write the flag's own value
-
-
 def sections(argv):
     """Return the groups of flags in the order of --help: what to do, the groups of the verbs in argv, the others."""
     verbs = {_name(word) for word in argv[1:] if word.startswith('-')}
@@ -107,10 +102,9 @@ def help_text(doc, groups, flags):
         lines += ['', f'{group.heading}:']
         for flag in group.flags:
             name, text = _described(flags[flag.name])
-            wrapped = textwrap.wrap(text, width - 30)
             lines += [f'  {name}'] if len(name) > 26 else []
             first = '' if len(name) > 26 else f'  {name}'
-            lines += [f'{first:30}{wrapped[0]}', *(f'{"":30}{line}' for line in wrapped[1:])]
+            lines += textwrap.wrap(text, width, initial_indent=f'{first:30}', subsequent_indent=' ' * 30)
     return '\n'.join(lines)
 
 

@@ -3,6 +3,8 @@
 It scores points in the plane too, by the sliced Wasserstein distance. It knows nothing of diffusion.
 """
 
+# ruff: noqa: F401 (what is imported here is what this package offers)
+
 from .both import get_inception_and_fid_score
 from .features import FEATURE_NETS, FeatureNet, full_fp32
 from .fid import calculate_frechet_distance, get_fid_score
@@ -15,31 +17,3 @@ from .points import sliced_wasserstein
 from .scorer import Scorer, build_statistics
 from .source import StaleError, check_source
 from .statistics import Moments, Statistics, exact_device, load_statistics, save_statistics
-
-__all__ = [
-    'FEATURE_NETS',
-    'METRICS',
-    'PROTOCOLS',
-    'FeatureNet',
-    'Metric',
-    'Moments',
-    'ScoreError',
-    'Scorer',
-    'StaleError',
-    'Statistics',
-    'build_statistics',
-    'calculate_frechet_distance',
-    'check_source',
-    'check_writable',
-    'compare_statistics',
-    'exact_device',
-    'figure_names',
-    'full_fp32',
-    'get_fid_score',
-    'get_inception_and_fid_score',
-    'get_inception_score',
-    'kernel_inception_distance',
-    'load_statistics',
-    'save_statistics',
-    'sliced_wasserstein',
-]

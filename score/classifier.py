@@ -1,15 +1,19 @@
 """Trains a small CNN on the labels of a data set, to have features for images that are not natural ones."""
 
+import json
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+from tqdm import tqdm
 
-from .files import ScoreError, Unscorable, atomic_write, file_sha256, load_torch
+from .files import ScoreError, Unscorable, atomic_write, file_digest, load_torch
 from .images import unit_range
-from .progress import silent
-from .source import from_text, to_text
+from .source import from_text
 
 FEATURE_DIM = 128
+silent = partial(tqdm, disable=True)  # the progress of a task that shows none
 
 
 class Classifier(nn.Module):
@@ -52,10 +56,9 @@ def accuracy(network, images, labels, batch_size=512):
     device = next(network.parameters()).device
     hits = 0
     with torch.inference_mode():
-        for start in range(0, len(images), batch_size):
-            x = classifier_input(images[start : start + batch_size], images.shape[1:]).to(device)
-            _, logits = network.head(network(x))
-            hits += (logits.argmax(1).cpu() == labels[start : start + batch_size]).sum().item()
+        for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+            _, logits = network.head(network(classifier_input(x, x.shape[1:]).to(device)))
+            hits += (logits.argmax(1).cpu() == y).sum().item()
     return hits / len(images)
 
 
@@ -88,20 +91,20 @@ def train_classifier(images, labels, *, seed=0, steps=1000, batch_size=128, devi
     return network.eval().requires_grad_(False)
 
 
-def cache_classifier(path, data, *, source=None, seed=0, steps=1000, device='cpu', progress=silent):
+def cache_classifier(path, data, *, source=None, steps=1000, device='cpu', progress=silent):
     """Trains a classifier and writes it to `path` with its image shape, number of classes, test accuracy and source.
 
     data: (images, labels, test_images, test_labels), uint8 [N, C, H, W] and int64 [N]. source: a dict that says what
     the images are, for `check_source`, or None.
     """
     images, labels, test_images, test_labels = data
-    network = train_classifier(images, labels, seed=seed, steps=steps, device=device, progress=progress)
+    network = train_classifier(images, labels, steps=steps, device=device, progress=progress)
     saved = {
         'state': network.cpu().state_dict(),
         'shape': list(images.shape[1:]),
         'num_classes': network.fc.out_features,
         'test_accuracy': accuracy(network, test_images, test_labels),
-        **({} if source is None else {'source': to_text(source)}),
+        **({} if source is None else {'source': json.dumps(source)}),
     }
     with atomic_write(path) as f:
         torch.save(saved, f)
@@ -124,4 +127,4 @@ def load_classifier(path):
     except (KeyError, IndexError, RuntimeError, TypeError, AttributeError, ValueError) as error:
         reason = ' '.join(str(error).split())[:160]
         raise ScoreError(f'{path}: not a cached classifier ({reason}); delete it and train it anew') from None
-    return network.eval().requires_grad_(False), info, file_sha256(path)
+    return network.eval().requires_grad_(False), info, file_digest(path)

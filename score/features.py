@@ -11,8 +11,7 @@ import torch
 
 from . import classifier, inception
 from .files import ScoreError, check_writable
-from .images import check_images
-from .progress import silent
+from .images import batches, check_images
 from .source import StaleError, check_source
 
 
@@ -36,14 +35,8 @@ def full_fp32(device):
             kind.fp32_precision = precision
 
 
-@contextmanager
-def bf16(device):
-    """Computes the convolutions in bfloat16. What comes after the feature maps stays in float32."""
-    with torch.autocast(device.type, torch.bfloat16):
-        yield
-
-
-PRECISIONS = {'fp32': full_fp32, 'bf16': bf16}
+# The context in which a trunk computes. What comes after the feature maps is in float32 with either.
+PRECISIONS = {'fp32': full_fp32, 'bf16': lambda device: torch.autocast(device.type, torch.bfloat16)}
 
 
 @dataclass(frozen=True)
@@ -89,60 +82,39 @@ class FeatureNet:
 
 
 def assemble(network, precision, device, **fields):
-    """Makes a FeatureNet of `network` on `device`. Raises ValueError for an unknown precision."""
+    """Makes a FeatureNet of `network`, whose last layer is `fc`. Raises ValueError for an unknown precision."""
     if precision not in PRECISIONS:
         raise ValueError(f'precision must be one of {sorted(PRECISIONS)}, got {precision!r}')
     device = torch.device(device)
     network = network.to(device)
     if precision == 'bf16':  # fp32 keeps the layout of the reference, because another one reorders its sums
         network = network.to(memory_format=torch.channels_last)
-    return FeatureNet(precision=precision, device=device, trunk=network, head=network.head, **fields)
+    size = {'dim': network.fc.in_features, 'num_classes': network.fc.out_features}
+    return FeatureNet(precision=precision, device=device, trunk=network, head=network.head, **size, **fields)
 
 
-def inception_net(
-    weights=None,
-    *,
-    protocol='pytorch',
-    precision='fp32',
-    device='cpu',
-    data=None,
-    source=None,
-    progress=silent,
-    sha256=inception.WEIGHTS_SHA256,
-):
+def inception_net(weights=None, *, protocol='pytorch', precision='fp32', device='cpu', sha256=inception.WEIGHTS_SHA256):
     """Makes a FeatureNet of the FID Inception (arXiv:1512.00567, graph of 2015-12-05): 2048 features, 1008 logits.
 
     weights: the path of the standard weights, by default torch's hub cache, into which they are downloaded once.
-    protocol: a key of PROTOCOLS. precision: a key of PRECISIONS. sha256: see `load_inception`. The rest is not used.
+    protocol: a key of PROTOCOLS. precision: a key of PRECISIONS. sha256: see `load_inception`.
 
     Raises ScoreError for unusable weights, ValueError for an unknown protocol or precision.
     """
     if protocol not in inception.PROTOCOLS:
         raise ValueError(f'protocol must be one of {sorted(inception.PROTOCOLS)}, got {protocol!r}')
     network, digest = inception.load_inception(weights, sha256)
-    return assemble(
-        network,
-        precision,
-        device,
-        name='inception',
-        dim=inception.FEATURE_DIM,
-        num_classes=inception.NUM_CLASSES,
-        weights_hash=digest,
-        protocol=protocol,
-        prepare=inception.PROTOCOLS[protocol],
-    )
+    how = {'protocol': protocol, 'prepare': inception.PROTOCOLS[protocol]}
+    return assemble(network, precision, device, name='inception', weights_hash=digest, **how)
 
 
-def classifier_net(
-    weights, *, protocol='pytorch', precision='fp32', device='cpu', data=None, source=None, progress=silent, seed=0
-):
+def classifier_net(weights, *, precision='fp32', device='cpu', data=None, source=None, progress=classifier.silent):
     """Makes a FeatureNet of a small CNN trained on the labels of the data set: 128 features, one logit per class.
 
     weights: the path of the cached network. If it is missing, or was made from other data than `source` says, it is
     trained and written there first. data: a function without arguments that gives (images, labels, test_images,
     test_labels), uint8 [N, C, H, W] and int64 [N]; it is called only for training. source: a dict that says what the
-    data is, or None. progress: what shows the progress of training, called as tqdm is. protocol: not used, because the
-    images are neither resized nor requantised.
+    data is, or None. progress: what shows the progress of training, called as tqdm is.
 
     Raises ScoreError if the file is unusable. So it does if the network must be trained and there is no data.
     """
@@ -152,22 +124,14 @@ def classifier_net(
         check_writable(weights, why)
         images = data()
         logging.info('%s %s: training a classifier on %d images', weights, why, len(images[0]))
-        classifier.cache_classifier(weights, images, source=source, seed=seed, device=device, progress=progress)
+        classifier.cache_classifier(weights, images, source=source, device=device, progress=progress)
     network, info, digest = classifier.load_classifier(weights)
     if why:
         logging.info('it reads %.1f%% of %d test images as labelled', 100 * info['test_accuracy'], len(images[2]))
-    return assemble(
-        network,
-        precision,
-        device,
-        name='classifier',
-        dim=classifier.FEATURE_DIM,
-        num_classes=info['num_classes'],
-        weights_hash=digest,
-        protocol='native',
-        prepare=partial(classifier.classifier_input, shape=info['shape']),
-        test_accuracy=info['test_accuracy'],
-    )
+    # native: the images are neither resized nor requantised
+    how = {'protocol': 'native', 'prepare': partial(classifier.classifier_input, shape=info['shape'])}
+    accuracy = info['test_accuracy']
+    return assemble(network, precision, device, name='classifier', weights_hash=digest, test_accuracy=accuracy, **how)
 
 
 def _unusable(path, source):
@@ -184,10 +148,15 @@ def _unusable(path, source):
 FEATURE_NETS = {'inception': inception_net, 'classifier': classifier_net}
 
 
-def standard_net(net=None, parallel=False):
-    """Returns `net` or, if it is None, Inception with the standard weights, on the GPU if there is one.
+def standard_pass(name, images, num_images, batch_size, verbose, parallel, net):
+    """Prepares what the functions of pytorch-ddpm share; returns (FeatureNet, number of images, their batches).
 
-    parallel: whether to use all GPUs.
+    name: that of the function, shown before the bar. The rest: see `get_inception_and_fid_score`. Raises ValueError if
+    the number of images is not known.
     """
+    if num_images is None and not hasattr(images, '__len__'):
+        raise ValueError('num_images must be given when `images` has no length (e.g. a generator)')
+    num_images = len(images) if num_images is None else num_images
     net = net or inception_net(device='cuda' if torch.cuda.is_available() else 'cpu')
-    return replace(net, trunk=torch.nn.DataParallel(net.trunk)) if parallel else net
+    net = replace(net, trunk=torch.nn.DataParallel(net.trunk)) if parallel else net
+    return net, num_images, batches(images, num_images, batch_size, verbose, name)

@@ -19,9 +19,9 @@ class Unscorable(ScoreError, ValueError):
     """Images or statistics that cannot be scored; the message says why."""
 
 
-def file_sha256(path):
-    """Computes the SHA-256 (FIPS 180-4) of a file, as 64 hex digits, and reads the file in pieces."""
-    digest = hashlib.sha256()
+def file_digest(path, algorithm='sha256'):
+    """Computes the digest of a file, in hex digits, and reads the file in pieces. algorithm: one of hashlib."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
     with open(path, 'rb') as f:
         for piece in iter(lambda: f.read(1 << 20), b''):
             digest.update(piece)

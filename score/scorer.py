@@ -7,7 +7,6 @@ import torch
 from .inception_score import SplitSums
 from .kid import FeatureSample
 from .metrics import METRICS, Gathered, compute_figures
-from .progress import silent
 from .statistics import Moments, Statistics, exact_device
 
 
@@ -30,13 +29,10 @@ class Scorer:
         self.net, self.num_images = net, num_images
         self.seen = 0  # images of this process and, after `reduce`, of all
         self.device = exact_device(net.device)
-        self.moments = self.split_sums = self.sample = None
-        if needs & {'mu', 'sigma'}:
-            self.moments = Moments(net.dim, self.device)
-        if 'class_probabilities' in needs:
-            self.split_sums = SplitSums(num_images, splits, net.num_classes, self.device)
-        if 'sample' in needs:
-            self.sample = FeatureSample(num_images, net.dim, self.device)
+        wants_splits = 'class_probabilities' in needs
+        self.moments = Moments(net.dim, self.device) if needs & {'mu', 'sigma'} else None
+        self.split_sums = SplitSums(num_images, splits, net.num_classes, self.device) if wants_splits else None
+        self.sample = FeatureSample(num_images, net.dim, self.device) if 'sample' in needs else None
 
     def update(self, images, index=None):
         """Takes in one batch, [n, C, H, W], C 1 or 3, uint8 or float in [0, 1]; returns its logits [n, num_classes].
@@ -78,14 +74,12 @@ class Scorer:
         """Returns what is known of the images, a `Gathered`. Raises ValueError unless all of them came."""
         if self.seen != self.num_images:
             raise ValueError(f'{self.num_images} images were announced, {self.seen} came')
-        moments, sample = self.moments, self.sample
-        mu, sigma = (None, None) if moments is None else (moments.mean, moments.covariance())
-        return Gathered(
-            mu=None if mu is None else mu.cpu().numpy(),
-            sigma=None if sigma is None else sigma.cpu().numpy(),
-            sample=None if sample is None else sample.rows,
-            class_probabilities=self.split_sums,
-        )
+        ours = {'class_probabilities': self.split_sums}
+        if self.moments is not None:
+            ours |= {'mu': self.moments.mean.cpu().numpy(), 'sigma': self.moments.covariance().cpu().numpy()}
+        if self.sample is not None:
+            ours['sample'] = self.sample.rows
+        return Gathered(**ours)
 
     def statistics(self):
         """Returns the Statistics of the images. Raises ValueError unless all came, and at least two.
@@ -118,17 +112,14 @@ class Scorer:
         return compute_figures(self.metrics, ours, reference, use_torch) | {'n': self.num_images}
 
 
-def build_statistics(net, image_batches, num_images, progress=silent):
+def build_statistics(net, image_batches, num_images):
     """Computes the Statistics of a data set, which must give every image once, in any order.
 
-    image_batches: iterable of [n, C, H, W], uint8 or float in [0, 1], num_images in all. progress: what shows the
-    progress, called as tqdm is.
+    image_batches: iterable of [n, C, H, W], uint8 or float in [0, 1], num_images in all.
 
     Raises ValueError for unusable images, fewer than two, or another number of them.
     """
     scorer = Scorer(net, num_images, metrics=('fid', 'kid'))  # these need all that a Statistics holds
-    with progress(desc='statistics', total=num_images, unit='image', leave=False) as bar:
-        for images in image_batches:
-            scorer.update(images)
-            bar.update(len(images))
+    for images in image_batches:
+        scorer.update(images)
     return scorer.statistics()

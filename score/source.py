@@ -25,11 +25,6 @@ def check_source(path, made, asked):
         raise StaleError(path, f'made {words}')
 
 
-def to_text(source):
-    """Writes a source as JSON."""
-    return json.dumps(source)
-
-
 def from_text(text):
     """Reads a source from JSON. Raises ValueError if the text is no JSON object."""
     source = json.loads(text)
@@ -50,12 +45,10 @@ def _differences(made, asked):
 def _words(key, made, asked):
     if key == 'test' and isinstance(made, dict) and isinstance(asked, dict):
         return f'with test images {_differences(made, asked)}'
-    if key == 'test':
-        return 'with other test images'
-    if key == 'from':
-        return f'from {made}, not {asked}'
-    if key == 'count':
-        return f'from {made} files, not {asked}'
-    if key == 'files':
-        return 'from files that have changed since'
-    return f'with {key} {str(made)[:80]}, not {str(asked)[:80]}'
+    words = {
+        'test': 'with other test images',
+        'from': f'from {made}, not {asked}',
+        'count': f'from {made} files, not {asked}',
+        'files': 'from files that have changed since',
+    }
+    return words.get(key, f'with {key} {str(made)[:80]}, not {str(asked)[:80]}')

@@ -1,5 +1,6 @@
 """Computes mean and covariance in one pass, and keeps them in npz files."""
 
+import json
 import warnings
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 
 from .files import ScoreError, Unscorable, atomic_write
-from .source import StaleError, from_text, to_text
+from .source import StaleError, from_text
 
 MADE_KEYS = ('n', 'feature_net', 'weights_hash', 'protocol', 'precision')
 FILE_BYTES = 2**27  # the most that is read of a file; with 2048 features it is 75 MB
@@ -92,7 +93,7 @@ def save_statistics(path, statistics):
     """
     check_gaussian(statistics.mu, statistics.sigma)
     more = {} if statistics.sample is None else {'sample': statistics.sample}
-    more |= {} if statistics.source is None else {'source': to_text(statistics.source)}
+    more |= {} if statistics.source is None else {'source': json.dumps(statistics.source)}
     with atomic_write(path) as f:
         np.savez(f, mu=statistics.mu, sigma=statistics.sigma, **statistics.made, **more)
 

@@ -11,7 +11,7 @@ from conftest import TINY
 from runs import one_line
 
 import dataset
-from score.files import ScoreError, file_sha256
+from score.files import ScoreError, file_digest
 from score.inception import load_inception
 
 
@@ -81,7 +81,7 @@ def test_a_pickle_is_refused(here, cli, write, argv):
 def test_inception_weights_of_the_right_hash_are_refused_too(here):
     inception_weights(RunsCode(here / 'ran'))
     with pytest.raises(ScoreError, match='not a file of plain tensors'):
-        load_inception('inception.pth', file_sha256('inception.pth'))
+        load_inception('inception.pth', file_digest('inception.pth'))
     assert not (here / 'ran').exists()
 
 
