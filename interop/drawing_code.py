@@ -4,6 +4,7 @@ Flags are a dict by name.
 """
 
 from interop import scheduler
+from interop.counterparts import MULTISTEPS, found
 from process.solvers import learns_variance
 
 FROM_PIPELINES = """\
@@ -58,8 +59,8 @@ def drawing_code(flags):
 
     A comment before each way to draw names the flags of --sample that draw the same, or says why diffusers cannot.
     """
-    name, told = scheduler.found(flags)[0], bool(flags['timesteps'])
-    in_parts = flags['num_classes'] or learns_variance(flags['var_type']) or told or name in scheduler.MULTISTEPS
+    name, told = found(flags)[0], bool(flags['timesteps'])
+    in_parts = flags['num_classes'] or learns_variance(flags['var_type']) or told or name in MULTISTEPS
     few_steps = {'sample_steps': min(50, flags['T']), 'eta': 0.0}
     ways, names = [_way(flags, in_parts)], {'DDPMScheduler', 'UNet2DModel', f'{name}Scheduler'}
     if name == 'DDPM' and not told:
@@ -68,7 +69,7 @@ def drawing_code(flags):
     if not in_parts:
         return FROM_PIPELINES.format(ways='\n'.join(ways))
     filled = {'labels': '', 'images': 4, 'with_labels': '', 'ways': '\n'.join(ways), 'names': ', '.join(sorted(names))}
-    filled['follow'] = FOLLOW if name in scheduler.MULTISTEPS else ''
+    filled['follow'] = FOLLOW if name in MULTISTEPS else ''
     if n := flags['num_classes']:
         y = f'y = torch.arange({n})  # one image of each label; {n} stands for no label\n'
         filled |= {'labels': y, 'images': 'len(y)', 'with_labels': ', class_labels=y'}
@@ -83,7 +84,7 @@ def _way(flags, in_parts):
     command = f'--sample {" ".join(values)}' + ' --labels=all --guidance=1' * bool(flags['num_classes'])
     if why := scheduler.misfit(flags):
         return f'\n# {command}: not with diffusers, for {why}'
-    name, steps = scheduler.found(flags)[0], flags['sample_steps'] or flags['T']
+    name, steps = found(flags)[0], flags['sample_steps'] or flags['T']
     arguments = ['scheduler'] if in_parts else ['batch_size=4', f'num_inference_steps={steps}']
     if name == 'DDIM':
         arguments += [f'eta={flags["eta"]}', f'use_clipped_model_output={flags["clip_denoised"]}']
@@ -93,11 +94,9 @@ def _way(flags, in_parts):
 
 def _timesteps(flags, name, steps):
     """Returns the line that sets the timesteps of a scheduler."""
-    if name not in scheduler.MULTISTEPS and not flags['timesteps']:
+    if name not in MULTISTEPS and not flags['timesteps']:
         return f'scheduler.set_timesteps({steps})'
     chain = scheduler.timesteps(flags)[::-1]
     evenly = range(chain[0], chain[-1] - 1, chain[1] - chain[0] if len(chain) > 1 else -1)
     listed = evenly if list(evenly) == chain else chain
-    return (
-        'follow(scheduler, {})' if name in scheduler.MULTISTEPS else 'scheduler.set_timesteps(timesteps={})'
-    ).format(listed)
+    return ('follow(scheduler, {})' if name in MULTISTEPS else 'scheduler.set_timesteps(timesteps={})').format(listed)

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from interop import formats, scheduler
+from interop.counterparts import found
 from interop.diffusers_json import VERSION, differences, read_json
 from interop.formats import DIFFUSERS, TIME_DENSE, TIME_TABLE
 from model import ARCHS
@@ -121,7 +122,7 @@ def write(folder, config, net, card):
     unet = {**unet_config(flags), '_diffusers_version': VERSION, 'flip_sin_to_cos': False}
     unet |= {'sample_size': config.img_size, 'dropout': config.dropout}
     folder = Path(folder)
-    name, _ = scheduler.found(flags)
+    name, _ = found(flags)
     parts = {'unet/config.json': unet, 'scheduler/scheduler_config.json': scheduler.arguments(flags)}
     parts['model_index.json'] = {
         # DDIMPipeline puts a DDIMScheduler in place of any other; DDPMPipeline keeps the one it finds.

@@ -1,15 +1,14 @@
 """Translates between our flags and the scheduler_config.json of diffusers, and says when its schedulers draw otherwise.
 
-Flags are a dict by name. A scheduler is named without the word at its end: DDPM for DDPMScheduler.
+Flags are a dict by name. Schedulers are named as in interop/counterparts.py.
 """
 
-import math
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from interop.counterparts import ALWAYS, ANCESTRAL, FROM_ZERO, MULTISTEPS, REFUSED, SCHEDULERS, UNWRITTEN, USUAL, found
 from interop.diffusers_json import VERSION, differences, read_json
 from process.schedules import SCHEDULES, known, make_betas, make_timesteps
 from run.checkpoint import CheckpointError
@@ -30,118 +29,7 @@ TIMESTEP_SPACINGS = {name: name for name in ('leading', 'linspace', 'trailing')}
 ZERO_SNR = '_zero_snr'  # ends the names of the schedules that rescale_betas_zero_snr makes
 
 
-class Scheduler(NamedTuple):
-    """A scheduler of diffusers, or several that draw alike.
-
-    settings: the keys of its config that decide what it draws, and what it assumes if a config leaves one out.
-    samplers: pairs of some of its settings and the flags of ours that draw the same. aliases: value of a setting that
-    is of another scheduler -> the value it takes in its place.
-    """
-
-    settings: dict
-    samplers: tuple = ()
-    aliases: dict = {}
-
-
-PROCESS = {
-    'num_train_timesteps': 1000,
-    'beta_start': 1e-4,
-    'beta_end': 0.02,
-    'beta_schedule': 'linear',
-    'trained_betas': None,
-    'prediction_type': 'epsilon',
-    'rescale_betas_zero_snr': False,
-    'timestep_spacing': 'linspace',
-    'steps_offset': 0,
-}
-THRESHOLDING = {'thresholding': False, 'sample_max_value': 1.0}
-FIRST_ORDER = {
-    **PROCESS, **THRESHOLDING, 'timestep_spacing': 'leading', 'clip_sample': True, 'clip_sample_range': 1.0,
-}  # fmt: skip
-SIGMAS = {**PROCESS, 'use_karras_sigmas': False, 'use_exponential_sigmas': False, 'use_beta_sigmas': False}
-MULTISTEP = {**SIGMAS, **THRESHOLDING, 'use_flow_sigmas': False, 'final_sigmas_type': 'zero', 'solver_order': 2}
-ANCESTRAL, DETERMINISTIC = ({'order': 1, 'corrector': False, 'eta': eta} for eta in (1.0, 0.0))
-MIDPOINT = {'solver_order': 2, 'solver_type': 'midpoint'}
-
-# Those that ours draw the same as, in the order in which an export looks for one.
-_DDPM = Scheduler({**FIRST_ORDER, 'variance_type': 'fixed_small'}, (({}, ANCESTRAL),))
-_DDIM = Scheduler({**FIRST_ORDER, 'set_alpha_to_one': True}, (({}, DETERMINISTIC),))
-_DPM = Scheduler(
-    {
-        **MULTISTEP, 'algorithm_type': 'dpmsolver++', 'solver_type': 'midpoint', 'use_lu_lambdas': False,
-        'lambda_min_clipped': -math.inf,
-    },
-    (
-        ({'algorithm_type': 'dpmsolver++', **MIDPOINT}, {**DETERMINISTIC, 'order': 2}),
-        ({'algorithm_type': 'sde-dpmsolver++', **MIDPOINT}, {**ANCESTRAL, 'order': 2}),
-        ({'algorithm_type': 'dpmsolver++', 'solver_order': 1}, DETERMINISTIC),
-    ),
-    {'deis': 'dpmsolver++', **dict.fromkeys(('logrho', 'bh1', 'bh2'), 'midpoint')},
-)  # fmt: skip
-_UNIPC = Scheduler(
-    {**MULTISTEP, 'solver_type': 'bh2', 'predict_x0': True, 'disable_corrector': [], 'lower_order_final': True},
-    tuple(
-        (
-            {'solver_order': order, 'solver_type': 'bh2', 'predict_x0': True, 'disable_corrector': not corrector},
-            {**DETERMINISTIC, 'order': order, 'corrector': corrector},
-        )
-        for order in (1, 2, 3)
-        for corrector in (True, False)
-    ),
-    dict.fromkeys(('midpoint', 'heun', 'logrho'), 'bh2'),
-)
-_EULER = {'final_sigmas_type': 'zero', 'interpolation_type': 'linear', 'timestep_type': 'discrete'}
-_LATENT = {'beta_start': 0.00085, 'beta_end': 0.012}
-SCHEDULERS = {
-    'DDPM': _DDPM,
-    'DDIM': _DDIM,
-    'DPMSolverMultistep': _DPM,
-    'UniPCMultistep': _UNIPC,
-    # read alone: they draw the same as one above, or as none of ours
-    'DDPMParallel': _DDPM,
-    'DDIMParallel': _DDIM,
-    'EulerDiscrete': Scheduler({**SIGMAS, **_EULER}, (({}, DETERMINISTIC),)),
-    'EulerAncestralDiscrete': Scheduler(PROCESS, (({}, ANCESTRAL),)),
-    'PNDM': Scheduler({**PROCESS, 'timestep_spacing': 'leading'}),
-    'HeunDiscrete': Scheduler({**SIGMAS, **_LATENT, 'clip_sample': False, 'clip_sample_range': 1.0}),
-    'LMSDiscrete': Scheduler(SIGMAS),
-    'KDPM2Discrete': Scheduler({**SIGMAS, **_LATENT}),
-    'KDPM2AncestralDiscrete': Scheduler({**SIGMAS, **_LATENT}),
-    'DPMSolverSDE': Scheduler({**SIGMAS, **_LATENT}),
-    'DPMSolverSinglestep': Scheduler(MULTISTEP),
-    'DEISMultistep': Scheduler(MULTISTEP),
-    'SASolver': Scheduler(MULTISTEP),
-}
-MULTISTEPS = 'DPMSolverMultistep', 'UniPCMultistep'
-FROM_ZERO = 'DDPM', 'DDPMParallel', 'DDIM', 'DDIMParallel'  # draw from an alphas_bar of 0, as ours does
-# Settings that move the steps a little and leave the model as it is: their values with our sampler.
-USUAL = {
-    'steps_offset': 0,
-    'set_alpha_to_one': True,
-    'lower_order_final': True,
-    'final_sigmas_type': 'zero',
-    'lambda_min_clipped': -math.inf,
-    'use_karras_sigmas': False,
-    'use_exponential_sigmas': False,
-    'use_beta_sigmas': False,
-    'use_lu_lambdas': False,
-    'interpolation_type': 'linear',
-    'timestep_type': 'discrete',
-}
 # --- export
-
-
-def found(flags):
-    """Finds the scheduler that takes the steps of our sampler; returns its name and settings, or (None, {}).
-
-    DDIM is told eta at each step, so that it stands for every eta below 1.
-    """
-    wanted = {**flags, 'eta': float(flags['eta'] == 1)}
-    for name, scheduler in SCHEDULERS.items():
-        for settings, ours in scheduler.samplers:
-            if not differences(ours, wanted):
-                return name, settings
-    return None, {}
 
 
 def timesteps(flags):
@@ -225,8 +113,8 @@ def arguments(flags):
         **settings,
     }
     if 'disable_corrector' in settings:
-        ours['disable_corrector'] = list(range(flags['T'])) if settings['disable_corrector'] else []
-    written = {key: ours.get(key, value) for key, value in usual.items() if value != -math.inf}  # which is no JSON
+        ours['disable_corrector'] = list(range(flags['T']))
+    written = {key: ours.get(key, value) for key, value in usual.items() if key not in UNWRITTEN}
     return {'_class_name': f'{name}Scheduler', '_diffusers_version': VERSION, **written}
 
 
@@ -251,19 +139,23 @@ def read(path):
         scheduler = SCHEDULERS[name]
         theirs = {key: said.get(key, value) for key, value in scheduler.settings.items()}
         theirs = {key: scheduler.aliases.get(v, v) if isinstance(v, str) else v for key, v in theirs.items()}
-        if theirs.get('use_flow_sigmas'):
-            raise ValueError('use_flow_sigmas is of flow matching, not of a process with betas')
+        if misfits := differences(REFUSED, theirs):
+            raise ValueError(f'{"; ".join(misfits)} is of another kind of model')
         flags = {**_process(theirs), 'clip_denoised': _clips(theirs), 'sample_steps': 0, 'timesteps': []}
         flags |= {'spacing': _ours(TIMESTEP_SPACINGS, 'timestep_spacing', theirs), 'eps_scale': 1.0}
         flags['prior'] = 'standard'
         if 'variance_type' in theirs:
             flags['var_type'] = _ours(VARIANCE_TYPES, 'variance_type', theirs)
+        disabled = theirs.get('disable_corrector')
+        if disabled and set(range(flags['T'] - 1)) <= set(disabled):
+            theirs['disable_corrector'] = ALWAYS
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f'{path}: no sampler here does this: {" ".join(map(str, error.args))}') from error
-    decisive = {**theirs, 'disable_corrector': bool(theirs.get('disable_corrector'))}
-    same = next((ours for settings, ours in scheduler.samplers if not differences(settings, decisive)), None)
-    notes = [_stand_in(name, theirs)] if same is None else _notes(name, theirs, flags)
-    return {**flags, **(same or ANCESTRAL)}, notes
+    for settings, sampler in scheduler.samplers:
+        if not differences(settings, theirs):
+            unusual = differences({key: value for key, value in USUAL.items() if key not in settings}, theirs)
+            return {**flags, **sampler}, _notes(name, theirs, flags, unusual)
+    return {**flags, **ANCESTRAL}, [_stand_in(name, theirs)]
 
 
 def _ours(table, key, theirs):
@@ -326,48 +218,31 @@ def _stand_in(name, theirs):
     )
 
 
-def _notes(name, theirs, flags):
-    """Lists where a scheduler does otherwise than the sampler of ours that stands for it."""
+def _notes(name, theirs, flags, unusual):
+    """Lists where a scheduler does otherwise than the sampler of ours that stands for it. unusual: those of `USUAL`."""
     spacing, offset = flags['spacing'], theirs['steps_offset']
-    usual = differences(USUAL, theirs)
-    first = name in FROM_ZERO
-    along = f'with --spacing={spacing} and S steps'
-    return [
-        note
-        for applies, note in (
-            (usual, f'{name}Scheduler has {"; ".join(usual)}: each image differs slightly, the model does not'),
-            (
-                offset and spacing == 'leading' and name not in MULTISTEPS,
-                f'{along} it takes the --timesteps {offset}, {offset} + r, ... {offset} + (S - 1) r, where r = T // S',
-            ),
-            (
-                name.startswith('DDIM') and flags['clip_denoised'],
-                'DDIMPipeline draws the same with use_clipped_model_output=True, which is not its default',
-            ),
-            (
-                name.startswith('DDIM') and spacing != 'leading',
-                f'--sample_steps=S follows --spacing={spacing}, DDIMScheduler goes from t to t - T // S instead',
-            ),
-            (
-                name.startswith('DDPM') and spacing == 'trailing' and flags['var_type'] != 'fixedsmall',
-                'DDPMScheduler would add noise in the last of --sample_steps with trailing timesteps',
-            ),
-            (
-                name in MULTISTEPS and spacing != 'trailing',
-                f'{along} {name}Scheduler takes timesteps that leave 0 out, as --timesteps can: '
-                + {
-                    'leading': f'{offset} + r, ... {offset} + S r, where r = T // (S + 1)',
-                    'linspace': 'the rounded multiples of (T - 1) / S',
-                }.get(spacing, ''),
-            ),
-            (
-                name.startswith('Euler') and spacing != 'leading',
-                f'{along} {name}Scheduler starts from noise of variance 1 - alphas_bar and rounds no timestep',
-            ),
-            (
-                theirs['rescale_betas_zero_snr'] and not first,
-                f'{name}Scheduler begins at an alphas_bar of 2^-24 in place of 0: each image differs slightly',
-            ),
-        )
-        if applies
-    ]
+    along = f'with --spacing={spacing} and S steps {name}Scheduler'
+    leading, ddim, euler = spacing == 'leading', name.startswith('DDIM'), name.startswith('Euler')
+    multistep = name in MULTISTEPS and spacing != 'trailing'
+    placed = f'{offset} + r, ... {offset} + S r, where r = T // (S + 1)' if leading else 'the multiples of (T - 1) / S'
+    found = {
+        f'{name}Scheduler has {"; ".join(unusual)}: each image differs slightly, the model does not': unusual,
+        f'{along} takes the --timesteps {offset}, {offset} + r, ... {offset} + (S - 1) r, where r = T // S': (
+            offset and leading and not multistep
+        ),
+        f'{along} leaves out t = 0 and takes the --timesteps {placed}': multistep,
+        f'{along} starts from noise of variance 1 - alphas_bar and rounds no timestep': euler and not leading,
+        f'{name}Scheduler begins at an alphas_bar of 2^-24 in place of 0: each image differs slightly': (
+            theirs['rescale_betas_zero_snr'] and name not in FROM_ZERO
+        ),
+        'DDIMPipeline draws the same with use_clipped_model_output=True, which is not its default': (
+            ddim and flags['clip_denoised']
+        ),
+        f'--sample_steps=S follows --spacing={spacing}, DDIMScheduler goes from t to t - T // S instead': (
+            ddim and not leading
+        ),
+        'DDPMScheduler would add noise in the last of --sample_steps with trailing timesteps': (
+            name.startswith('DDPM') and spacing == 'trailing' and flags['var_type'] != 'fixedsmall'
+        ),
+    }
+    return [note for note, applies in found.items() if applies]

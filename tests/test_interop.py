@@ -17,6 +17,7 @@ import torch
 from conftest import TINY, golden, largest_error
 from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DModel
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
+from pipelines import DDPM, described, share_noise, small_unet
 from runs import Forked, config_of
 
 import interop
@@ -29,12 +30,6 @@ from run.config import replace
 from run.errors import UsageError
 from run.restore import restore
 
-DDPM = {
-    'net': 'unet', 'T': 40, 'schedule': 'linear', 'beta_1': 1e-3, 'beta_T': 0.2, 'mean_type': 'epsilon',
-    'var_type': 'fixedlarge', 'clip_denoised': False, 'spacing': 'leading', 'prior': 'standard', 'dropout': 0.1,
-    'img_size': 8, 'eta': 1.0, 'sample_steps': 0, 'head_dim': 0, 'order': 1, 'corrector': False, 'timesteps': [],
-    'eps_scale': 1.0,
-}  # fmt: skip
 NETWORKS = [
     ('pytorch_ddpm', [1, 2], [1], 1, 3, 0, 0),
     ('pytorch_ddpm', [1, 2, 1], [0, 2], 2, 1, 4, 0),
@@ -43,18 +38,6 @@ NETWORKS = [
     ('official', [1, 1, 2], [], 1, 1, 0, 0),
     ('pytorch_ddpm', [1, 2], [0, 1], 1, 1, 0, 16),
 ]
-
-
-def described(arch='pytorch_ddpm', ch_mult=(1, 2), attn=(1,), num_res_blocks=1, channels=3, num_classes=0, **flags):
-    """Return the config of a small network, and such a network with random weights, in eval mode."""
-    told = {**DDPM, 'arch': arch, 'ch': 32, 'ch_mult': list(ch_mult), 'attn': list(attn), **flags}
-    told |= {'num_res_blocks': num_res_blocks, 'channels': channels, 'num_classes': num_classes}
-    torch.manual_seed(0)
-    net = formats.network(told).eval()
-    for parameter in net.parameters():
-        if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.05)
-    return SimpleNamespace(**told), net
 
 
 def state_dict(name):
@@ -174,12 +157,6 @@ class SharedNoise:
 
     def __call__(self, x=None):
         return torch.randn(self.shape)
-
-
-def share_noise(monkeypatch, randn=torch.randn):
-    """Give torch.randn a sequence of its own, which the initial weights of networks do not use up."""
-    generator = torch.Generator().manual_seed(1)
-    monkeypatch.setattr(torch, 'randn', lambda *shape, **_: randn(*shape, generator=generator))
 
 
 def run_of(*flags):
@@ -332,10 +309,7 @@ def test_a_solver_of_ones_own_is_refused(tmp_path):
 
 @pytest.fixture(scope='module')
 def theirs():
-    """Make a network of diffusers with its default of 8 channels per head."""
-    torch.manual_seed(0)
-    blocks = {'down_block_types': ('AttnDownBlock2D',), 'up_block_types': ('AttnUpBlock2D',)}
-    return UNet2DModel(4, 1, 1, **blocks, block_out_channels=(32,), layers_per_block=1).eval()
+    return small_unet()
 
 
 @pytest.mark.parametrize('S', [12, 6, 5])
@@ -464,6 +438,8 @@ def test_exports_by_the_command(cli, tmp_path):
         (['--ch_mult=2'], 'not --ch_mult=2 times'),
         (['--ch_mult=1,1', '--net=context_unet'], 'none of its networks'),
         (['--ch_mult=1', '--var_type=learned', '--loss=hybrid'], 'no --var_type=learned'),
+        (['--ch_mult=1', '--eps_scale=1.02'], 'no --eps_scale=1.02: --eps_scale=1 draws so'),
+        (['--ch_mult=1', '--order=2', '--eta=0.5'], 'have no --eta=0.5: --eta=0 or --order=1 draws so'),
         (['--ch_mult=1', '--prior=data'], r'starts from N\(0, I\)'),
     ],
 )
