@@ -96,7 +96,6 @@ MULTISTEPS = 'DPMSolverMultistep', 'UniPCMultistep'
 FROM_ZERO = 'DDPM', 'DDPMParallel', 'DDIM', 'DDIMParallel'  # draw from an alphas_bar of 0, as ours does
 # Settings that move the steps a little and leave the model as it is: their values with our sampler.
 USUAL = {
-    'steps_offset': 0,
     'set_alpha_to_one': True,
     'disable_corrector': [],
     'lower_order_final': True,

@@ -223,11 +223,11 @@ def _notes(name, theirs, flags, unusual):
     spacing, offset = flags['spacing'], theirs['steps_offset']
     along = f'with --spacing={spacing} and S steps {name}Scheduler'
     leading, ddim, euler = spacing == 'leading', name.startswith('DDIM'), name.startswith('Euler')
-    multistep = name in MULTISTEPS and spacing != 'trailing'
-    placed = f'{offset} + r, ... {offset} + S r, where r = T // (S + 1)' if leading else 'the multiples of (T - 1) / S'
-    found = {
+    multistep, plus = name in MULTISTEPS and spacing != 'trailing', f'{offset} + ' if offset else ''
+    placed = f'{plus}r, ... {plus}S r, where r = T // (S + 1)' if leading else '(T - 1) / S, 2 (T - 1) / S ... rounded'
+    noted = {
         f'{name}Scheduler has {"; ".join(unusual)}: each image differs slightly, the model does not': unusual,
-        f'{along} takes the --timesteps {offset}, {offset} + r, ... {offset} + (S - 1) r, where r = T // S': (
+        f'{along} takes the --timesteps {offset}, {plus}r, ... {plus}(S - 1) r, where r = T // S': (
             offset and leading and not multistep
         ),
         f'{along} leaves out t = 0 and takes the --timesteps {placed}': multistep,
@@ -245,4 +245,4 @@ def _notes(name, theirs, flags, unusual):
             name.startswith('DDPM') and spacing == 'trailing' and flags['var_type'] != 'fixedsmall'
         ),
     }
-    return [note for note, applies in found.items() if applies]
+    return [note for note, applies in noted.items() if applies]

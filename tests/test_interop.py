@@ -419,6 +419,12 @@ def test_exports_by_the_command(cli, tmp_path):
     for images in (drawn['ddpm'], drawn['ddim']):
         assert images.shape == (10, 1, 8, 8) and images.isfinite().all()
 
+    few = '--order=3', '--eta=0', '--corrector', '--sample_steps=4', '--out', tmp_path / 'few'
+    assert cli('--export=diffusers', '--logdir', run, *few)[0] == 0
+    drawn = {'PATH': str(tmp_path / 'few')}
+    exec(re.search('```python\n(.*?)```', (tmp_path / 'few' / 'README.md').read_text(), re.S)[1], drawn)
+    assert drawn['unipcmultistep'].shape == (10, 1, 8, 8) and drawn['unipcmultistep'].isfinite().all()
+
     weights = checkpoint.load(run / 'ckpt.pt')['net_model']
     out = tmp_path / 'model.safetensors'
     assert cli('--export=safetensors', '--weights=net', '--logdir', run, '--out', out)[0] == 0

@@ -50,7 +50,7 @@ IMPORTED = {
         'DDIM',
         {**LATENTS, **OFFSET, **V, 'skip_prk_steps': True},
         {**DETERMINISTIC, 'schedule': 'quad', 'mean_type': 'v', 'clip_denoised': False},
-        ['steps_offset 1 in place of 0; set_alpha_to_one False .*each image differs', r'--timesteps 1, 1 \+ r'],
+        ['has set_alpha_to_one False in place of True: each image differs', r'--timesteps 1, 1 \+ r'],
     ),
     'DDIM with v and zero SNR': (
         'DDIM',
@@ -74,7 +74,7 @@ IMPORTED = {
             'use_karras_sigmas': False,
         },
         {**DETERMINISTIC, 'spacing': 'leading'},
-        ['EulerDiscreteScheduler has steps_offset 1 in place of 0: each', r'--timesteps 1, 1 \+ r'],
+        [r'EulerDiscreteScheduler takes the --timesteps 1, 1 \+ r, ... 1 \+ \(S - 1\) r, where r = T // S'],
     ),
     'Euler with v': (
         'EulerDiscrete',
@@ -130,7 +130,7 @@ IMPORTED = {
         'UniPCMultistep',
         {**PIXELS, 'solver_type': 'midpoint'},
         {**DETERMINISTIC, 'order': 2, 'corrector': True, 'spacing': 'linspace'},
-        [r'leaves out t = 0 and takes the --timesteps the multiples of \(T - 1\) / S'],
+        [r'leaves out t = 0 and takes the --timesteps \(T - 1\) / S, 2 \(T - 1\) / S ... rounded'],
     ),
     'UniPC that begins uncorrected': (
         'UniPCMultistep',
@@ -271,7 +271,7 @@ EXACT = [
     ('EulerAncestralDiscrete', LEADING),
     ('DDPM', {'thresholding': True, 'clip_sample': False}),
     ('DDPM', ZERO_SNR),
-    ('DDIM', {**ZERO_SNR, **TRAILING}),
+    ('DDIM', {**ZERO_SNR, **TRAILING, 'steps_offset': 1}),  # which trailing timesteps do not have
     ('DDIMParallel', {'clip_sample': False}),
     ('DDPMParallel', {'variance_type': 'fixed_large'}),
 ]
