@@ -195,7 +195,7 @@ def _clips(theirs):
 def _known_schedule(betas):
     """Finds the schedule that has these betas; returns (schedule, beta_1, beta_T). Raises ValueError if none has."""
     betas = torch.tensor(betas, dtype=torch.float64)
-    first, last = betas[0].item(), betas[-1].item()
+    first, last = (betas[0].item(), betas[-1].item()) if len(betas) else (0, 0)
     beyond = (last - first) / (1 / torch.sigmoid(torch.tensor(-6.0, dtype=torch.float64)).item() - 2)
     # The ends of most schedules are beta_1 and beta_T, those of sqrt their roots; sigmoid starts and stops within them.
     for ends in ((first, last), (first**2, last**2), (first - beyond, last + beyond)):

@@ -163,6 +163,7 @@ REFUSED = {
     'clipping elsewhere': ('DDPM', {'clip_sample_range': 2.0}, 'clip_sample with clip_sample_range 2.0 in place of 1'),
     'a learned variance': ('DDPM', {'variance_type': 'learned'}, 'variance_type must be one of .*, not learned'),
     'betas of their own': ('DDPM', {'trained_betas': [0.1, 0.3, 0.2]}, 'trained_betas are of none of the schedules'),
+    'no betas': ('DDPM', {'trained_betas': []}, 'trained_betas are of none of the schedules'),
     'flow matching': ('FlowMatchEulerDiscrete', {'shift': 3.0}, '_class_name must be one of DDPM, .*, not FlowMatch'),
     'flow by UniPC': ('UniPCMultistep', {'use_flow_sigmas': True}, 'use_flow_sigmas True in place of False'),
     'continuous time': ('EulerDiscrete', {**V, 'timestep_type': 'continuous'}, 'timestep_type continuous in place of'),
