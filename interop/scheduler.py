@@ -223,14 +223,15 @@ def _notes(name, theirs, flags, unusual):
     spacing, offset = flags['spacing'], theirs['steps_offset']
     along = f'with --spacing={spacing} and S steps {name}Scheduler'
     leading, ddim, euler = spacing == 'leading', name.startswith('DDIM'), name.startswith('Euler')
+    spaced = not any(theirs[key] for key in theirs if key.startswith('use_'))  # and not by Karras sigmas or the like
     multistep, plus = name in MULTISTEPS and spacing != 'trailing', f'{offset} + ' if offset else ''
     placed = f'{plus}r, ... {plus}S r, where r = T // (S + 1)' if leading else '(T - 1) / S, 2 (T - 1) / S ... rounded'
     noted = {
         f'{name}Scheduler has {"; ".join(unusual)}: each image differs slightly, the model does not': unusual,
         f'{along} takes the --timesteps {offset}, {plus}r, ... {plus}(S - 1) r, where r = T // S': (
-            offset and leading and not multistep
+            offset and leading and spaced and not multistep
         ),
-        f'{along} leaves out t = 0 and takes the --timesteps {placed}': multistep,
+        f'{along} leaves out t = 0 and takes the --timesteps {placed}': multistep and spaced,
         f'{along} starts from noise of variance 1 - alphas_bar and rounds no timestep': euler and not leading,
         f'{name}Scheduler begins at an alphas_bar of 2^-24 in place of 0: each image differs slightly': (
             theirs['rescale_betas_zero_snr'] and name not in FROM_ZERO

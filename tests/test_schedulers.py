@@ -112,7 +112,13 @@ IMPORTED = {
         'DPMSolverMultistep',
         {**LATENTS, 'use_karras_sigmas': True, 'steps_offset': 1, 'timestep_spacing': 'leading'},
         {**DETERMINISTIC, 'order': 2},
-        ['use_karras_sigmas True in place of False', r'1 \+ r, ... 1 \+ S r, where r = T // \(S \+ 1\)'],
+        ['use_karras_sigmas True in place of False: each image differs'],
+    ),
+    'DPM++ 2M of latents': (
+        'DPMSolverMultistep',
+        {**LATENTS, 'steps_offset': 1, 'timestep_spacing': 'leading'},
+        {**DETERMINISTIC, 'order': 2},
+        [r'leaves out t = 0 and takes the --timesteps 1 \+ r, ... 1 \+ S r, where r = T // \(S \+ 1\)'],
     ),
     'DPM++ SDE 2M of another class': (
         'DPMSolverMultistep',
