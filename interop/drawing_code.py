@@ -78,8 +78,10 @@ def drawing_code(flags):
 
 def _way(flags, in_parts):
     """Returns the code of one way to draw. in_parts: whether it is for `FROM_PARTS`."""
-    values = [f'--{key}={flags[key]}' for key in ('sample_steps', 'spacing', 'eta', 'order', 'var_type')]
-    values += [f'--timesteps={",".join(map(str, flags["timesteps"]))}'] * bool(flags['timesteps'])
+    values = [f'--sample_steps={flags["sample_steps"]}', f'--spacing={scheduler.spacing_of(flags)}']
+    if flags['timesteps']:  # in their place
+        values = [f'--timesteps={",".join(map(str, flags["timesteps"]))}']
+    values += [f'--{key}={flags[key]}' for key in ('eta', 'order', 'var_type')]
     values += [f'--{"" if flags[key] else "no"}{key}' for key in ('corrector', 'clip_denoised')]
     command = f'--sample {" ".join(values)}' + ' --labels=all --guidance=1' * bool(flags['num_classes'])
     if why := scheduler.misfit(flags):

@@ -10,7 +10,7 @@ import torch
 
 from interop.counterparts import ALWAYS, ANCESTRAL, FROM_ZERO, MULTISTEPS, REFUSED, SCHEDULERS, UNWRITTEN, USUAL, found
 from interop.diffusers_json import VERSION, differences, read_json
-from process.schedules import SCHEDULES, known, make_betas, make_timesteps
+from process.schedules import SCHEDULES, known, make_betas, make_timesteps, spacing_for
 from run.checkpoint import CheckpointError
 
 # diffusers' name -> ours. If two of their names mean the same to us, the first is written: fixed_*_log are the same
@@ -32,10 +32,15 @@ ZERO_SNR = '_zero_snr'  # ends the names of the schedules that rescale_betas_zer
 # --- export
 
 
+def spacing_of(flags):
+    """Returns the spacing of our sampler, a key of `SPACINGS`."""
+    return spacing_for(flags['order'], flags['spacing'])
+
+
 def timesteps(flags):
     """Returns the timesteps of our sampler, ascending. Raises ValueError as `make_timesteps` does."""
     steps = flags['timesteps'] or flags['sample_steps'] or None
-    return make_timesteps(_alphas_bar(flags), steps, flags['spacing'])
+    return make_timesteps(_alphas_bar(flags), steps, spacing_of(flags))
 
 
 def _alphas_bar(flags):
@@ -47,7 +52,7 @@ def misfit(flags):
 
     Raises ValueError as `make_timesteps` does.
     """
-    (name, _), T, spacing, told = found(flags), flags['T'], flags['spacing'], flags['timesteps']
+    (name, _), T, spacing, told = found(flags), flags['T'], spacing_of(flags), flags['timesteps']
     S = flags['sample_steps'] or T
     if name is None:
         return f'none of its schedulers has --order={flags["order"]}: --order=2 is one that it has'
@@ -109,7 +114,7 @@ def arguments(flags):
         # A threshold of at most 1 is one of 1, whatever the quantile of x_0 is: thresholding clips to [-1, 1].
         'clip_sample' if 'clip_sample' in usual else 'thresholding': flags['clip_denoised'],
         'prediction_type': _theirs(PREDICTION_TYPES, flags['mean_type']),
-        'timestep_spacing': TIMESTEP_SPACINGS.get(flags['spacing'], 'leading'),
+        'timestep_spacing': TIMESTEP_SPACINGS.get(spacing_of(flags), 'leading'),
         **settings,
     }
     if 'disable_corrector' in settings:
@@ -214,7 +219,7 @@ def _stand_in(name, theirs):
     detail = ', '.join(f'{key} {theirs[key]}' for key in decisive)
     return (
         f'{name}Scheduler{f" with {detail}" if detail else ""} has no counterpart here: --order=1 --eta=1 is used in '
-        'its place, and --order=2 --eta=0 suits few steps'
+        'its place, and --order=2 suits few steps'
     )
 
 

@@ -211,10 +211,10 @@ OTHERS = [
 ]
 HIGHER = [
     ['--order=2', '--eta=0'],
-    ['--order=2', '--eta=0', '--sample_steps=6', '--clip_denoised'],
+    ['--order=2', '--eta=0', '--sample_steps=6', '--clip_denoised', '--spacing=leading'],
     ['--order=2', '--eta=0', '--timesteps=1,4,11', '--spacing=logsnr'],
     ['--order=2', '--eta=0', '--sample_steps=6', '--schedule=sqrt'],
-    ['--order=2', '--eta=0', '--sample_steps=5', '--mean_type=v', '--schedule=linear_zero_snr'],
+    ['--order=2', '--eta=0', '--sample_steps=5', '--spacing=leading', '--mean_type=v', '--schedule=linear_zero_snr'],
     ['--order=2', '--eta=0.5', '--sample_steps=6'],
     ['--order=2', '--cond', '--num_classes=3', '--sample_steps=6', '--spacing=linspace', '--mean_type=v'],
     ['--order=2', '--var_type=learned_range', '--loss=hybrid', '--sample_steps=5', '--spacing=trailing'],
