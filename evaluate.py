@@ -118,7 +118,8 @@ def evaluate_images(config, given):
     compared = load_statistics(config, feature_net, checked='dataset' in given or not config.fid_cache)
     if holds_statistics(config.images):
         statistics = score.load_statistics(config.images, feature_net)
-        result, what = compare(statistics, compared, config.fid_use_torch), _describe_source(statistics)
+        result = score.compare_statistics(statistics, compared, config.fid_use_torch)
+        result['n'], what = statistics.made.get('n'), _describe_source(statistics)
         same = statistics.source is not None and statistics.source == compared.source
     else:
         result, what = _score_files(config, feature_net, compared)
@@ -210,11 +211,6 @@ def _describe_source(statistics):
     return f'{n} images of {_shape(source.get("channels"), size, size)}, from {source.get("from")}{split}'
 
 
-def compare(statistics, compared, use_torch):
-    """Return FID and, if both keep features, KID of two sets of statistics. There is no IS: it needs the images."""
-    return score.compare_statistics(statistics, compared, use_torch) | {'n': statistics.made.get('n')}
-
-
 def report(config, feature_net, compared, result, what, seconds):
     """Print the scores as pytorch-ddpm does, with what was scored against what. Return all of it as one record."""
     name = feature_net.label
@@ -272,7 +268,7 @@ def statistics_path(config):
 def _stem(config):
     """Return stats/cifar10, stats/mnist32 or, since folders may share a name, stats/faces-64-<hash of the paths>."""
     if config.dataset in dataset.DATASETS:
-        size = '' if inputs.is_native(config) else str(config.img_size)
+        size = '' if dataset.DATASETS[config.dataset].size == config.img_size else str(config.img_size)
         colour = '' if config.image_channels == 'auto' else f'-{config.image_channels}channels'
         return os.path.join('stats', config.dataset + size + colour)
     paths = [os.path.realpath(path) for path in (config.dataset, config.test_dataset) if path]

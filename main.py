@@ -155,7 +155,7 @@ def flagfile(config):
     for flag in declared():
         value = getattr(config, flag.config_key)
         if flag.role != 'action' and value is not None:
-            lines.append(f'{commandline.written(FLAGS[flag.name], value)}\n')
+            lines.append(f'{FLAGS[flag.name]._serialize(value)}\n')  # serialize() would write the flag's own value
     return ''.join(lines)
 
 

@@ -87,11 +87,6 @@ def explain(error, known, origins):
     return f'there is no flag --{name}{of_file}: ' + (f'is it {" or ".join(near)}?' if near else '--help lists all')
 
 
-def written(flag, value):
-    """Return the line of a flagfile that sets an absl flag to `value`."""
-    return flag._serialize(value)  # serialize() would write the flag's own value
-
-
 def sections(argv):
     """Return the groups of flags in the order of --help: what to do, the groups of the verbs in argv, the others."""
     verbs = {_name(word) for word in argv[1:] if word.startswith('-')}

@@ -188,9 +188,3 @@ def labelled_identity(config):
 
 def _has_test(config):
     return config.dataset in datasets.DATASETS or bool(config.test_dataset)
-
-
-def is_native(config):
-    """Return whether all images of a named data set have --img_size to begin with."""
-    source = datasets.DATASETS.get(config.dataset)
-    return source is not None and source.size == config.img_size

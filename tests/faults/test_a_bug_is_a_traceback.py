@@ -9,7 +9,7 @@ MODES = [
     ('train.Run.update', ['--train', '--logdir=other']),
     ('draw.walk.denoise', ['--sample']),
     ('draw.walk.denoise', ['--eval', '--feature_net=classifier']),
-    ('evaluate.compare', ['--eval', '--images=stats/digits.test.classifier.npz', '--feature_net=classifier']),
+    ('score.compare_statistics', ['--eval', '--images=stats/digits.test.classifier.npz', '--feature_net=classifier']),
     ('nll.variational_term', ['--nll']),
     ('draw.picture.table', ['--figure=progressive']),
     ('interop.exports.save_file', ['--export=safetensors']),
