@@ -76,7 +76,7 @@ def _unreadable(path, error):
     )
 
 
-def load(path, map_location='cpu', repair=False):
+def load(path, repair=False):
     """Return the state at `path`. If that is missing or damaged, warn and return the one at `previous(path)`.
 
     Checks every byte against the zip's CRCs, and unpickles only tensors and plain values. With `repair`, a damaged
@@ -88,12 +88,12 @@ def load(path, map_location='cpu', repair=False):
     if not os.path.exists(path) and not os.path.exists(fallback):
         raise FileNotFoundError(f'no checkpoint at {path}')
     try:
-        return _load_verified(path, map_location)
+        return _load_verified(path)
     except CheckpointError as error:
         if not os.path.exists(fallback):
             raise
         try:
-            state = _load_verified(fallback, map_location)
+            state = _load_verified(fallback)
         except CheckpointError as second:
             raise CheckpointError(f'{error}; {second}') from second
         logging.warning('%s: using %s instead', error, fallback)
@@ -102,14 +102,14 @@ def load(path, map_location='cpu', repair=False):
         return state
 
 
-def _load_verified(path, map_location):
-    state = read(path, map_location)
+def _load_verified(path):
+    state = read(path)
     if not isinstance(state, dict):
         raise CheckpointError(f'{path} is no checkpoint: it holds a {type(state).__name__}')
     return state
 
 
-def read(path, map_location='cpu'):
+def read(path):
     """Return what torch.save wrote to `path`, only tensors and plain values. If it is a zip, check every byte.
 
     Raises CheckpointError if the file is missing, damaged or holds anything else.
@@ -124,7 +124,7 @@ def read(path, map_location='cpu'):
                 damaged = archive.testzip()
             if damaged:
                 raise CheckpointError(f'{path} is damaged: the CRC of {damaged} does not match')
-        return torch.load(path, map_location=map_location, weights_only=True)
+        return torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f'{path} is missing') from error
     except Exception as error:
