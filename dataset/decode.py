@@ -9,7 +9,7 @@ MODES = {
     'P': 'RGB', 'RGB': 'RGB', 'RGBX': 'RGB', 'CMYK': 'RGB', 'YCbCr': 'RGB',
     'PA': 'RGBA', 'RGBA': 'RGBA', 'RGBa': 'RGBA',
 }  # fmt: skip
-GREY_MODES = ('1', 'L', 'LA', 'La', 'I', 'I;16', 'I;16B', 'I;16L', 'I;16N')
+GREY_MODES = {mode for mode, held in MODES.items() if held in ('L', 'LA')}
 KEY_SCALE = {'L;2': 85, 'L;4': 17}  # raw mode -> factor for a transparent grey, which Pillow does not scale to 8 bits
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 

@@ -56,10 +56,9 @@ def accuracy(network, images, labels, batch_size=512):
     device = next(network.parameters()).device
     hits = 0
     with torch.inference_mode():
-        for start in range(0, len(images), batch_size):
-            x = classifier_input(images[start : start + batch_size], images.shape[1:]).to(device)
-            _, logits = network.head(network(x))
-            hits += (logits.argmax(1).cpu() == labels[start : start + batch_size]).sum().item()
+        for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+            _, logits = network.head(network(classifier_input(x, x.shape[1:]).to(device)))
+            hits += (logits.argmax(1).cpu() == y).sum().item()
     return hits / len(images)
 
 

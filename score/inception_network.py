@@ -1,5 +1,7 @@
 """Builds the FID Inception: the TensorFlow graph of 2015-12-05 as mseitzer/pytorch-fid ported it to torchvision."""
 
+from functools import partial
+
 import torch.nn.functional as F
 from torchvision.models.inception import (
     BasicConv2d,
@@ -14,14 +16,9 @@ from torchvision.models.inception import (
 
 from .statistics import exact_device
 
-
-def average_pool(x):
-    """Averages over 3x3 pixels. As in TensorFlow, the padding does not count."""
-    return F.avg_pool2d(x, kernel_size=3, stride=1, padding=1, count_include_pad=False)
-
-
-def max_pool(x):
-    return F.max_pool2d(x, kernel_size=3, stride=1, padding=1)
+# As in TensorFlow, the padding does not count in an average.
+average_pool = partial(F.avg_pool2d, kernel_size=3, stride=1, padding=1, count_include_pad=False)
+max_pool = partial(F.max_pool2d, kernel_size=3, stride=1, padding=1)
 
 
 class FIDInceptionA(InceptionA):
