@@ -4,6 +4,7 @@ A rival is an object with `train_step` and `sample`. Each does what its own trai
 are on the device already.
 """
 
+import copy
 import importlib.util
 import os
 import sys
@@ -26,11 +27,9 @@ class Reference:
 
     def __init__(self, folder, config, device):
         model, diffusion = (_load(folder, name) for name in ('model', 'diffusion'))
-        self.net, self.averaged = (
-            model.UNet(config.T, config.ch, config.ch_mult, config.attn, config.num_res_blocks, config.dropout)
-            for _ in range(2)
-        )
-        self.net, self.averaged = self.net.to(device), self.averaged.to(device)
+        shape = config.ch, config.ch_mult, config.attn, config.num_res_blocks, config.dropout
+        self.net = model.UNet(config.T, *shape).to(device)
+        self.averaged = copy.deepcopy(self.net)
         self.config = config
         self.optim = torch.optim.Adam(self.net.parameters(), lr=config.lr)
         self.trainer = diffusion.GaussianDiffusionTrainer(self.net, config.beta_1, config.beta_T, config.T).to(device)
