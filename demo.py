@@ -10,6 +10,7 @@ import io
 import math
 import os
 import time
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -140,13 +141,8 @@ def controls(config, sampler, walk, wanted):
         go(config, walk, view, islice(states, wanted.steps), wanted.steps)
         st.rerun()
     if len(walk.frames) > 1:
-        st.download_button(
-            'Download the animation',
-            lambda: animation(walk.frames),
-            'diffusion.gif',
-            'image/gif',
-            on_click='ignore',
-        )
+        gif = partial(animation, walk.frames)
+        st.download_button('Download the animation', gif, 'diffusion.gif', 'image/gif', on_click='ignore')
 
 
 def go(config, walk, view, states, steps):

@@ -181,16 +181,11 @@ class Seen:
             logging.warning(
                 '%s holds images of %d shapes: %d of %s, %s the first', path, len(self.shapes), n, _shape(*shape), name
             )
-        usual = self.shapes.most_common(1)[0][0]
-        reference = tuple(
-            source.get(key, own) for key, own in zip(('channels', 'img_size', 'img_size'), usual, strict=True)
-        )
+        usual = channels, height, width = self.shapes.most_common(1)[0][0]
+        reference = source.get('channels', channels), source.get('img_size', height), source.get('img_size', width)
         if usual != reference:
-            logging.warning(
-                'images of %s are compared with those of %s: the score counts that difference too',
-                _shape(*usual),
-                _shape(*reference),
-            )
+            text = 'images of %s are compared with those of %s: the score counts that difference too'
+            logging.warning(text, _shape(*usual), _shape(*reference))
 
 
 def _shape(channels, height, width):

@@ -243,11 +243,6 @@ def survey(items, background='white'):
     looked_at = spread(range(len(items)), LOOKED_AT)
     blank = [items.names[i] for i in looked_at if read_item(items, i, is_blank)]
     if len(blank) * 10 > len(looked_at):
-        logging.warning(
-            '%s: %d of %d images looked at are of one shade, such as %s',
-            items.path,
-            len(blank),
-            len(looked_at),
-            ', '.join(blank[:3]),
-        )
+        text = '%s: %d of %d images looked at are of one shade, such as %s'
+        logging.warning(text, items.path, len(blank), len(looked_at), ', '.join(blank[:3]))
     return Survey(list(sizes), all(grey), any(transparent))

@@ -112,7 +112,10 @@ def fit(config, data):
     Raises DataError if --net is not for such data, if --cond finds no labels or more than --num_classes, or if
     --labels names labels that the data does not have.
     """
-    _check_kind(config, data)
+    wants_points = build.is_points(config)
+    if wants_points != isinstance(data, datasets.Points):
+        fitting = ' or '.join(name for name, kind in build.NETWORKS.items() if kind.is_points != wants_points)
+        raise datasets.DataError(f'--net={config.net} is not for {config.dataset}: use --net={fitting}')
     num_classes = (config.num_classes or data.num_classes) if config.cond else 0
     if config.cond and not 0 < data.num_classes <= num_classes:
         raise datasets.DataError(f'--cond with {num_classes} classes: {config.dataset} has {data.num_classes}')
@@ -134,13 +137,6 @@ def moments(config, data):
     """Return the mean and standard deviation of 4,096 items of a data set, [2, ...], for --prior=data."""
     std, mean = torch.std_mean(sample_items(config, data, 4096), dim=0, correction=0)
     return torch.stack([mean, std]).cpu()
-
-
-def _check_kind(config, data):
-    wants_points = build.is_points(config)
-    if wants_points != isinstance(data, datasets.Points):
-        fitting = ' or '.join(name for name, kind in build.NETWORKS.items() if kind.is_points != wants_points)
-        raise datasets.DataError(f'--net={config.net} is not for {config.dataset}: use --net={fitting}')
 
 
 def batches(config, data, step):

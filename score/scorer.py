@@ -29,13 +29,10 @@ class Scorer:
         self.net, self.num_images = net, num_images
         self.seen = 0  # images of this process and, after `reduce`, of all
         self.device = exact_device(net.device)
-        self.moments = self.split_sums = self.sample = None
-        if needs & {'mu', 'sigma'}:
-            self.moments = Moments(net.dim, self.device)
-        if 'class_probabilities' in needs:
-            self.split_sums = SplitSums(num_images, splits, net.num_classes, self.device)
-        if 'sample' in needs:
-            self.sample = FeatureSample(num_images, net.dim, self.device)
+        wants_splits = 'class_probabilities' in needs
+        self.moments = Moments(net.dim, self.device) if needs & {'mu', 'sigma'} else None
+        self.split_sums = SplitSums(num_images, splits, net.num_classes, self.device) if wants_splits else None
+        self.sample = FeatureSample(num_images, net.dim, self.device) if 'sample' in needs else None
 
     def update(self, images, index=None):
         """Takes in one batch, [n, C, H, W], C 1 or 3, uint8 or float in [0, 1]; returns its logits [n, num_classes].

@@ -45,12 +45,10 @@ def _differences(made, asked):
 def _words(key, made, asked):
     if key == 'test' and isinstance(made, dict) and isinstance(asked, dict):
         return f'with test images {_differences(made, asked)}'
-    if key == 'test':
-        return 'with other test images'
-    if key == 'from':
-        return f'from {made}, not {asked}'
-    if key == 'count':
-        return f'from {made} files, not {asked}'
-    if key == 'files':
-        return 'from files that have changed since'
-    return f'with {key} {str(made)[:80]}, not {str(asked)[:80]}'
+    words = {
+        'test': 'with other test images',
+        'from': f'from {made}, not {asked}',
+        'count': f'from {made} files, not {asked}',
+        'files': 'from files that have changed since',
+    }
+    return words.get(key, f'with {key} {str(made)[:80]}, not {str(asked)[:80]}')
