@@ -1,7 +1,6 @@
 """Gives both IS and FID, under the name that pytorch-ddpm has for it."""
 
-from .features import standard_net
-from .images import batches, count_images
+from .features import standard_pass
 from .scorer import Scorer
 from .statistics import load_statistics
 
@@ -28,11 +27,11 @@ def get_inception_and_fid_score(
     Returns ((IS, its standard deviation over the splits), FID). Raises ValueError for unusable images, ScoreError for
     unusable files.
     """
-    num_images = count_images(images, num_images)
-    net = standard_net(net, parallel)
+    name = 'get_inception_and_fid_score'
+    net, num_images, stream = standard_pass(name, images, num_images, batch_size, verbose, parallel, net)
     reference = load_statistics(fid_cache, net)
     scorer = Scorer(net, num_images, splits, metrics=('is', 'fid'))
-    for batch in batches(images, num_images, batch_size, verbose, 'get_inception_and_fid_score'):
+    for batch in stream:
         scorer.update(batch)
     result = scorer.result(reference, use_torch)
     return (result['IS'], result['IS_std']), result['FID']

@@ -11,7 +11,7 @@ import torch
 
 from . import classifier, inception
 from .files import ScoreError, check_writable
-from .images import check_images
+from .images import batches, check_images
 from .source import StaleError, check_source
 
 
@@ -164,10 +164,15 @@ def _unusable(path, source):
 FEATURE_NETS = {'inception': inception_net, 'classifier': classifier_net}
 
 
-def standard_net(net=None, parallel=False):
-    """Returns `net` or, if it is None, Inception with the standard weights, on the GPU if there is one.
+def standard_pass(name, images, num_images, batch_size, verbose, parallel, net):
+    """Prepares what the functions of pytorch-ddpm share; returns (FeatureNet, number of images, their batches).
 
-    parallel: whether to use all GPUs.
+    name: that of the function, shown before the bar. The rest: see `get_inception_and_fid_score`. Raises ValueError if
+    the number of images is not known.
     """
+    if num_images is None and not hasattr(images, '__len__'):
+        raise ValueError('num_images must be given when `images` has no length (e.g. a generator)')
+    num_images = len(images) if num_images is None else num_images
     net = net or inception_net(device='cuda' if torch.cuda.is_available() else 'cpu')
-    return replace(net, trunk=torch.nn.DataParallel(net.trunk)) if parallel else net
+    net = replace(net, trunk=torch.nn.DataParallel(net.trunk)) if parallel else net
+    return net, num_images, batches(images, num_images, batch_size, verbose, name)

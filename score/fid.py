@@ -2,9 +2,8 @@
 
 import torch
 
-from .features import standard_net
+from .features import standard_pass
 from .files import Unscorable
-from .images import batches, count_images
 from .statistics import Moments, check_gaussian, exact_device, load_statistics
 
 
@@ -65,17 +64,12 @@ def get_fid_score(
 ):
     """Computes FID (arXiv:1706.08500, eq. 6) of images against a statistics file; named as in pytorch-ddpm.
 
-    images: array, tensor or iterable of [C, H, W], C 1 or 3, uint8 or float in [0, 1]. An iterable without a length
-    needs num_images. use_torch: whether to do the linear algebra on the GPU. verbose: whether to show a bar. parallel:
-    whether to run the network on all GPUs. net: a FeatureNet, by default Inception with the standard weights.
-
-    Returns a float. Raises ValueError for unusable images, ScoreError for unusable files.
+    stats_cache: a statistics file. The other arguments, and what is raised: see `get_inception_and_fid_score`.
     """
-    num_images = count_images(images, num_images)
-    net = standard_net(net, parallel)
+    net, num_images, stream = standard_pass('get_fid_score', images, num_images, batch_size, verbose, parallel, net)
     reference = load_statistics(stats_cache, net)
     moments = Moments(net.dim, exact_device(net.device))
-    for batch in batches(images, num_images, batch_size, verbose, 'get_fid_score'):
+    for batch in stream:
         features, _ = net(batch)
         moments.update(features)
     if moments.n != num_images:

@@ -47,14 +47,7 @@ def rgb(images):
     return images.expand(-1, 3, -1, -1).contiguous()
 
 
-def count_images(images, num_images=None):
-    """Returns `num_images` or, if it is None, len(images). Raises ValueError if neither is known."""
-    if num_images is None and not hasattr(images, '__len__'):
-        raise ValueError('num_images must be given when `images` has no length (e.g. a generator)')
-    return len(images) if num_images is None else num_images
-
-
-def batches(images, num_images, batch_size, verbose=False, desc=None):
+def batches(images, num_images, batch_size, verbose, desc):
     """Stacks the first num_images of an array or iterable of [C, H, W] into tensors [n <= batch_size, C, H, W].
 
     verbose: whether to show a bar, with `desc` before it.

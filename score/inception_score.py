@@ -2,9 +2,8 @@
 
 import torch
 
-from .features import standard_net
+from .features import standard_pass
 from .files import Unscorable
-from .images import batches, count_images
 from .statistics import exact_device
 
 
@@ -60,19 +59,17 @@ def get_inception_score(
 ):
     """Computes IS (arXiv:1606.03498) of images over `splits` splits in generation order; named as in pytorch-ddpm.
 
-    images: array, tensor or iterable of [C, H, W], C 1 or 3, uint8 or float in [0, 1]. An iterable without a length
-    needs num_images. use_torch: has no effect, because the sums are kept on the device of the network anyway. verbose:
-    whether to show a bar. parallel: whether to run the network on all GPUs. net: a FeatureNet, by default Inception
-    with the standard weights.
+    use_torch: has no effect, because the sums are kept on the device of the network anyway. The other arguments: see
+    `get_inception_and_fid_score`.
 
     Returns (mean, std), std with ddof 0. Raises ValueError for unusable images or fewer of them than splits.
     """
-    num_images = count_images(images, num_images)
-    net = standard_net(net, parallel)
+    name = 'get_inception_score'
+    net, num_images, stream = standard_pass(name, images, num_images, batch_size, verbose, parallel, net)
     device = exact_device(net.device)
     sums = SplitSums(num_images, splits, net.num_classes, device)
     start = 0
-    for batch in batches(images, num_images, batch_size, verbose, 'get_inception_score'):
+    for batch in stream:
         _, logits = net(batch)
         sums.update(logits.to(device), torch.arange(start, start + len(batch), device=device))
         start += len(batch)
