@@ -74,15 +74,9 @@ def _scores_table(text):
     if not records:
         return 'None were measured.'
     lines = ['| after step | images | scores | sampler | measured with |', '| --- | --- | --- | --- | --- |']
+    figures, columns = score.figure_names(), (recorded_keys(), ('reference', 'feature_net', 'protocol', 'precision'))
     for record in records:
-        scores = [
-            f'{key} {value:.4g}' for key, value in record.items() if key.startswith(score.figure_names()) and value
-        ]
-        sampler = [f'{key} {record[key]}' for key in recorded_keys() if key in record]
-        made = [
-            f'{key} {record[key]}' for key in ('reference', 'feature_net', 'protocol', 'precision') if key in record
-        ]
-        lines.append(
-            f'| {record["step"]} | {record["n"]} | {", ".join(scores)} | {", ".join(sampler)} | {", ".join(made)} |'
-        )
+        scores = ', '.join(f'{key} {value:.4g}' for key, value in record.items() if key.startswith(figures) and value)
+        how = [', '.join(f'{key} {record[key]}' for key in column if key in record) for column in columns]
+        lines.append(f'| {record["step"]} | {record["n"]} | {scores} | {" | ".join(how)} |')
     return '\n'.join(lines)
