@@ -1,7 +1,7 @@
 """Run what people would otherwise use on the same work: diffusers, and a checkout of w86763777/pytorch-ddpm.
 
-A rival is an object with `train_step` and `sample`. Each does what its own training script does, except that the data
-are on the device already.
+A rival is an object with `train_step`, `average` and `sample`. Each does what its own training script does, except that
+the data are on the device already.
 """
 
 import copy
@@ -84,6 +84,9 @@ class Diffusers:
         self.optim = torch.optim.Adam(self.net.parameters(), lr=config.lr)
         self.scheduler = DDPMScheduler(config.T, config.beta_1, config.beta_T, clip_sample=False)
 
+    def average(self):
+        self.ema.step(self.net.parameters())
+
     def train_step(self, x_0):
         noise = torch.randn_like(x_0)
         t = torch.randint(self.config.T, (len(x_0),), device=x_0.device)
@@ -92,7 +95,7 @@ class Diffusers:
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.config.grad_clip)
         self.optim.step()
         self.optim.zero_grad()
-        self.ema.step(self.net.parameters())
+        self.average()
         return loss
 
     @torch.no_grad()

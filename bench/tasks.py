@@ -64,9 +64,9 @@ def sampling(config, options):
     x_T = torch.randn(options.batch_size, 3, config.img_size, config.img_size, device=device)
     walks = {name: lambda rival=rival: rival.sample(x_T, STEPS) for name, rival in _rivals(config, options).items()}
     net = build.network(config).to(device).eval()
-    kinds = _ours(config, options) | (
-        {'ours, fp32 compiled': ('fp32', compiling.options(config))} if options.compile else {}
-    )
+    kinds = _ours(config, options)
+    if options.compile:
+        kinds['ours, fp32 compiled'] = 'fp32', compiling.options(config)
     for name, (precision, wanted) in kinds.items():
         model = Inference(net, hardware.precision(replace(config, precision=precision)))
         if wanted is not None:
@@ -78,11 +78,7 @@ def sampling(config, options):
 
 def ema(config, options):
     """Average the weights after a training step."""
-    rivals = _rivals(config, options)
-    rival = rivals.get('pytorch-ddpm')
-    averages = {'pytorch-ddpm': rival.average} if rival else {}
-    diffusers = rivals['diffusers']
-    averages['diffusers'] = lambda: diffusers.ema.step(diffusers.net.parameters())
+    averages = {name: rival.average for name, rival in _rivals(config, options).items()}
     net = build.network(config).to(hardware.device(config))
     trained = [p for p in net.parameters() if p.requires_grad]
     averaged = [p for p in copy.deepcopy(net).parameters() if p.requires_grad]
@@ -127,12 +123,8 @@ def inception(config, options):
     torch.manual_seed(0)
     x = torch.randint(256, (options.batch_size, 3, 32, 32), dtype=torch.uint8)
     about = {'name': 'inception', 'weights_hash': '', 'protocol': 'pytorch', 'prepare': pytorch_input}
-    nets = {
-        precision: assemble(
-            FIDInception().eval(), precision, hardware.device(config), dim=FEATURE_DIM, num_classes=NUM_CLASSES, **about
-        )
-        for precision in precisions(config)
-    }
+    about |= {'dim': FEATURE_DIM, 'num_classes': NUM_CLASSES, 'device': hardware.device(config)}
+    nets = {precision: assemble(FIDInception().eval(), precision, **about) for precision in precisions(config)}
     return {name: lambda net=net: net(x) for name, net in nets.items()}
 
 

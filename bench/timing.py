@@ -36,14 +36,8 @@ def interleaved(candidates, repeats, limit=math.inf):
                 seconds[name].append(time.perf_counter() - begin)
             peaks[name] = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
     first = next(iter(seconds.values()))
-    return {
-        name: (
-            statistics.median(values),
-            statistics.median(a / b for a, b in zip(first, values, strict=True)),
-            peaks[name],
-        )
-        for name, values in seconds.items()
-    }
+    ratios = {name: [a / b for a, b in zip(first, values, strict=True)] for name, values in seconds.items()}
+    return {name: (statistics.median(seconds[name]), statistics.median(ratios[name]), peaks[name]) for name in seconds}
 
 
 def peak_rate(device, dtype):
