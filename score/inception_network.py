@@ -3,16 +3,7 @@
 from functools import partial
 
 import torch.nn.functional as F
-from torchvision.models.inception import (
-    BasicConv2d,
-    Inception3,
-    InceptionA,
-    InceptionAux,
-    InceptionB,
-    InceptionC,
-    InceptionD,
-    InceptionE,
-)
+from torchvision.models import inception as v3
 
 from .statistics import exact_device
 
@@ -21,7 +12,7 @@ average_pool = partial(F.avg_pool2d, kernel_size=3, stride=1, padding=1, count_i
 max_pool = partial(F.max_pool2d, kernel_size=3, stride=1, padding=1)
 
 
-class FIDInceptionA(InceptionA):
+class BlockA(v3.InceptionA):
     def _forward(self, x):
         return [
             self.branch1x1(x),
@@ -31,7 +22,7 @@ class FIDInceptionA(InceptionA):
         ]
 
 
-class FIDInceptionC(InceptionC):
+class BlockC(v3.InceptionC):
     def _forward(self, x):
         double = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
         return [
@@ -42,7 +33,7 @@ class FIDInceptionC(InceptionC):
         ]
 
 
-class FIDInceptionE(InceptionE):
+class BlockE(v3.InceptionE):
     pool = staticmethod(average_pool)
 
     def _forward(self, x):
@@ -58,7 +49,7 @@ class FIDInceptionE(InceptionE):
         ]
 
 
-class FIDInception(Inception3):
+class FIDInception(v3.Inception3):
     """Inception v3 (arXiv:1512.00567) that pools as the graph of 2015-12-05 does.
 
     `head(net(x))` gives features and logits.
@@ -67,7 +58,7 @@ class FIDInception(Inception3):
     """
 
     def __init__(self, num_classes=1008):
-        blocks = [BasicConv2d, FIDInceptionA, InceptionB, FIDInceptionC, InceptionD, FIDInceptionE, InceptionAux]
+        blocks = [v3.BasicConv2d, BlockA, v3.InceptionB, BlockC, v3.InceptionD, BlockE, v3.InceptionAux]
         super().__init__(num_classes=num_classes, aux_logits=False, inception_blocks=blocks, init_weights=False)
         # The published graph pools its last block like this, and published scores rest on it.
         self.Mixed_7c.pool = max_pool
