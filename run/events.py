@@ -46,13 +46,12 @@ class Events:
         """Hide what a killed run wrote about `step` and later steps."""
         self._write(step=step, session_log=SessionLog(status=SessionLog.START))
 
-    def scalar(self, name, value, step):
-        """Add a number."""
-        self._write(step=step, summary=summary.scalar(_legal(name), value))
-
-    def image(self, name, picture, step):
-        """Add a PIL image."""
-        self._write(step=step, summary=summary.image(_legal(name), np.asarray(picture), dataformats='HWC'))
+    def add(self, step, scalars=(), images=()):
+        """Add {tag: number} and {tag: PIL image}."""
+        for name, value in dict(scalars).items():
+            self._write(step=step, summary=summary.scalar(_legal(name), value))
+        for name, picture in dict(images).items():
+            self._write(step=step, summary=summary.image(_legal(name), np.asarray(picture), dataformats='HWC'))
 
     def flags(self, flagfile, config):
         """Add the flags of a run, as text and as hyperparameters. flagfile: text. config: {name: value}."""
@@ -111,10 +110,7 @@ def note(folder, step, scalars=(), images=()):
     """
     try:
         events = Events(folder)
-        for name, value in dict(scalars).items():
-            events.scalar(name, value, step or 0)
-        for name, value in dict(images).items():
-            events.image(name, value, step or 0)
+        events.add(step or 0, scalars, images)
         events.close()
     except OSError as error:
         logging.warning('not in TensorBoard: %s', error)
@@ -224,8 +220,7 @@ class Log:
         step, raw, lr = self.newest
         loss, norm, seconds = (sum(column) / len(self.read_since) for column in zip(*self.read_since, strict=True))
         rate = self.run.config.batch_size / max(seconds, 1e-9)
-        for name, value in (('loss', loss), ('loss_raw', raw), ('lr', lr), ('grad_norm', norm), ('img_per_sec', rate)):
-            self.events.scalar(name, value, step)
+        self.events.add(step, {'loss': loss, 'loss_raw': raw, 'lr': lr, 'grad_norm': norm, 'img_per_sec': rate})
         self.read_since = []
 
     def _remedy(self):
@@ -237,11 +232,10 @@ class Log:
 
     def image(self, name, picture):
         """Send a PIL image to TensorBoard."""
-        self.events.image(name, picture, self.run.step)
+        self.events.add(self.run.step, images={name: picture})
         self.events.flush()
 
     def scores(self, record):
         """Send the scores of an evaluation to TensorBoard."""
-        for name, value in scores_of(record).items():
-            self.events.scalar(name, value, self.run.step)
+        self.events.add(self.run.step, scores_of(record))
         self.events.flush()
