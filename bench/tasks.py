@@ -14,7 +14,7 @@ from run import build, compiling, hardware
 from run.config import replace
 from score import calculate_frechet_distance
 from score.features import assemble
-from score.inception import FEATURE_DIM, NUM_CLASSES, pytorch_input
+from score.inception import pytorch_input
 from score.inception_network import FIDInception
 
 STEPS = 2  # sampling steps per call
@@ -102,8 +102,8 @@ def optimizer(config, options):
 def frechet(config, options):
     """Compute the distance between two 2048-d Gaussians of full rank, with scipy's sqrtm of the product and our way."""
     rng = np.random.default_rng(0)
-    scale = np.exp(rng.normal(size=FEATURE_DIM))
-    sides = [rng.normal(size=(3000, FEATURE_DIM)) * scale + 0.1 * i for i in range(2)]
+    scale = np.exp(rng.normal(size=2048))
+    sides = [rng.normal(size=(3000, 2048)) * scale + 0.1 * i for i in range(2)]
     (mu1, sigma1), (mu2, sigma2) = ((x.mean(0), np.cov(x, rowvar=False)) for x in sides)
 
     def by_sqrtm():
@@ -122,9 +122,9 @@ def inception(config, options):
     """Compute features of 32x32 images by the FID Inception with random weights, which do not alter its speed."""
     torch.manual_seed(0)
     x = torch.randint(256, (options.batch_size, 3, 32, 32), dtype=torch.uint8)
+    device = hardware.device(config)
     about = {'name': 'inception', 'weights_hash': '', 'protocol': 'pytorch', 'prepare': pytorch_input}
-    about |= {'dim': FEATURE_DIM, 'num_classes': NUM_CLASSES, 'device': hardware.device(config)}
-    nets = {precision: assemble(FIDInception().eval(), precision, **about) for precision in precisions(config)}
+    nets = {precision: assemble(FIDInception().eval(), precision, device, **about) for precision in precisions(config)}
     return {name: lambda net=net: net(x) for name, net in nets.items()}
 
 

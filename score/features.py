@@ -82,14 +82,15 @@ class FeatureNet:
 
 
 def assemble(network, precision, device, **fields):
-    """Makes a FeatureNet of `network` on `device`. Raises ValueError for an unknown precision."""
+    """Makes a FeatureNet of `network`, whose last layer is `fc`. Raises ValueError for an unknown precision."""
     if precision not in PRECISIONS:
         raise ValueError(f'precision must be one of {sorted(PRECISIONS)}, got {precision!r}')
     device = torch.device(device)
     network = network.to(device)
     if precision == 'bf16':  # fp32 keeps the layout of the reference, because another one reorders its sums
         network = network.to(memory_format=torch.channels_last)
-    return FeatureNet(precision=precision, device=device, trunk=network, head=network.head, **fields)
+    size = {'dim': network.fc.in_features, 'num_classes': network.fc.out_features}
+    return FeatureNet(precision=precision, device=device, trunk=network, head=network.head, **size, **fields)
 
 
 def inception_net(weights=None, *, protocol='pytorch', precision='fp32', device='cpu', sha256=inception.WEIGHTS_SHA256):
@@ -103,17 +104,8 @@ def inception_net(weights=None, *, protocol='pytorch', precision='fp32', device=
     if protocol not in inception.PROTOCOLS:
         raise ValueError(f'protocol must be one of {sorted(inception.PROTOCOLS)}, got {protocol!r}')
     network, digest = inception.load_inception(weights, sha256)
-    return assemble(
-        network,
-        precision,
-        device,
-        name='inception',
-        dim=inception.FEATURE_DIM,
-        num_classes=inception.NUM_CLASSES,
-        weights_hash=digest,
-        protocol=protocol,
-        prepare=inception.PROTOCOLS[protocol],
-    )
+    how = {'protocol': protocol, 'prepare': inception.PROTOCOLS[protocol]}
+    return assemble(network, precision, device, name='inception', weights_hash=digest, **how)
 
 
 def classifier_net(weights, *, precision='fp32', device='cpu', data=None, source=None, progress=classifier.silent):
@@ -136,18 +128,10 @@ def classifier_net(weights, *, precision='fp32', device='cpu', data=None, source
     network, info, digest = classifier.load_classifier(weights)
     if why:
         logging.info('it reads %.1f%% of %d test images as labelled', 100 * info['test_accuracy'], len(images[2]))
-    return assemble(
-        network,
-        precision,
-        device,
-        name='classifier',
-        dim=classifier.FEATURE_DIM,
-        num_classes=info['num_classes'],
-        weights_hash=digest,
-        protocol='native',  # the images are neither resized nor requantised
-        prepare=partial(classifier.classifier_input, shape=info['shape']),
-        test_accuracy=info['test_accuracy'],
-    )
+    # native: the images are neither resized nor requantised
+    how = {'protocol': 'native', 'prepare': partial(classifier.classifier_input, shape=info['shape'])}
+    accuracy = info['test_accuracy']
+    return assemble(network, precision, device, name='classifier', weights_hash=digest, test_accuracy=accuracy, **how)
 
 
 def _unusable(path, source):

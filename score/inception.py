@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from .files import ScoreError, download, file_digest, load_torch
 from .images import eight_bit, rgb, unit_range
 
-FEATURE_DIM, NUM_CLASSES, INPUT_SIZE = 2048, 1008, 299
+INPUT_SIZE = 299
 WEIGHTS_SHA256 = '6726825d'  # the first digits of the digest, as in the name of the file
 WEIGHTS_NAME = f'pt_inception-2015-12-05-{WEIGHTS_SHA256}.pth'
 WEIGHTS_URL = f'https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{WEIGHTS_NAME}'
@@ -96,7 +96,7 @@ def load_inception(path=None, sha256=WEIGHTS_SHA256):
 
     state = load_torch(file)
     with torch.device('meta'):  # these weights are replaced: spend no memory, time or draw from the generator
-        network = FIDInception(NUM_CLASSES)
+        network = FIDInception()
     try:
         network.load_state_dict(state, strict=True, assign=True)
     except (RuntimeError, TypeError, AttributeError) as error:
