@@ -133,11 +133,10 @@ def controls(config, sampler, walk, wanted):
         y = labels.of_indices(config, range(wanted.n))
         if not walk.frames:
             remember(walk)
-        states = (
-            sampler.trajectory(walk.x, y, walk.t, noise=walk.noise)
-            if denoise
-            else ((t, x_t, None) for t, x_t in sampler.diffuse(walk.x, walk.t, noise=walk.noise))
-        )
+        if denoise:
+            states = sampler.trajectory(walk.x, y, walk.t, noise=walk.noise)
+        else:
+            states = ((t, x_t, None) for t, x_t in sampler.diffuse(walk.x, walk.t, noise=walk.noise))
         go(config, walk, view, islice(states, wanted.steps), wanted.steps)
         st.rerun()
     if len(walk.frames) > 1:
