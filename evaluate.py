@@ -30,9 +30,8 @@ def evaluate(config, net, step=None, interrupted=lambda: False):
     """Draw --num_images (default 50,000) with `net` and score them in a stream.
 
     Returns the record, or None if interrupted. Each rank draws and scores a share of the images; rank 0 returns the
-    record, the others None.
-
-    Appends the record as one JSON line to logdir/eval.txt and writes samples_ema.png (256 images, 16 a row) beside it.
+    record, the others None. Appends the record as one JSON line to logdir/eval.txt and writes samples_ema.png (256
+    images, 16 a row) beside it.
 
     Raises ScoreError if weights or statistics are unusable, DataError if statistics cannot be built.
     """
@@ -106,8 +105,7 @@ def _score_points(config, net, interrupted):
 def evaluate_images(config, given):
     """Score --images: a folder, zip or npz of images, or an npz of statistics. Print and return the record.
 
-    given: config keys of the flags that the user set. Without --dataset among
-    them, --fid_cache may hold any data set.
+    given: config keys of the flags that the user set. Without --dataset among them, --fid_cache may hold any data set.
 
     Raises as `evaluate`, and DataError if the images cannot be read or compared.
     """

@@ -140,36 +140,29 @@ def describe(weights, names, path):
         raise CheckpointError(f'{path} is of another architecture: its first convolution is {tuple(head)}')
     ch, channels = head[:2]
     blocks = [f'downblocks.{level * (n + 1)}' for level in range(levels)]  # the first block of each level
+    attn = [their_key(f'{block}.attn.group_norm.weight', names, levels, n) for block in blocks]
+    label_embedding = weights.get(f'{names.outer.get("label_embedding")}.weight')
     flags = {
         'net': 'unet',
         'ch': ch,
         'ch_mult': [shape(f'{block}.block2.3.weight')[0] // ch for block in blocks],
-        'attn': [
-            level
-            for level, block in enumerate(blocks)
-            if their_key(f'{block}.attn.group_norm.weight', names, levels, n) in weights
-        ],
+        'attn': [level for level, key in enumerate(attn) if key in weights],
         'head_dim': 0,
         'num_res_blocks': n,
         'channels': channels,
-        'num_classes': 0,
+        'num_classes': 0 if label_embedding is None else len(label_embedding) - 1,
     }
     if shape('tail.2.weight')[0] == 2 * channels:  # `learned` has as many, but other programs seldom have that
         flags['var_type'] = 'learned_range'
     if names is PYTORCH_DDPM:
         flags['T'] = shape(f'{TIME_TABLE}.weight')[0]
-    label_embedding = weights.get(f'{names.outer.get("label_embedding")}.weight')
-    if label_embedding is not None:
-        flags['num_classes'] = len(label_embedding) - 1
     return flags
 
 
 def network(flags):
-    """Builds the `UNet` that flags describe, without dropout and for images of any size.
+    """Builds the `UNet` that flags describe, without dropout and for images of any size. Raises ValueError as `UNet`.
 
     flags: as `describe` gives them, with 'arch'. If they lack T, the time table has one row.
-
-    Raises ValueError as `UNet` does.
     """
     told = {'T': 1, 'var_type': 'fixedlarge', 'head_dim': 0, **flags}
     return build.network(SimpleNamespace(**{**told, 'net': 'unet', 'dropout': 0.0, 'img_size': None}))
