@@ -79,14 +79,27 @@ def load(path, modified, weights):
     return config, Inference(net, hardware.precision(config)), trained
 
 
+# name -> order, corrector and eta. Each click on Denoise begins a walk, and with it the order, anew.
+SAMPLERS = {
+    'ancestral': (1, False, 1.0),
+    'DDIM': (1, False, 0.0),
+    'DPM-Solver++': (2, False, 0.0),
+    'SDE-DPM-Solver++': (2, False, 1.0),
+    'UniPC': (3, True, 0.0),
+}
+
+
 def choose(config):
     """Return the config with the sampler chosen in the sidebar, and the other choices: n, steps and show_x0."""
     side = st.sidebar
     chosen = SimpleNamespace(**vars(config))
-    ancestral = side.radio('Sampler', ['ancestral', 'DDIM'], horizontal=True) == 'ancestral'
-    chosen.eta = 1.0 if ancestral else side.slider('eta', 0.0, 1.0, 0.0)
-    chosen.sample_steps = side.number_input('Sampling steps', 1, config.T, config.sample_steps or config.T)
-    chosen.spacing = 'leading'
+    name = side.radio('Sampler', list(SAMPLERS), horizontal=True)
+    chosen.order, chosen.corrector, chosen.eta = SAMPLERS[name]
+    if name == 'DDIM':
+        chosen.eta = side.slider('eta', 0.0, 1.0, 0.0)
+    fewest = min(chosen.order, config.T)
+    chosen.sample_steps = side.number_input('Sampling steps', fewest, config.T, config.sample_steps or config.T)
+    chosen.spacing, chosen.timesteps = 'auto', []
     chosen.clip_denoised = side.checkbox('Clip outputs', config.clip_denoised)
     if config.num_classes:
         chosen.labels = side.selectbox('Label', ['all', *labels.names(config)])

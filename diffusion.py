@@ -22,8 +22,8 @@ from torch import nn
 
 from process.losses import LOSSES, T_SAMPLERS
 from process.parameterisations import Parameterisation, extract
-from process.schedules import known, make_betas, make_timesteps
-from process.solvers import SOLVERS, VAR_TYPES, learns_variance, posterior_table, solver_steps
+from process.schedules import known, make_betas, make_timesteps, spacing_for
+from process.solvers import VAR_TYPES, encoding_steps, learns_variance, posterior_table, solver_steps
 
 
 def standard_normal(x):
@@ -147,12 +147,14 @@ class GaussianDiffusionSampler(nn.Module):
     """Algorithm 2 and its relatives: a sampler that is ancestral (eta = 1), DDIM (eta = 0) or anything between.
 
     model, var_type: as in `GaussianDiffusionTrainer`. steps: None for all T, an int S for S timesteps placed by
-    `spacing`, or the timesteps themselves. eta: in [0, 1]. order: a key of `SOLVERS`, the number of x0_hats that a step
-    is made of. clip_denoised: clip each x0_hat to [-1, 1] as the official code does; it has no effect with xprev, where
-    the output is the mean itself. data_moments: the mean and standard deviation of x_0, a tensor [2, ...], which
-    `start` uses.
+    `spacing` (see `spacing_for`), or the timesteps themselves. eta: in [0, 1]. order: a key of `SOLVERS`, the number of
+    x0_hats that a step is made of; corrector: whether each x0_hat also corrects the step that led to it. eps_scale: as
+    in `Parameterisation`. clip_denoised: clip each x0_hat to [-1, 1] as the official code does; it has no effect with
+    xprev, where the output is the mean itself. data_moments: the mean and standard deviation of x_0, a tensor [2, ...],
+    which `start` uses.
 
-    Raise ValueError as `make_betas`, `Parameterisation` and `make_timesteps` do, and if eta is outside [0, 1].
+    Raise ValueError as `make_betas`, `Parameterisation`, `make_timesteps` and `solver_steps` do, if eta is outside
+    [0, 1], and if there are fewer steps than a step of this order is made of.
     """
 
     def __init__(
@@ -167,25 +169,32 @@ class GaussianDiffusionSampler(nn.Module):
         *,
         schedule='linear',
         steps=None,
-        spacing='leading',
+        spacing='auto',
         eta=1.0,
         order=1,
+        corrector=False,
+        eps_scale=1.0,
         clip_denoised=False,
         data_moments=None,
     ):
         super().__init__()
         if not 0 <= eta <= 1:
             raise ValueError(f'eta must be in [0, 1], not {eta}')
+        if not eps_scale > 0:
+            raise ValueError(f'eps_scale must be above 0, not {eps_scale}')
         self.model = model
         self.T = T
         self.img_size = img_size
-        self.eta, self.var_type, self.order = eta, var_type, known('order', order, SOLVERS)
+        self.eta, self.var_type, self.order, self.corrector = eta, var_type, order, corrector
         self.clip_denoised = clip_denoised and mean_type != 'xprev'
         self.learns_variance = learns_variance(var_type)
         self.betas = make_betas(schedule, beta_1, beta_T, T)
         self.alphas_bar = (1 - self.betas).cumprod(0)
-        self.parameterisation = Parameterisation(mean_type, self.alphas_bar)
-        self.timesteps = make_timesteps(T, steps, spacing)
+        self.parameterisation = Parameterisation(mean_type, self.alphas_bar, eps_scale)
+        self.timesteps = make_timesteps(self.alphas_bar, steps, spacing_for(order, spacing))
+        columns = len(self._steps(self.timesteps)[0].c) - corrector
+        if columns > len(self.timesteps):
+            raise ValueError(f'order {order} needs {columns} sampling steps or more, not {len(self.timesteps)}')
         self.states = [0, *(t + 1 for t in self.timesteps)]  # the noisings left at each stop of a trajectory, ascending
         self.table = torch.full((T, 6), torch.nan, dtype=torch.float64)  # row t: c0, cx, std, log sigma^2, a, b
         self.table[self.timesteps] = posterior_table(self.alphas_bar, self.timesteps, eta, var_type)
@@ -254,14 +263,8 @@ class GaussianDiffusionSampler(nn.Module):
         a, b = (extract(self.columns[i], t, x_t.shape) for i in (4, 5))
         return mean, a + b * v if self.learns_variance else a
 
-    def _chain(self, start, stop):
-        """Return the timesteps from state `start` down to state `stop`, ascending, and the `Step` of each."""
-        start = self.timesteps[-1] + 1 if start is None else start
-        if not 0 <= stop < start <= self.T:
-            raise ValueError(f'a trajectory needs 0 <= stop < start <= T = {self.T}, not start {start}, stop {stop}')
-        chain = sorted({start - 1, *(t for t in self.timesteps if stop <= t < start)})
-        anchored = chain if stop == 0 else [stop - 1, *chain]  # row 0 would be the step to the image
-        return chain, solver_steps(self.alphas_bar, anchored, self.eta, self.var_type, self.order)[-len(chain) :]
+    def _steps(self, timesteps):
+        return solver_steps(self.alphas_bar, timesteps, self.eta, self.var_type, self.order, self.corrector)
 
     @torch.no_grad()
     def trajectory(self, x_T, y=None, start=None, stop=0, noise=standard_normal, project=None):
@@ -269,17 +272,40 @@ class GaussianDiffusionSampler(nn.Module):
 
         t is the number of noisings left in x_t: T - 1 to 0 if every step is taken. x0_hat is the prediction that led
         to x_t. With `start` and `stop` the walk goes from a state x_start (passed as x_T) to x_stop, so that
-        trajectory(x_t, start=t) continues a walk that was left at t. The last x_t is not clipped.
+        trajectory(x_t, start=t) continues a walk that was left at t. It has no earlier predictions then, so it begins
+        at order 1. The last x_t is not clipped.
 
         x_T: [B, ...]. y: int64 [B] or None. noise: x -> z. project: (t, x_t, x0_hat) -> x_t, called after each step to
         change the state, as inpainting does. Raise ValueError unless 0 <= stop < start <= T.
         """
-        x_t = x_T
-        chain, steps = self._chain(start, stop)
-        x0_hats = deque(maxlen=len(steps[0].c))  # the newest first
-        for i in reversed(range(len(chain))):
-            cx, c, std, slope = steps[i]
-            t = torch.full((1,), chain[i], device=x_t.device).expand(len(x_t))
+        start = self.timesteps[-1] + 1 if start is None else start
+        if not 0 <= stop < start <= self.T:
+            raise ValueError(f'a trajectory needs 0 <= stop < start <= T = {self.T}, not start {start}, stop {stop}')
+        chain = sorted({start - 1, *(t for t in self.timesteps if t < start), *([stop - 1] if stop else [])})
+        route = zip(chain, [0, *(t + 1 for t in chain)], self._steps(chain), strict=False)
+        yield from self._follow([part for part in route if part[0] >= stop][::-1], x_T, y, noise, project)
+
+    @torch.no_grad()
+    def encode(self, x_0, y=None):
+        """Walk the ODE of eta = 0 from x_0 to its code x_T, and yield (t, x_t, x0_hat) after each step.
+
+        t is the number of noisings in x_t: from that of the second timestep to that of the last. x_0, [B, C, H, W] in
+        [-1, 1], is taken for the state of timestep 0, which it almost is (as improved-diffusion's reverse loop does).
+        A trajectory with eta = 0 leads back to x_0, more closely the more steps there are, by the order of the solver.
+
+        Raise ValueError if timestep 0 is the only one.
+        """
+        chain = sorted({0, *self.timesteps})
+        if len(chain) < 2:
+            raise ValueError('encoding needs a timestep above 0')
+        steps = encoding_steps(self.alphas_bar, chain, self.order, self.corrector)[::-1]
+        yield from self._follow(list(zip(chain, [t + 1 for t in chain[1:]], steps, strict=False)), x_0, y)
+
+    def _follow(self, route, x_t, y, noise=None, project=None):
+        """Take the steps of a route, a list of (timestep, noisings after it, `Step`), as `trajectory` does."""
+        x0_hats = deque(maxlen=len(route[0][-1].c))  # the newest first
+        for timestep, left, (cx, c, std, slope) in route:
+            t = torch.full((1,), timestep, device=x_t.device).expand(len(x_t))
             x0_hat, v = self.split(_apply(self.model, x_t, t, y), x_t, t)
             x0_hats.appendleft(x0_hat)
             x_t = c[0] * x0_hat + cx * x_t
@@ -287,7 +313,6 @@ class GaussianDiffusionSampler(nn.Module):
                 x_t = x_t + c_j * m_j
             if std > 0:
                 x_t = x_t + (std * torch.exp(0.5 * slope * v) if self.learns_variance else std) * noise(x_t)
-            left = chain[i - 1] + 1 if i else stop
             if project:
                 x_t = project(left, x_t, x0_hat)
             yield left, x_t, x0_hat

@@ -77,6 +77,7 @@ def _score_images(config, net, interrupted):
     result, seconds = scorer.result(compared, config.fid_use_torch), time.monotonic() - begin
     what = f'{config.num_images} images, {config.sample_steps or config.T} steps, eta {config.eta:g}, {config.var_type}'
     what += f', order {config.order}' if config.order != 1 else ''
+    what += ', corrected' if config.corrector else ''
     scores = report(config, feature_net, compared, result, what, seconds)
     if labelled:
         scores['label_accuracy'] = hits / config.num_images

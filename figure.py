@@ -1,5 +1,6 @@
 """Draw figures of a diffusion of images: denoising, the forward process, guidance, and mixtures of two images."""
 
+import logging
 import os
 
 import torch
@@ -15,6 +16,7 @@ from run.restore import run_folder
 
 WEIGHTS = (0, 1, 2, 5, 10)  # guidance weights
 SAMPLES = 4  # the most samples, images or pairs in a figure
+STEPS = (5, 10, 20, 50)  # of reconstructions
 
 
 def figure(config, net, step, interrupted=lambda: False):
@@ -75,29 +77,76 @@ def guidance(config, net, interrupted):
     return picture.table(torch.stack(columns, dim=1), [f'$w = {w}$' for w in WEIGHTS], [names[y] for y in chosen])
 
 
-def interpolate(config, net, interrupted):
-    """x_t = (1 - lambda) q(x_t | a) + lambda q(x_t | b) of two real images, denoised (paper figure 8), t = --figure_t.
+def reconstruct(config, net, interrupted):
+    """Draw real images, their codes, and what DDIM's ODE makes of them in ever more steps. No labels are used."""
+    config, n = replace(config, eta=0.0, timesteps=[]), min(config.num_images or SAMPLES, SAMPLES)
+    net, x_0 = Inference(net, hardware.precision(config)), _real_images(config, n)
+    columns, titles, errors = [x_0], ['source'], []
+    most = config.sample_steps or config.T
+    counts = [*(S for S in STEPS if most > S), most]
+    for S in progress.bar(counts, 'reconstructing', unit='round trip'):
+        there = replace(config, sample_steps=S)
+        x_T = _encode(there, net, x_0, interrupted)
+        if x_T is None or (back := _denoise(there, net, range(len(x_0)), interrupted, x=x_T)) is None:
+            return None
+        columns.append(back)
+        titles.append(f'{S} steps')
+        errors.append(f'{(back - x_0).square().mean().sqrt().item():.3f} in {S} steps')
+    logging.info('root mean square error of the reconstruction, in units of [-1, 1]: %s', ', '.join(errors))
+    columns.insert(1, x_T)
+    titles.insert(1, '$x_T$')
+    return picture.table(torch.stack(columns, dim=1), titles, [f'${i + 1}$' for i in range(len(x_0))], group=1)
 
-    Every lambda uses the same noise, both for a and b and for the steps back. No labels are used.
+
+def interpolate(config, net, interrupted):
+    """Mix pairs of real images, as --between says, in steps of a tenth; each row uses one noise. No labels are used.
+
+    states: (1 - lambda) q(x_t | a) + lambda q(x_t | b), t = --figure_t, denoised (paper figure 8). codes: between the
+    codes of a and b, along the sphere, decoded at eta = 0 (DDIM section 5.3).
     """
+    codes = config.between == 'codes'
+    config = replace(config, eta=0.0) if codes else config
     net = Inference(net, hardware.precision(config))
     sampler = build.sampler(config, net)
     t = config.figure_t or sampler.T // 2
     if t > sampler.T:
         raise UsageError(f'--figure_t={t}: the checkpoint has T = {sampler.T} steps')
-    data = inputs.dataset(config)
-    inputs.check_channels(config, data)
-    pairs = inputs.sample_items(config, data, 2 * SAMPLES).chunk(2)
-    x_t = walk.diffuse(config, sampler, torch.cat(pairs), stop=t).chunk(2)
-    quadruples, rows = list(zip(*pairs, *x_t, strict=True)), []
+    ends = _real_images(config, 2 * SAMPLES)
+    x_t = _encode(config, net, ends, interrupted) if codes else walk.diffuse(config, sampler, ends, stop=t)
+    if x_t is None:
+        return None
+    quadruples, rows = list(zip(*ends.chunk(2), *x_t.chunk(2), strict=True)), []
     for i, (a, b, a_t, b_t) in enumerate(progress.bar(quadruples, 'interpolating', unit='pair')):
-        mixed = torch.stack([torch.lerp(a_t, b_t, tenths / 10) for tenths in range(11)])
-        denoised = _denoise(config, net, [i] * len(mixed), interrupted, x=mixed, start=t)
+        mixed = torch.stack([(slerp if codes else torch.lerp)(a_t, b_t, tenths / 10) for tenths in range(11)])
+        denoised = _denoise(config, net, [i] * len(mixed), interrupted, x=mixed, start=None if codes else t)
         if interrupted():
             return None
         rows.append(torch.cat([a[None], denoised, b[None]]))
     titles = ['source', 'rec.', *(rf'$\lambda = {tenths / 10}$' for tenths in range(1, 10)), 'rec.', 'source']
-    return picture.table(rows, titles, [f'$t = {t}$'] * len(rows), group=1)
+    return picture.table(rows, titles, ['codes' if codes else f'$t = {t}$'] * len(rows), group=1)
+
+
+def slerp(a, b, share):
+    """Return the point `share` of the way from a to b, tensors of one shape, along a great circle (DDIM eq. 67)."""
+    angle = torch.acos((a * b).sum() / (a.norm() * b.norm()))
+    if angle.sin() < 1e-4:  # almost the same direction, or opposite ones
+        return torch.lerp(a, b, share)
+    return (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / angle.sin()
+
+
+def _real_images(config, n):
+    data = inputs.dataset(config)
+    inputs.check_channels(config, data)
+    return inputs.sample_items(config, data, n)
+
+
+def _encode(config, net, x_0, interrupted):
+    """Return the codes of images, in their shape, or None if interrupted."""
+    x_T = x_0
+    for _, x_T, _ in build.sampler(config, net).to(x_0.device).encode(x_0):
+        if interrupted():
+            return None
+    return x_T
 
 
 def _denoise(config, net, indices, interrupted, x=None, y=None, start=None):
@@ -108,4 +157,4 @@ def _denoise(config, net, indices, interrupted, x=None, y=None, start=None):
     return walk.denoise(config, sampler, sampler.start(noise()) if x is None else x, y, noise, interrupted, start=start)
 
 
-FIGURES = {'progressive': progressive, 'forward': forward, 'guidance': guidance, 'interpolate': interpolate}
+FIGURES = {function.__name__: function for function in (progressive, forward, guidance, reconstruct, interpolate)}

@@ -31,7 +31,7 @@ import train
 from dataset import DataError
 from run import checks, commandline, distributed, events, hardware
 from run.checkpoint import CheckpointError
-from run.config import adopt, declared
+from run.config import adopt, declared, settle_timesteps
 from run.errors import OutOfMemory, UsageError, memory, usage
 from run.restore import restore, run_folder
 from score import ScoreError, full_fp32
@@ -194,6 +194,7 @@ def main(argv):
     interrupted = Interruption()
     failures = OSError, CheckpointError, DataError, ScoreError, FloatingPointError, OutOfMemory, distributed.LostRank
     with exits(2, UsageError), exits(1, *failures), distributed.joined():
+        config = settle_timesteps(config, given)
         check(config)
         exact = hardware.precision(config) == torch.float32
         with full_fp32(hardware.device(config)) if exact else contextlib.nullcontext():

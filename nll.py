@@ -41,7 +41,7 @@ def nll(config, net, step=None, interrupted=lambda: False):
     if build.is_points(config):
         raise UsageError('--nll is of 8-bit images: points are scored by --eval')
     begin = time.monotonic()
-    config = replace(config, eta=1.0, order=1, split=config.split or 'test')
+    config = replace(config, eta=1.0, order=1, corrector=False, eps_scale=1.0, split=config.split or 'test')
     device = hardware.device(config)
     # As for the other scores: float32 unless bf16 is asked for.
     model = Inference(net, torch.bfloat16 if config.precision == 'bf16' else torch.float32)

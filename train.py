@@ -24,7 +24,7 @@ from draw import picture, walk
 from draw.inference import Inference
 from draw.noise import Noise, derive_seed
 from run import build, checkpoint, checks, compiling, distributed, files, hardware, inputs, labels
-from run.config import disagreements, replace
+from run.config import disagreements, in_few_steps, replace
 from run.errors import memory
 from run.events import Log, Silence
 
@@ -131,7 +131,7 @@ def loop(run, data, flagfile='', interrupted=lambda: False, evaluate=None):
                 log.restart_clock()
             if run.is_at(config.eval_step):
                 log.flush()
-                averaged = replace(config, weights='ema', ckpt='')
+                averaged = replace(in_few_steps(config, config.eval_sample_steps), weights='ema', ckpt='')
                 with memory('lower --sample_batch_size'):
                     record = evaluate(averaged, run.ema, run.step, interrupted)
                 if record:
@@ -283,15 +283,15 @@ class Run:
 
     def preview(self, interrupted):
         """Return x_0 [sample_size, ...] drawn from the fixed x_T by the EMA network on all ranks; None if stopped."""
-        n = len(self.x_T)
+        n, config = len(self.x_T), in_few_steps(self.config, self.config.preview_steps)
         share = distributed.share(n)
-        seed, indices = derive_seed('preview', self.config.seed), range(n)[share]
+        seed, indices = derive_seed('preview', config.seed), range(n)[share]
         x_0 = self.x_T[share]
         if indices:
             noise = Noise(seed, indices, self.x_T.shape[1:], self.device)
-            sampler = build.sampler(self.config, Inference(self.ema, hardware.precision(self.config))).to(self.device)
-            y = labels.of_indices(self.config, indices)
-            x_0 = walk.denoise(self.config, sampler, sampler.start(x_0), y, noise, interrupted)
+            sampler = build.sampler(config, Inference(self.ema, hardware.precision(config))).to(self.device)
+            y = labels.of_indices(config, indices)
+            x_0 = walk.denoise(config, sampler, sampler.start(x_0), y, noise, interrupted)
         return None if distributed.any_rank(x_0 is None) else distributed.whole(x_0, share, n)
 
     def save(self):

@@ -8,6 +8,7 @@ import torch
 from diffusion import clip_image
 from draw.inference import Inference
 from draw.noise import BLOCK, Noise, derive_seed
+from process.schedules import spacing_for
 from run import build, compiling, hardware, labels, progress
 
 
@@ -69,7 +70,8 @@ def draw(config, net, indices, interrupted=lambda: False, observe=lambda t, x_t,
         model.compile(**compiling.options(config))
     if len(sampler.timesteps) < config.sample_steps:
         left = len(sampler.timesteps)
-        logging.info('--spacing=%s leaves %d of --sample_steps=%d', config.spacing, left, config.sample_steps)
+        spacing = spacing_for(config.order, config.spacing)
+        logging.info('--spacing=%s leaves %d of --sample_steps=%d', spacing, left, config.sample_steps)
     total, what = len(chunks) * len(sampler.timesteps), 'points' if build.is_points(config) else 'images'
     with progress.bar(total=total, desc=f'sampling {len(indices)} {what}', unit='step') as bar:
         for chunk in chunks:

@@ -54,7 +54,8 @@ def read(path):
 # The flags that neither the file nor the caller tells: the defaults that --import_ckpt takes.
 UNTOLD = {
     **DDPM, 'img_size': 32, 'dropout': 0.0, 'var_type': 'fixedlarge', 'clip_denoised': False, 'sample_steps': 0,
-    'spacing': 'leading', 'eta': 1.0, 'prior': 'standard', 'order': 1, 'head_dim': 0,
+    'spacing': 'auto', 'eta': 1.0, 'prior': 'standard', 'order': 1, 'corrector': False, 'timesteps': [],
+    'eps_scale': 1.0, 'head_dim': 0,
 }  # fmt: skip
 
 
@@ -72,8 +73,11 @@ def from_pretrained(name, **options):
     # The time table is computed, not trained, and some formats leave it out.
     computed = {key: value for key, value in model.named_parameters() if not value.requires_grad}
     load_weights(model, {**computed, **source.ema}, name)
-    arguments = {key: getattr(config, key) for key in ('mean_type', 'var_type', 'schedule', 'spacing', 'eta', 'order')}
-    arguments |= {'clip_denoised': config.clip_denoised, 'steps': config.sample_steps or None}
+    if 'order' in options:
+        config.spacing = 'auto'  # the stored one was for another order
+    same = 'mean_type', 'var_type', 'schedule', 'spacing', 'eta', 'order', 'corrector', 'eps_scale', 'clip_denoised'
+    arguments = {key: getattr(config, key) for key in same}
+    arguments['steps'] = config.timesteps or config.sample_steps or None
     if config.prior == 'data':
         arguments['data_moments'] = config.moments
     betas = config.beta_1, config.beta_T

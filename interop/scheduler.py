@@ -59,11 +59,12 @@ def misfit(flags):
     """
     name, T, spacing = name_of(flags), flags['T'], flags['spacing']
     S = flags['sample_steps'] or T
-    if spacing == 'quad':
-        return 'it has no --spacing=quad'
-    if flags.get('order', 1) != 1:
+    if spacing not in ('leading', 'linspace', 'trailing'):
+        return f'it has no --spacing={spacing}'
+    if flags.get('order', 1) != 1 or flags.get('corrector'):
         return f'its steps are of order 1, not --order={flags["order"]}'
-    timesteps = make_timesteps(T, S, spacing)
+    betas = make_betas(flags['schedule'], flags['beta_1'], flags['beta_T'], T)
+    timesteps = make_timesteps((1 - betas).cumprod(0), S, spacing)
     if spacing == 'trailing' and len(np.arange(T, 0, -T / S)) > S:  # diffusers counts them in floats
         return f'along --spacing=trailing it takes {S + 1} steps in place of {S}, the last of them from t = -1'
     if name == 'DDIM' and not (

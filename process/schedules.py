@@ -58,31 +58,49 @@ def make_betas(schedule, beta_1, beta_T, T):
     return betas
 
 
-# name -> function of (T, S) that returns S timesteps, which may repeat. leading and quad: ermongroup/ddim.
+def _logsnr(alphas_bar, S):
+    snr = torch.logit(alphas_bar).numpy()  # log(alpha^2 / sigma^2), falling
+    snr = snr[np.isfinite(snr)]
+    return np.interp(np.linspace(snr[-1], snr[0], S), snr[::-1], np.arange(len(snr))[::-1]).round()
+
+
+# name -> function of (alphas_bar [T], S) that returns S timesteps, which may repeat. leading and quad: ermongroup/ddim.
 # leading, linspace, trailing: diffusers' timestep_spacing, rounded as it rounds. [:S] because arange may add a -1.
+# quad_full: quad up to T - 1, where quad stops at 0.8 T. logsnr: uniform in the log of the signal-to-noise ratio.
 SPACINGS = {
-    'leading': lambda T, S: np.arange(S) * (T // S),
-    'linspace': lambda T, S: np.linspace(0, T - 1, S).round(),
-    'trailing': lambda T, S: np.arange(T, 0, -T / S).round()[:S] - 1,
-    'quad': lambda T, S: np.linspace(0, np.sqrt(0.8 * T), S) ** 2,
+    'leading': lambda alphas_bar, S: np.arange(S) * (len(alphas_bar) // S),
+    'linspace': lambda alphas_bar, S: np.linspace(0, len(alphas_bar) - 1, S).round(),
+    'trailing': lambda alphas_bar, S: np.arange(len(alphas_bar), 0, -len(alphas_bar) / S).round()[:S] - 1,
+    'quad': lambda alphas_bar, S: np.linspace(0, np.sqrt(0.8 * len(alphas_bar)), S) ** 2,
+    'quad_full': lambda alphas_bar, S: (np.linspace(0, np.sqrt(len(alphas_bar) - 1), S) ** 2).round(),
+    'logsnr': _logsnr,
 }
 
 
-def make_timesteps(T, steps=None, spacing='leading'):
+def spacing_for(order, spacing='auto'):
+    """Return `spacing`. For auto it is leading, and trailing above order 1, which draws best so (docs/sampling.md)."""
+    if spacing != 'auto':
+        return spacing
+    return 'leading' if order == 1 else 'trailing'
+
+
+def make_timesteps(alphas_bar, steps=None, spacing='leading'):
     """Return the timesteps of a sampler, ascending and distinct.
 
-    steps: None for all T, an int S for S timesteps placed by `spacing`, or the timesteps themselves in any order. If
-    `spacing` repeats a timestep, as quad does near 0, fewer than S remain: a step from t to t changes nothing.
+    alphas_bar: float64 [T]. steps: None for all T, an int S for S timesteps placed by `spacing`, or the timesteps
+    themselves in any order. If `spacing` repeats a timestep, as quad does near 0, fewer than S remain: a step from t to
+    t changes nothing.
 
     Raise ValueError if S is outside 1..T, or if a given timestep repeats or is outside 0..T-1.
     """
     known('spacing', spacing, SPACINGS)
+    T = len(alphas_bar)
     if steps is None:
         steps = range(T)
     elif isinstance(steps, int):
         if not 1 <= steps <= T:
             raise ValueError(f'the number of sampling steps must be between 1 and T = {T}, not {steps}')
-        steps = set(SPACINGS[spacing](T, steps).astype(int).tolist())
+        steps = set(SPACINGS[spacing](alphas_bar, steps).astype(int).tolist())
     timesteps = sorted(int(t) for t in steps)
     if not timesteps or len(set(timesteps)) < len(timesteps) or timesteps[0] < 0 or timesteps[-1] >= T:
         raise ValueError(f'sampling timesteps must be distinct and between 0 and T - 1 = {T - 1}, not {timesteps}')

@@ -93,10 +93,12 @@ def sampler(config, net):
         config.mean_type,
         config.var_type,
         schedule=config.schedule,
-        steps=config.sample_steps or None,
+        steps=config.timesteps or config.sample_steps or None,
         spacing=config.spacing,
         eta=config.eta,
         order=config.order,
+        corrector=config.corrector,
+        eps_scale=config.eps_scale,
         clip_denoised=config.clip_denoised,
         data_moments=config.moments if config.prior == 'data' else None,
     )

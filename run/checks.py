@@ -6,6 +6,7 @@ import warnings
 import torch
 
 from run import build, compiling, distributed, hardware
+from run.config import in_few_steps
 from run.errors import usage
 
 
@@ -29,6 +30,8 @@ def check(config, training=False, drawing=True):
     if training:
         _check_batch(config)
         build.trainer(config, None)
+        for steps in (config.preview_steps, config.eval_sample_steps):
+            build.sampler(in_few_steps(config, steps), None)
     build.sampler(config, None)
 
 

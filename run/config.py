@@ -3,6 +3,7 @@
 A config holds the values of all flags, and what only the data decides: `channels`, `class_names` and `moments`.
 """
 
+from collections import ChainMap
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -56,6 +57,9 @@ class Group(NamedTuple):
 ROLES = 'action', 'network', 'process', 'sampler', 'labels', 'data', 'score', 'suggested', 'run'
 action, network, process, sampler, labels, data, score, suggested, run = (partial(Flag, role) for role in ROLES)
 
+# How --preview_steps and --eval_sample_steps draw. docs/sampling.md has the measurements.
+FEW_STEPS = {'order': 2, 'corrector': False, 'eta': 1.0, 'spacing': 'auto'}
+
 GROUPS = [
     Group('What to do', (), [
         action('train', False, 'train to --total_steps, going on from the checkpoint in --logdir if there is one'),
@@ -88,9 +92,17 @@ GROUPS = [
     ]),
     Group('Sampler', ('sample', 'figure', 'eval', 'nll', 'export'), [
         sampler('sample_steps', 0, 'number of sampling steps, 0 for all T', low=0),
-        sampler('spacing', 'leading', 'which timesteps --sample_steps takes', SPACINGS),
+        sampler(
+            'spacing',
+            'auto',
+            'which timesteps --sample_steps takes; auto: leading, and trailing above --order=1',
+            ChainMap(SPACINGS, {'auto': None}),
+        ),
         sampler('eta', 1.0, '1 for ancestral sampling, 0 for DDIM', low=0, high=1),
-        sampler('order', 1, 'number of predictions that a sampling step is made of', SOLVERS, before=1),
+        sampler('order', 1, 'predictions that a step is made of; 2: DPM-Solver++, 3: UniPC', SOLVERS, before=1),
+        sampler('corrector', False, "each prediction also corrects the step before, as UniPC's", before=False),
+        sampler('timesteps', [], 'the timesteps themselves, in place of --sample_steps and --spacing', before=[]),
+        sampler('eps_scale', 1.0, 'divides the predicted epsilon; 1.005 or so can help few steps', before=1.0),
         sampler('var_type', 'fixedlarge', 'variance of a step at --eta=1; the network gives learned ones', VAR_TYPES),
         sampler('clip_denoised', False, 'clip the predicted x_0 to [-1, 1] at every sampling step'),
         sampler(
@@ -114,6 +126,7 @@ GROUPS = [
         run('sample_batch_size', 128, 'number of images drawn at once, 0 for as many as fit the device', low=0),
         run('out', '', 'where to write; by default samples/, figures/ or the export beside the checkpoint'),
         run('license', 'unknown', 'license on the card of an exported model, an identifier such as mit'),
+        run('between', 'states', 'what --figure=interpolate mixes: noised images, or their codes', ('states', 'codes')),
         run('figure_t', 0, 'number of noisings before the mixing of --figure=interpolate, 0 for half of --T', low=0),
     ]),
     Group('Data', ('train', 'stats'), [
@@ -156,6 +169,7 @@ GROUPS = [
         run('logdir', './logs/DDPM_CIFAR10_EPS', 'folder of the run: checkpoints, previews, TensorBoard, flags'),
         run('sample_size', 64, 'number of images in a preview', low=1),
         run('sample_step', 1000, 'training steps between previews, 0 for none', low=0),
+        run('preview_steps', 20, 'sampling steps of a preview, by order 2; 0: as --sample_steps says', low=0),
         run('save_step', 5000, 'training steps between checkpoints, 0 for one at the end alone', low=0),
         run('log_step', 50, 'training steps whose mean is one point of TensorBoard', low=1),
         run('save_minutes', 0.0, 'minutes between checkpoints, beside --save_step; 0 for none', low=0),
@@ -170,6 +184,7 @@ GROUPS = [
         run('fid_cache', '', 'statistics to compare with; by default stats/<dataset>.<split>.npz, built if missing'),
         run('images', '', 'score this folder, zip or npz of images, or npz of statistics, in place of a model'),
         run('eval_step', 0, 'training steps between evaluations, 0 for none', low=0),
+        run('eval_sample_steps', 0, 'their sampling steps, by order 2; 0: as --sample_steps says', low=0),
         run('fid_use_torch', False, 'the linear algebra of FID on the GPU'),
     ]),
 ]  # fmt: skip
@@ -252,6 +267,37 @@ def adopt(config, stored, given):
         raise UsageError(f'the checkpoint is of another network than {", ".join(wrong)}: {remedy}')
     adopted = {key: stored[key] for key in (*fixed_keys(), 'moments') if key in stored}
     adopted['class_names'] = stored.get('class_names') if stored.get('num_classes') else []
-    suggested = keys('sampler', 'data', 'score', 'suggested')
+    suggested = set(keys('sampler', 'data', 'score', 'suggested'))
+    if 'order' in given and config.order != stored.get('order'):
+        suggested.remove('spacing')  # which depends on the order
     adopted |= {key: stored[key] for key in suggested if key in stored and key not in given}
-    return replace(config, **adopted)
+    return settle_timesteps(replace(config, **adopted), given)
+
+
+@usage()
+def settle_timesteps(config, given):
+    """Return the config with sample_steps counted from --timesteps, or without timesteps if the user asks for others.
+
+    config: its timesteps may come from a flag, a flagfile or a checkpoint. given: as in `adopt`.
+
+    Raises UsageError if the command line has both kinds of flags, or the timesteps are out of order.
+    """
+    if not config.timesteps:
+        return config
+    origins = given if isinstance(given, dict) else dict.fromkeys(given, '')
+    typed = [f'--{key}' for key in ('sample_steps', 'spacing') if origins.get(key) == '']
+    if typed and origins.get('timesteps') != '':
+        return replace(config, timesteps=[])
+    if typed:
+        raise ValueError(f'--timesteps takes the place of {" and ".join(typed)}: leave one of them out')
+    rising = sorted(set(config.timesteps))
+    if config.timesteps not in (rising, rising[::-1]):
+        raise ValueError('--timesteps must fall, as 999,500,0 do, or rise, and name no timestep twice')
+    return replace(config, sample_steps=len(rising))
+
+
+def in_few_steps(config, steps):
+    """Return the config of a sampler that draws about as well in few steps, by order 2; steps = 0 changes nothing."""
+    if not 0 < steps < (config.sample_steps or config.T):
+        return config
+    return replace(config, **{**FEW_STEPS, 'order': min(2, steps)}, sample_steps=steps, timesteps=[])

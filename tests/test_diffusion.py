@@ -11,7 +11,7 @@ from conftest import golden, largest_error
 from diffusion import GaussianDiffusionSampler, GaussianDiffusionTrainer, standard_normal
 from process.parameterisations import PARAMETERISATIONS, Parameterisation
 from process.schedules import SCHEDULES, SPACINGS, make_betas, make_timesteps
-from process.solvers import SOLVERS, step_table
+from process.solvers import SOLVERS, Solver, step_table
 
 T = 50
 BETAS = 1e-4, 0.02
@@ -20,6 +20,11 @@ FIXED = ['fixedlarge', 'fixedsmall']
 
 def make_sampler(net, **options):
     return GaussianDiffusionSampler(net, *BETAS, T, 16, 'epsilon', options.pop('var_type', 'fixedlarge'), **options)
+
+
+def of_T(T):
+    """Return the alphas_bar of T steps."""
+    return (1 - make_betas('linear', *BETAS, T)).cumprod(0)
 
 
 def last_state(sampler, x_T, **where):
@@ -89,7 +94,7 @@ def test_ddim_equals_reference(reference, reference_net, steps, eta):
 @pytest.mark.parametrize('eta', [0.0, 0.3, 1.0])
 def test_step_table_is_ddim_and_the_posterior(schedule, steps, eta):
     alphas_bar = (1 - make_betas(schedule, 1e-3, 0.05, T)).cumprod(0)
-    timesteps = make_timesteps(T, steps)
+    timesteps = make_timesteps(of_T(T), steps)
     table = step_table(alphas_bar, timesteps, eta, 'fixedlarge').numpy()
     assert (step_table(alphas_bar, torch.tensor(list(timesteps)), eta, 'fixedlarge').numpy() == table).all()
     for i, t in enumerate(timesteps):
@@ -257,10 +262,11 @@ def test_ddim_chain_equals_diffusers(mean_type, spacing, eta):
 
 @pytest.mark.parametrize('spacing', SPACINGS)
 @pytest.mark.parametrize('steps', [1, 2, 3, 7, 10, 61, 333, 1000])
-def test_spacings_give_s_distinct_steps_but_for_what_quad_repeats(spacing, steps):
-    timesteps = make_timesteps(1000, steps, spacing)
+def test_spacings_give_s_distinct_steps_but_for_what_some_repeat(spacing, steps):
+    timesteps = make_timesteps(of_T(1000), steps, spacing)
     assert len(set(timesteps)) == len(timesteps) and timesteps == sorted(timesteps)
-    assert len(timesteps) == steps or (spacing == 'quad' and len(timesteps) < steps)
+    repeats = spacing in ('quad', 'quad_full', 'logsnr')
+    assert len(timesteps) == steps or (repeats and len(timesteps) < steps)
     assert timesteps[0] >= 0 and timesteps[-1] < 1000
 
 
@@ -271,7 +277,7 @@ def test_spacings_round_as_diffusers_does(spacing, T):
     for S in range(1, T + 1):
         scheduler.set_timesteps(S)
         theirs = [t for t in reversed(scheduler.timesteps.tolist()) if t >= 0]  # drop -1, where its arange overshot
-        assert make_timesteps(T, S, spacing) == theirs, S
+        assert make_timesteps(of_T(T), S, spacing) == theirs, S
 
 
 @pytest.mark.parametrize('S, left', [(50, 49), (100, 96)])
@@ -310,17 +316,39 @@ def test_clipping_leaves_xprev_whose_output_is_the_mean_itself():
 
 
 def test_spacings_are_those_of_the_papers():
-    assert make_timesteps(1000, 4, 'leading') == [0, 250, 500, 750]
-    assert make_timesteps(1000, 4, 'linspace') == [0, 333, 666, 999]
-    assert make_timesteps(1000, 4, 'trailing') == [249, 499, 749, 999]
-    assert make_timesteps(1000, 10, 'quad') == [int(s) for s in np.linspace(0, np.sqrt(800), 10) ** 2]
-    assert make_timesteps(10, [7, 0, 3]) == [0, 3, 7]
+    assert make_timesteps(of_T(1000), 4, 'leading') == [0, 250, 500, 750]
+    assert make_timesteps(of_T(1000), 4, 'linspace') == [0, 333, 666, 999]
+    assert make_timesteps(of_T(1000), 4, 'trailing') == [249, 499, 749, 999]
+    assert make_timesteps(of_T(1000), 10, 'quad') == [int(s) for s in np.linspace(0, np.sqrt(800), 10) ** 2]
+    assert make_timesteps(of_T(1000), 5, 'quad_full') == [round(999 * (i / 4) ** 2) for i in range(5)]
+    assert make_timesteps(of_T(10), [7, 0, 3]) == [0, 3, 7]
+
+
+@pytest.mark.parametrize('schedule', ['linear', 'cosine', 'jsd'])
+def test_logsnr_is_uniform_in_the_signal_to_noise_ratio(schedule):
+    alphas_bar = (1 - make_betas(schedule, *BETAS, 1000)).cumprod(0)
+    timesteps = make_timesteps(alphas_bar, 10, 'logsnr')
+    assert timesteps[0] == 0 and timesteps[-1] == (998 if schedule == 'jsd' else 999)  # jsd ends in noise alone
+    snr = torch.logit(alphas_bar)
+    wanted = torch.linspace(snr[0], snr[timesteps[-1]], 10, dtype=torch.float64)
+    reached = {min(timesteps, key=lambda t: abs(snr[t] - value)) for value in wanted.tolist()}
+    assert len(timesteps) >= 9 and reached == set(timesteps)  # two of cosine's fall on one timestep
+    for value in wanted.tolist():
+        t = min(timesteps, key=lambda t: abs(snr[t] - value))
+        assert snr[min(t + 1, 999)] <= value + 1e-9 and value - 1e-9 <= snr[max(t - 1, 0)]
+
+
+def test_the_spacing_follows_the_order():
+    for order, spacing in ((1, 'leading'), (2, 'trailing'), (3, 'trailing')):
+        made = make_sampler(None, steps=5, eta=0.0, order=order)
+        assert made.timesteps == make_timesteps(of_T(T), 5, spacing)
+    assert make_sampler(None, steps=5, eta=0.0, order=2, spacing='quad').timesteps == make_timesteps(of_T(T), 5, 'quad')
 
 
 @pytest.mark.parametrize('steps', [0, -1, 51, [], [0, 0], [-1], [50]])
 def test_impossible_timesteps_are_refused(steps):
     with pytest.raises(ValueError, match='steps'):
-        make_timesteps(T, steps)
+        make_timesteps(of_T(T), steps)
 
 
 # --- walking
@@ -363,19 +391,17 @@ def test_a_step_may_be_made_of_several_predictions(reference, reference_net, mon
         older = torch.cat([C[:-1] / 2, torch.zeros(1)])
         return torch.stack([C - older, older], dim=1)
 
-    monkeypatch.setitem(SOLVERS, 2, halves)
+    monkeypatch.setitem(SOLVERS, 'halves', Solver(halves, of_sde=True))
     x_t, before = reference['sample_xT'], None
     first = make_sampler(reference_net, steps=5, eta=0.0)
     for (t, found, x0_hat), (c0, cx, _) in zip(
-        make_sampler(reference_net, steps=5, eta=0.0, order=2).trajectory(x_t),
+        make_sampler(reference_net, steps=5, spacing='leading', eta=0.0, order='halves').trajectory(x_t),
         step_table(first.alphas_bar, first.timesteps, 0.0).flip(0).tolist(),
         strict=True,
     ):
         mixed = x0_hat if before is None else (x0_hat + before) / 2
         x_t, before = c0 * mixed + cx * x_t, x0_hat
         torch.testing.assert_close(found, x_t)
-    with pytest.raises(ValueError, match='order must be one of 1, 2, not 3'):
-        make_sampler(reference_net, order=3)
 
 
 def test_diffuse_walks_to_the_closed_form():

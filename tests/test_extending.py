@@ -49,13 +49,13 @@ def test_a_model_trains_and_draws_with_it(add, tmp_path, cli, kind):
 
 def test_a_solver_draws(add, tmp_path, cli):
     argv = [*TINY, '--lr=0.03', '--weights=net', f'--logdir={tmp_path}', '--num_images=2']  # far from eps = 0
-    assert cli('--train', '--order=2', *argv)[0] == 2  # not registered yet
+    assert cli('--train', '--order=3m', *argv)[0] == 2  # not registered yet
     assert cli('--train', *argv)[0] == 0
     flags = add('solver')
-    for order in ('1', '2'):
+    for order in ('1', '3m'):
         assert cli('--sample', *argv, *flags, f'--order={order}', f'--out={tmp_path / order}')[0] == 0
-    first, second = (Image.open(tmp_path / order / '000000.png').tobytes() for order in ('1', '2'))
-    assert first != second and json.loads((tmp_path / '2' / 'samples.json').read_text())['order'] == 2
+    first, second = (Image.open(tmp_path / order / '000000.png').tobytes() for order in ('1', '3m'))
+    assert first != second and json.loads((tmp_path / '3m' / 'samples.json').read_text())['order'] == '3m'
 
 
 def test_a_figure_is_drawn(add, tmp_path, cli):

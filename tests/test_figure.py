@@ -126,6 +126,31 @@ def test_interpolation_lies_between_two_real_images(logdir, draw):
     assert max(steps) < abs(far[:, 11] - far[:, 1]).mean()  # the same noise for every lambda
 
 
+def test_reconstructions_are_near_and_nearer_by_order_two(logdir, draw):
+    tiles = draw('reconstruct', 4, 5, group=1)  # the source, its code, and 5, 10 and all 20 steps
+    config, _ = restored(logdir)
+    assert np.array_equal(tiles[:, 0], uint8(inputs.sample_items(config, inputs.dataset(config), 4)))
+    of_code, *_, of_20_steps = (abs(tiles[:, column] - tiles[:, 0]).mean() for column in (1, 2, 3, 4))
+    closer = draw('reconstruct', 4, 5, '--order=2', group=1)
+    assert abs(closer[:, 4] - tiles[:, 0]).mean() < of_20_steps < of_code / 2
+
+
+def test_codes_are_mixed_along_the_sphere(logdir, draw):
+    tiles = draw('interpolate', 4, 13, '--between=codes', '--order=2', group=1)
+    config, _ = restored(logdir)
+    real = uint8(inputs.sample_items(config, inputs.dataset(config), 8))
+    assert np.array_equal(tiles[:, 0], real[:4]) and np.array_equal(tiles[:, -1], real[4:])
+    for end, source in ((1, 0), (11, 12)):
+        assert abs(tiles[:, end] - tiles[:, source]).mean() < abs(tiles[:, 6] - tiles[:, source]).mean() / 2
+    a, b = (
+        torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        * torch.tensor([1.0, 2.0])[:, None, None, None]
+    )
+    norms = [figure.slerp(a, 2 * a, 0.3).norm() / a.norm(), figure.slerp(a / a.norm(), b / b.norm(), 0.7).norm()]
+    assert norms == pytest.approx([1.3, 1.0], rel=1e-5)
+    assert torch.allclose(figure.slerp(a, b, 0), a) and torch.allclose(figure.slerp(a, b, 1), b, atol=1e-6)
+
+
 def test_figures_go_to_tensorboard_too_and_lie_beside_the_checkpoint(logdir, tmp_path, cli):
     folder = tmp_path / 'run'
     folder.mkdir()
@@ -139,7 +164,7 @@ def test_figures_go_to_tensorboard_too_and_lie_beside_the_checkpoint(logdir, tmp
     ('points', ['--figure=interpolate'], '--figure=interpolate is of images'),
     ('free', ['--figure=guidance'], '--figure=guidance needs a checkpoint trained with --cond'),
     ('digits', ['--figure=interpolate', '--figure_t=21'], '--figure_t=21: the checkpoint has T = 20 steps'),
-    ('digits', ['--figure=spiral'], 'progressive|forward|guidance|interpolate'),
+    ('digits', ['--figure=spiral'], 'progressive|forward|guidance|reconstruct|interpolate'),
 ])  # fmt: skip
 def test_a_figure_that_cannot_be_is_one_line(logdir, tmp_path, cli, run, flags, phrase):
     status, _, error = cli(*flags, f'--logdir={logdir / run}', f'--out={tmp_path / "out"}')
@@ -147,7 +172,7 @@ def test_a_figure_that_cannot_be_is_one_line(logdir, tmp_path, cli, run, flags, 
 
 
 def test_an_interrupted_figure_writes_nothing(logdir, tmp_path):
-    for kind in ('progressive', 'guidance', 'interpolate'):
+    for kind in ('progressive', 'guidance', 'reconstruct', 'interpolate'):
         config, net = restored(logdir)
         config.figure, config.out = kind, str(tmp_path / kind)
         figure.figure(config, net, 4, lambda: True)

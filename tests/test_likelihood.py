@@ -191,8 +191,8 @@ def test_nll_with_the_best_variance_is_the_exact_one(monkeypatch):
 def test_each_term_is_its_closed_form(monkeypatch, var_type, steps):
     v = None if var_type.startswith('fixed') else torch.full((GAUSSIAN_T,), 0.3)
     result, arrays = bits_per_dim(var_type, v, monkeypatch, steps=steps)
-    timesteps = make_timesteps(GAUSSIAN_T, steps)
     full = (1 - make_betas('linear', *GAUSSIAN_BETAS, GAUSSIAN_T)).cumprod(0)
+    timesteps = make_timesteps(full, steps)
     ab = full[timesteps].numpy()
     # For the 8-bit data themselves: E (x_0 - x0_hat)^2 for x_t = alpha x_0 + sigma eps.
     x_0 = gaussian_pixels().double().numpy().ravel()

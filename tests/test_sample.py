@@ -11,7 +11,7 @@ import torch
 from absl.testing import flagsaver
 from conftest import TINY
 from PIL import Image
-from runs import config_of
+from runs import config_of, one_line
 
 import main
 import sample
@@ -190,6 +190,81 @@ def test_the_checkpoint_decides_the_network_and_the_flags_given_the_sampler(logd
     assert status == 0 and '4/4' in error
     status, _, error = cli(*argv, '--ch=64')
     assert status == 2 and '--ch=64 (trained with 32)' in error
+
+
+HIGHER = [['--order=2'], ['--order=2', '--eta=0'], ['--order=3', '--corrector', '--eta=0'], ['--corrector', '--eta=0']]
+
+
+@pytest.mark.parametrize('flags', HIGHER, ids=' '.join)
+def test_every_solver_draws_the_same_in_any_batches(logdir, tmp_path, cli, flags):
+    argv = ['--sample', f'--logdir={logdir / "grey"}', '--weights=net', '--num_images=5', '--sample_steps=5', *flags]
+    for size in (2, 5):
+        assert cli(*argv, f'--sample_batch_size={size}', f'--out={tmp_path / str(size)}')[0] == 0
+    two, five = (images_in(tmp_path / str(size)).astype(int) for size in (2, 5))
+    assert abs(two - five).max() <= 1 and five.std() > 10
+    record = json.loads((tmp_path / '5' / 'samples.json').read_text())
+    assert f'--order={record["order"]}' in flags or record['order'] == 1
+    assert record['corrector'] == ('--corrector' in flags)
+
+
+@pytest.mark.parametrize('flags', HIGHER, ids=' '.join)
+@pytest.mark.parametrize('kind', [
+    ['--cond', '--guidance=2'],
+    ['--mean_type=v', '--clip_denoised'],
+    ['--mean_type=xprev'],
+    ['--loss=hybrid', '--var_type=learned_range'],
+    ['--dataset=s_curve', '--net=point_mlp', '--prior=data'],
+], ids=' '.join)  # fmt: skip
+def test_every_solver_draws_from_every_kind_of_model(tmp_path, cli, flags, kind):
+    argv = [*TINY, '--total_steps=2', f'--logdir={tmp_path}', *kind]
+    assert cli(*argv, '--train', '--sample', '--sample_steps=4', *flags)[0] == 0
+    drawn = np.load(tmp_path / 'samples' / ('points.npz' if '--net=point_mlp' in kind else 'samples.npz'))
+    values = drawn[drawn.files[0]]
+    assert np.isfinite(values).all() and values.std() > 0.1
+
+
+def test_listed_timesteps_stand_in_place_of_a_number(logdir, tmp_path, cli):
+    argv = ['--sample', f'--logdir={logdir / "grey"}', '--num_images=2']
+    listed, counted = (tmp_path / name for name in ('listed', 'counted'))
+    status, _, error = cli(*argv, '--timesteps=6,4,2,0', f'--out={listed}')
+    assert status == 0 and '4/4 steps' in error
+    assert cli(*argv, '--sample_steps=4', '--spacing=leading', f'--out={counted}')[0] == 0
+    record = json.loads((listed / 'samples.json').read_text())
+    assert (record['timesteps'], record['sample_steps']) == ([6, 4, 2, 0], 4)
+    assert (listed / 'samples.npz').read_bytes() == (counted / 'samples.npz').read_bytes()
+    flagfile = tmp_path / 'flags.txt'
+    flagfile.write_text('--timesteps=0,3')  # the command line overrides a flagfile
+    for flags, steps in (([], '2/2'), (['--sample_steps=3'], '3/3'), (['--timesteps=7,1'], '2/2')):
+        status, _, error = cli(f'--flagfile={flagfile}', *argv, *flags, f'--out={tmp_path / "out"}')
+        assert status == 0 and f'{steps} steps' in error
+
+
+def test_another_order_than_the_checkpoints_does_not_take_its_spacing(logdir, tmp_path, cli):
+    argv = ['--sample', f'--logdir={logdir / "grey"}', '--num_images=1', '--sample_steps=3', f'--out={tmp_path}']
+    for flags, spacing in (([], 'leading'), (['--order=2'], 'auto'), (['--order=2', '--spacing=quad'], 'quad')):
+        state = torch.load(logdir / 'grey' / 'ckpt.pt', weights_only=True)
+        state['config']['spacing'] = 'leading'
+        torch.save(state, tmp_path / 'ckpt.pt')
+        assert cli(*argv, f'--ckpt={tmp_path / "ckpt.pt"}', f'--out={tmp_path / "out"}', *flags)[0] == 0
+        assert json.loads((tmp_path / 'out' / 'samples.json').read_text())['spacing'] == spacing
+
+
+@pytest.mark.parametrize('flags, why', [
+    (['--timesteps=7,3', '--sample_steps=2'], '--timesteps takes the place of --sample_steps: leave one of them out'),
+    (['--timesteps=7,3', '--spacing=quad', '--sample_steps=2'], 'the place of --sample_steps and --spacing'),
+    (['--timesteps=7,3,3'], '--timesteps must fall, as 999,500,0 do, or rise, and name no timestep twice'),
+    (['--timesteps=3,7,1'], '--timesteps must fall'),
+    (['--timesteps=8,3'], 'between 0 and T - 1 = 7, not [3, 8]'),
+    (['--timesteps=-1'], '--timesteps'),
+    (['--order=3'], 'order 3 is for eta = 0, where a step adds no noise, not for eta = 1'),
+    (['--order=3', '--eta=0', '--sample_steps=2'], 'order 3 needs 3 sampling steps or more, not 2'),
+    (['--corrector'], 'a corrector is for eta = 0'),
+    (['--order=4'], 'order'),
+    (['--eps_scale=0'], 'eps_scale must be above 0'),
+])  # fmt: skip
+def test_samplers_that_cannot_be_are_one_line(logdir, tmp_path, cli, flags, why):
+    status, _, error = cli('--sample', f'--logdir={logdir / "grey"}', f'--out={tmp_path / "out"}', *flags)
+    assert status == 2 and why in one_line(error) and not (tmp_path / 'out').exists()
 
 
 def test_an_interrupted_call_says_how_to_go_on(logdir, tmp_path, capsys):

@@ -155,6 +155,23 @@ def test_previews_are_of_the_ema_network_in_eval_mode_from_the_fixed_noise(tmp_p
     assert run.preview(lambda: True) is None
 
 
+def test_previews_take_few_steps_by_order_two_unless_told_otherwise(tmp_path, monkeypatch):
+    made = []
+    sampler = build.sampler
+    monkeypatch.setattr(build, 'sampler', lambda config, net: made.append(config) or sampler(config, net))
+    monkeypatch.setattr(train.walk, 'denoise', lambda config, *rest: None)
+    for flags, steps, order in [
+        ([], 20, 2),
+        (['--preview_steps=5', '--order=3', '--eta=0'], 5, 2),
+        (['--preview_steps=1'], 1, 1),
+        (['--preview_steps=0'], 0, 1),
+        (['--preview_steps=100'], 0, 1),  # no more than --sample_steps would take
+        (['--sample_steps=10', '--eta=0'], 10, 1),
+    ]:
+        train.Run(config_of(*TINY, '--T=100', f'--logdir={tmp_path}', *flags)).preview(lambda: False)
+        assert (made[-1].sample_steps, made[-1].order) == (steps, order), flags
+
+
 def test_colour_previews(tmp_path, cli, folder_of_images):
     argv = [*TINY, '--train', f'--dataset={folder_of_images}', f'--logdir={tmp_path / "run"}', '--sample_step=4']
     assert cli(*argv)[0] == 0
