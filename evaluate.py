@@ -22,7 +22,6 @@ from run import build, distributed, hardware, inputs, labels, progress
 from run.config import recorded_keys, replace
 from run.restore import run_folder
 
-USUAL = 'IS', 'IS_std', 'FID', 'KID', 'KID_std', 'n'  # what `report` prints in pytorch-ddpm's form
 FEW = 50000  # the published protocol's number of images; with fewer, FID is biased upward
 
 
@@ -53,7 +52,7 @@ def _score_images(config, net, interrupted):
         compared = load_statistics(config, feature_net)
     if not distributed.same(feature_net.weights_hash):
         raise score.ScoreError(f'{feature_net.name} is not the same on all machines: let them share stats/, or copy it')
-    scorer = score.Scorer(feature_net, config.num_images, min(10, config.num_images))
+    scorer = score.Scorer(feature_net, config.num_images, min(10, config.num_images), metrics=config.metrics)
     # The classifier learned the labels of the data set, so its answers are comparable.
     labelled = config.num_classes and config.feature_net == 'classifier'
     hits = torch.zeros((), dtype=torch.int64, device=hardware.device(config))
@@ -117,7 +116,7 @@ def evaluate_images(config, given):
     compared = load_statistics(config, feature_net, checked='dataset' in given or not config.fid_cache)
     if holds_statistics(config.images):
         statistics = score.load_statistics(config.images, feature_net)
-        result = score.compare_statistics(statistics, compared, config.fid_use_torch)
+        result = score.compare_statistics(statistics, compared, config.fid_use_torch, metrics=config.metrics)
         result['n'], what = statistics.made.get('n'), _describe_source(statistics)
         same = statistics.source is not None and statistics.source == compared.source
     else:
@@ -132,7 +131,7 @@ def _score_files(config, feature_net, compared):
     """Return (scores, description of the images) for images in files. Raises DataError if they cannot be scored."""
     path = config.images
     n, stream = dataset.read_images(path, config.image_channels, config.background)
-    scorer, seen = score.Scorer(feature_net, n, min(10, n)), Seen()
+    scorer, seen = score.Scorer(feature_net, n, min(10, n), metrics=config.metrics), Seen()
     with progress.bar(desc='scoring', total=n, unit='image') as bar:
         for images in stream:
             try:
@@ -209,18 +208,10 @@ def report(config, feature_net, compared, result, what, seconds):
     """Print the scores as pytorch-ddpm does, with what was scored against what. Return all of it as one record."""
     name = feature_net.label
     whose = config.images or f'Model({config.weights.upper()})'
-    parts = []
-    if result['IS'] is not None:
-        parts.append(f'{name("IS")}:{result["IS"]:7.3f}({result["IS_std"]:.3f})')
-    parts.append(f'{name("FID")}:{result["FID"]:8.3f}')
-    if result['KID'] is not None:
-        parts.append(f'{name("KID")}: {result["KID"]:.5f}({result["KID_std"]:.5f})')
-    others = {key: value for key, value in result.items() if key not in USUAL and value is not None}
-    parts += [f'{name(key)}: {value:.5g}' for key, value in others.items()]
-    print(f'{whose}: {", ".join(parts)}')
+    print(f'{whose}: {", ".join(score.describe_figures(result, name)) or "nothing of --metrics can be computed"}')
     print(f'  {what}, {feature_net.protocol} protocol, {feature_net.precision}, {seconds:.0f} s')
     print(f'  against {statistics_path(config)}: {_describe_source(compared)}')
-    if result['n'] and result['n'] < FEW:
+    if 'FID' in result and result['n'] and result['n'] < FEW:
         logging.warning('FID of %d images is biased upward: published figures are of %d', result['n'], FEW)
     scores = {name(key): value for key, value in result.items() if key != 'n'}
     return scores | {'n': result['n'], 'reference': statistics_path(config), **feature_net.made, 'seconds': seconds}

@@ -12,7 +12,7 @@ from .files import ScoreError, check_writable
 from .inception import PROTOCOLS
 from .inception_score import get_inception_score
 from .kid import kernel_inception_distance
-from .metrics import METRICS, Metric, compare_statistics, figure_names
+from .metrics import METRICS, USUAL, Metric, compare_statistics, describe_figures, figure_names
 from .points import sliced_wasserstein
 from .scorer import Scorer, build_statistics
 from .source import StaleError, check_source

@@ -32,14 +32,15 @@ class Gathered:
 class Metric(NamedTuple):
     """Describes a metric by the figures that it computes.
 
-    figures: the names of the figures.
+    figures: {name: how its value is printed}. A text that starts with a colon follows the name of the figure; any other
+        follows the figure before, as that of a standard deviation or a standard error does.
     needs: the fields of `Gathered` that compute uses. Those that a `Statistics` has too (mu, sigma, sample) are needed
         of the reference as well.
     compute: the function (ours, reference, use_torch) of a `Gathered` and a `Statistics` that returns one value per
         figure. use_torch: whether to do the linear algebra on the GPU.
     """
 
-    figures: tuple
+    figures: dict
     needs: tuple
     compute: Callable
 
@@ -62,15 +63,31 @@ def _kid(ours, reference, use_torch):
 
 
 METRICS = {
-    'fid': Metric(('FID',), needs=('mu', 'sigma'), compute=_fid),
-    'is': Metric(('IS', 'IS_std'), needs=('class_probabilities',), compute=_inception_score),
-    'kid': Metric(('KID', 'KID_std'), needs=('sample',), compute=_kid),
+    'is': Metric({'IS': ':{:7.3f}', 'IS_std': '({:.3f})'}, needs=('class_probabilities',), compute=_inception_score),
+    'fid': Metric({'FID': ':{:8.3f}'}, needs=('mu', 'sigma'), compute=_fid),
+    'kid': Metric({'KID': ': {:.5f}', 'KID_std': '({:.5f})'}, needs=('sample',), compute=_kid),
 }
+USUAL = ('fid', 'is', 'kid')  # those that are computed if none are named
 
 
 def figure_names():
     """Lists the figures of all metrics."""
     return tuple(figure for metric in METRICS.values() for figure in metric.figures)
+
+
+def describe_figures(result, label):
+    """Lists the figures that have a value, as they are printed, in the order of `METRICS`.
+
+    result: {figure: value}. label: a function that gives the printed name of a figure.
+    """
+    parts = []
+    for name, text in (pair for metric in METRICS.values() for pair in metric.figures.items()):
+        if result.get(name) is None:
+            continue
+        if text.startswith(':'):
+            parts.append(label(name))
+        parts[-1] += text.format(result[name])
+    return parts
 
 
 def compute_figures(metrics, ours, reference, use_torch=False):
@@ -87,10 +104,10 @@ def compute_figures(metrics, ours, reference, use_torch=False):
     return result
 
 
-def compare_statistics(statistics, reference, use_torch=False):
-    """Computes every metric of one `Statistics` against another; returns {figure: value}.
+def compare_statistics(statistics, reference, use_torch=False, *, metrics=USUAL):
+    """Computes metrics, by their names, of one `Statistics` against another; returns {figure: value}.
 
     The figures that need the images themselves, such as the Inception Score, are None.
     """
     sample = None if statistics.sample is None else torch.from_numpy(statistics.sample)
-    return compute_figures(METRICS, Gathered(statistics.mu, statistics.sigma, sample), reference, use_torch)
+    return compute_figures(metrics, Gathered(statistics.mu, statistics.sigma, sample), reference, use_torch)

@@ -66,6 +66,35 @@ def test_eval_of_digits_needs_nothing_but_its_checkpoint(trained, cli):
     assert last_record()['FID(classifier)'] == pytest.approx(record['FID(classifier)'], rel=0.05)
 
 
+def test_metrics_are_chosen_by_name(trained, cli):
+    argv = ['--eval', '--logdir=run', '--num_images=30', '--precision=fp32']
+    assert cli(*argv)[0] == 0
+    usual = last_record()
+    status, out, error = cli(*argv, '--metrics=kid,fid,kid')
+    assert status == 0, error
+    record, (line, *_) = last_record(), out.splitlines()
+    left_out = {'IS(classifier)', 'IS_std(classifier)'}
+    assert set(record) == set(usual) - left_out
+    fid, kid, std = (record[f'{name}(classifier)'] for name in ('FID', 'KID', 'KID_std'))
+    assert line == f'Model(EMA): FID(classifier):{fid:8.3f}, KID(classifier): {kid:.5f}({std:.5f})'
+    assert fid == usual['FID(classifier)'] and kid == usual['KID(classifier)']
+    status, out, error = cli(*argv, '--metrics=is')
+    assert status == 0 and 'biased' not in error  # which is said of FID
+    for wrong, phrase in (('fid,kdi', 'there is no kdi among is fid kid'), ('', 'there is no name among is fid kid')):
+        status, _, error = cli(*argv, f'--metrics={wrong}')
+        assert status == 2 and phrase in one_line(error)
+    assert one_line(cli(*argv, '--metrics=fid,kdi')[2]).endswith('is it kid?')
+
+
+def test_the_usual_line_is_pytorch_ddpms(trained, cli):
+    status, out, _ = cli('--eval', '--logdir=run', '--num_images=30')
+    record = {key.removesuffix('(classifier)'): value for key, value in last_record().items()}
+    line = 'Model(EMA): IS(classifier):{IS:7.3f}({IS_std:.3f}), FID(classifier):{FID:8.3f}, '
+    assert out.splitlines()[0] == (line + 'KID(classifier): {KID:.5f}({KID_std:.5f})').format(**record)
+    keys = list(record)
+    assert keys[keys.index('FID') :][:6] == ['FID', 'IS', 'IS_std', 'KID', 'KID_std', 'n']
+
+
 def test_scores_are_of_the_images_that_sampling_draws(trained, cli):
     assert cli('--sample', '--logdir=run', '--num_images=64', '--precision=fp32')[0] == 0
     assert cli('--eval', '--logdir=run', '--num_images=64', '--precision=fp32')[0] == 0
