@@ -19,10 +19,12 @@ class FeatureSample:
     order or processes. Up to 5000 images all are kept, in generation order, and KID is exactly that of all images. If
     there are more, the subsets of KID come from the sample. KID is still unbiased, because a uniform subset of a
     uniform sample is a uniform subset.
+
+    limit: another number than 5000.
     """
 
-    def __init__(self, num_images, dim, device='cpu'):
-        size = min(num_images, SAMPLE_SIZE)
+    def __init__(self, num_images, dim, device='cpu', limit=None):
+        size = min(num_images, limit or SAMPLE_SIZE)
         kept = np.sort(np.random.RandomState(SEED).choice(num_images, size, replace=False))
         self.kept = torch.from_numpy(kept).to(device)
         self.rows = torch.zeros(size, dim, device=device)

@@ -13,6 +13,7 @@ import torch
 from .fid import calculate_frechet_distance
 from .inception_score import SplitSums
 from .kid import kernel_inception_distance
+from .neighbours import DENSITY_K, MANIFOLD_K, prdc
 
 
 @dataclass(frozen=True)
@@ -20,22 +21,24 @@ class Gathered:
     """Holds what is known of the images to be scored. A field is None if it was not gathered.
 
     mu, sigma: the mean [d] and the covariance [d, d] of the features, float64. sample: some of the features, [m, d].
+    features: all of them, up to 50,000, [m, d].
     class_probabilities: the sums of p(y|x) and of p(y|x) log p(y|x) over each split.
     """
 
     mu: np.ndarray | None = None
     sigma: np.ndarray | None = None
     sample: torch.Tensor | None = None
+    features: torch.Tensor | None = None
     class_probabilities: SplitSums | None = None
 
 
 class Metric(NamedTuple):
     """Describes a metric by the figures that it computes.
 
-    figures: {name: how its value is printed}. A text that starts with a colon follows the name of the figure; any other
+    figures: {name: how its value is printed}. A text that starts with a colon follows the name of the figure. Any other
         follows the figure before, as that of a standard deviation or a standard error does.
-    needs: the fields of `Gathered` that compute uses. Those that a `Statistics` has too (mu, sigma, sample) are needed
-        of the reference as well.
+    needs: the fields of `Gathered` that compute uses. Those that a `Statistics` has too (mu, sigma, sample, features)
+        are needed of the reference as well.
     compute: the function (ours, reference, use_torch) of a `Gathered` and a `Statistics` that returns one value per
         figure. use_torch: whether to do the linear algebra on the GPU.
     """
@@ -62,12 +65,35 @@ def _kid(ours, reference, use_torch):
     return kernel_inception_distance(ours.sample, torch.from_numpy(reference.sample).to(ours.sample.device))
 
 
+def _prdc(ours, reference, use_torch):
+    return prdc(ours.features, torch.from_numpy(reference.features).to(ours.features.device))
+
+
 METRICS = {
     'is': Metric({'IS': ':{:7.3f}', 'IS_std': '({:.3f})'}, needs=('class_probabilities',), compute=_inception_score),
     'fid': Metric({'FID': ':{:8.3f}'}, needs=('mu', 'sigma'), compute=_fid),
     'kid': Metric({'KID': ': {:.5f}', 'KID_std': '({:.5f})'}, needs=('sample',), compute=_kid),
+    'prdc': Metric(
+        {
+            figure: text
+            for name in (
+                f'Precision_k{MANIFOLD_K}',
+                f'Recall_k{MANIFOLD_K}',
+                f'Density_k{DENSITY_K}',
+                f'Coverage_k{DENSITY_K}',
+            )
+            for figure, text in ((name, ': {:.4f}'), (f'{name}_se', '({:.4f})'))
+        },
+        needs=('features',),
+        compute=_prdc,
+    ),
 }
 USUAL = ('fid', 'is', 'kid')  # those that are computed if none are named
+
+
+def needs_of(metrics):
+    """Returns the set of what metrics, by their names, need."""
+    return {need for name in metrics for need in METRICS[name].needs}
 
 
 def figure_names():
@@ -76,18 +102,25 @@ def figure_names():
 
 
 def describe_figures(result, label):
-    """Lists the figures that have a value, as they are printed, in the order of `METRICS`.
+    """Lists the lines to print: the figures that have a value, in the order of `METRICS`.
 
-    result: {figure: value}. label: a function that gives the printed name of a figure.
+    A metric that needs all features has a line of its own, with how many of them either side has. The other metrics
+    share the first line.
+
+    result: {figure: value}, as `Scorer.result` returns it. label: a function that gives the printed name of a figure.
     """
-    parts = []
-    for name, text in (pair for metric in METRICS.values() for pair in metric.figures.items()):
-        if result.get(name) is None:
-            continue
-        if text.startswith(':'):
-            parts.append(label(name))
-        parts[-1] += text.format(result[name])
-    return parts
+    shared, lines = [], []
+    for metric in METRICS.values():
+        parts = []
+        for name, text in metric.figures.items():
+            if result.get(name) is not None:
+                parts += [label(name)] if text.startswith(':') else []
+                parts[-1] += text.format(result[name])
+        if 'features' not in metric.needs:
+            shared += parts
+        elif parts:
+            lines.append(f'{", ".join(parts)} (n {result["n_features"]} against {result["n_reference"]})')
+    return [', '.join(shared), *lines] if shared else lines
 
 
 def compute_figures(metrics, ours, reference, use_torch=False):

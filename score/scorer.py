@@ -8,7 +8,8 @@ import torch
 
 from .inception_score import SplitSums
 from .kid import FeatureSample
-from .metrics import METRICS, USUAL, Gathered, compute_figures
+from .metrics import METRICS, USUAL, Gathered, compute_figures, needs_of
+from .neighbours import KEPT
 from .statistics import Moments, Statistics, exact_device
 
 
@@ -40,13 +41,19 @@ PARTS = {
         ('features', 'index'),
         {'sample': lambda part: part.rows},
     ),
+    'features': Part(
+        lambda scorer, splits: FeatureSample(scorer.num_images, scorer.net.dim, scorer.device, KEPT),
+        ('features', 'index'),
+        {'features': lambda part: part.rows},
+    ),
 }
 
 
 class Scorer:
     """Gathers what the metrics need of f(x) and p(y|x): E f, cov f, a sample of f, and sums of p and p log p.
 
-    Memory does not grow with the number of images, beyond the 5000 features that KID samples.
+    Memory does not grow with the number of images, beyond the 5000 features that KID samples,
+    or the 50,000 that nearest neighbours are sought among.
 
     net: a FeatureNet. num_images: how many images will come, over all processes. splits: the number of splits of the
     Inception Score. metrics: keys of `METRICS`; only what they need is gathered, once for all of them.
@@ -58,7 +65,7 @@ class Scorer:
         self.metrics = tuple(metrics)
         if unknown := [name for name in self.metrics if name not in METRICS]:
             raise ValueError(f'metrics must be some of {", ".join(METRICS)}, not {unknown[0]}')
-        needs = {need for name in self.metrics for need in METRICS[name].needs}
+        needs = needs_of(self.metrics)
         self.net, self.num_images = net, num_images
         self.seen = 0  # images of this process and, after `reduce`, of all
         self.device = exact_device(net.device)
@@ -109,8 +116,9 @@ class Scorer:
         The metrics of this scorer must be such that the mean and the covariance are gathered.
         """
         ours = self.gathered()
-        sample = None if ours.sample is None else ours.sample.cpu().numpy()
-        return Statistics(ours.mu, ours.sigma, {'n': self.num_images, **self.net.made}, sample)
+        sample, features = (None if x is None else x.cpu().numpy() for x in (ours.sample, ours.features))
+        made = {'n': self.num_images, **self.net.made}
+        return Statistics(ours.mu, ours.sigma, made, sample, features=features)
 
     def inception_score(self):
         """Returns (IS, its standard deviation over the splits)."""
@@ -123,25 +131,31 @@ class Scorer:
     def result(self, reference, use_torch=False):
         """Returns the figures of all metrics against `reference`, a Statistics, and the number of images as 'n'.
 
-        By default: {'FID', 'IS', 'IS_std', 'KID', 'KID_std', 'n'}. A figure is None, with a warning, if the reference
-        lacks what it needs.
+        By default: {'FID', 'IS', 'IS_std', 'KID', 'KID_std', 'n'}. If a metric needs all features, the numbers of those
+        of either side are 'n_features' and 'n_reference'. A figure is None, with a warning, if the reference lacks what
+        it needs.
         """
         ours = self.gathered()
         for name in self.metrics:
-            if METRICS[name].lacks(reference):
-                why = 'the statistics hold mu and sigma only; build them anew to have it'
+            if lacks := METRICS[name].lacks(reference):
+                held = 'no features' if 'features' in lacks else 'mu and sigma only'
+                why = f'the statistics hold {held}; build them anew to have it'
                 warnings.warn(f'no {next(iter(METRICS[name].figures))}: {why}', stacklevel=2)
-        return compute_figures(self.metrics, ours, reference, use_torch) | {'n': self.num_images}
+        result = compute_figures(self.metrics, ours, reference, use_torch) | {'n': self.num_images}
+        if ours.features is not None and reference.features is not None:
+            result |= {'n_features': len(ours.features), 'n_reference': len(reference.features)}
+        return result
 
 
-def build_statistics(net, image_batches, num_images):
+def build_statistics(net, image_batches, num_images, *, features=False):
     """Computes the Statistics of a data set, which must give every image once, in any order.
 
-    image_batches: iterable of [n, C, H, W], uint8 or float in [0, 1], num_images in all.
+    image_batches: iterable of [n, C, H, W], uint8 or float in [0, 1], num_images in all. features: whether
+    to keep them, up to 50,000.
 
     Raises ValueError for unusable images, fewer than two, or another number of them.
     """
-    scorer = Scorer(net, num_images, metrics=('fid', 'kid'))  # these need all that a Statistics holds
+    scorer = Scorer(net, num_images, metrics=('fid', 'kid', 'prdc') if features else ('fid', 'kid'))
     for images in image_batches:
         scorer.update(images)
     return scorer.statistics()

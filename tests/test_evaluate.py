@@ -1,6 +1,7 @@
 """--eval, --stats and --images: which images are scored against which statistics, what is printed and kept."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -84,6 +85,49 @@ def test_metrics_are_chosen_by_name(trained, cli):
         status, _, error = cli(*argv, f'--metrics={wrong}')
         assert status == 2 and phrase in one_line(error)
     assert one_line(cli(*argv, '--metrics=fid,kdi')[2]).endswith('is it kid?')
+
+
+def test_precision_and_recall_of_a_checkpoint(trained, cli):
+    argv = ['--eval', '--logdir=run', '--precision=fp32', '--num_images=30', '--metrics=fid,prdc']
+    status, out, error = cli(*argv)
+    assert status == 0, error
+    beside = 'stats/digits.train.classifier.features.npz'
+    assert f'{beside} is missing: building it from the 1438 images of digits, 0.7 MB' in error
+    assert error.count('digits, train: ') == 1  # both caches come from one pass
+    record, (first, second, *_) = last_record(), out.splitlines()
+    figures = [f'{name}(classifier)' for name in ('Precision_k3', 'Recall_k3', 'Density_k5', 'Coverage_k5')]
+    values = [f'{name}: {record[name]:.4f}({record[name.replace("(", "_se(")]:.4f})' for name in figures]
+    assert first == f'Model(EMA): FID(classifier):{record["FID(classifier)"]:8.3f}'
+    assert second == f'Model(EMA): {", ".join(values)} (n 30 against 1438)'
+    assert (record['n'], record['n_features'], record['n_reference'], record['precision']) == (30, 30, 1438, 'fp32')
+    assert scalars('run', 'Recall_k3_classifier_EMA') == {4: pytest.approx(record[figures[1]])}
+    rows = score.load_features(beside, evaluate.load_feature_net(config_of(*TINY, CLASSIFIER))).rows
+    assert rows.shape == (1438, 128)
+    status, _, error = cli(*argv, '--sample_batch_size=7')
+    assert status == 0 and 'building' not in error
+    assert [last_record()[name] for name in figures] == pytest.approx([record[name] for name in figures], abs=1e-6)
+    status, _, error = cli(*argv, '--num_images=5')
+    assert status == 1 and one_line(error).endswith('need at least 6 images on each side, got 5 and 1438')
+
+
+def test_files_of_statistics_alone_have_no_precision_and_recall(here, cli):
+    assert cli(*TINY, '--stats', CLASSIFIER)[0] == 0
+    path = here / 'stats' / 'digits.train.classifier.npz'
+    kept = np.load(path)
+    np.savez(here / 'old.npz', mu=kept['mu'], sigma=kept['sigma'])
+    npz_of(torch.from_numpy(random_images(30, 1, 8, 8)), here / 'drawn.npz')
+    argv = [*TINY, '--eval', CLASSIFIER, '--images=drawn.npz']
+    assert cli(*argv, '--fid_cache=old.npz')[0] == 0
+    status, _, error = cli(*argv, '--fid_cache=old.npz', '--metrics=prdc')
+    assert status == 1 and 'old.npz does not keep the features of its images, which --metrics=prdc' in one_line(error)
+    status, _, error = cli(*TINY, '--eval', CLASSIFIER, f'--images={path}', '--metrics=fid,prdc')
+    assert status == 1 and 'holds statistics, but --metrics=prdc needs the images' in one_line(error)
+    # Beside a file without a source, in the usual place, are features of the data set that the place is named after.
+    os.replace(here / 'old.npz', path)
+    status, out, error = cli(*argv, '--metrics=prdc')
+    assert status == 0 and 'digits.train.classifier.features.npz is missing' in error, error
+    assert 'Precision_k3(classifier): 0.0' in out and '(n 30 against 1438)' in out and 'FID' not in out
+    assert cli(*TINY, '--stats', CLASSIFIER, '--metrics=prdc')[0] == 0
 
 
 def test_the_usual_line_is_pytorch_ddpms(trained, cli):
