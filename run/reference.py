@@ -10,6 +10,7 @@ from typing import NamedTuple
 import dataset
 import score
 from run import distributed, hardware, inputs, progress
+from run.config import replace
 
 
 def load_feature_net(config):
@@ -58,35 +59,60 @@ class Cache(NamedTuple):
 
 
 def load_statistics(config, feature_net, checked=True):
-    """Return the statistics at `statistics_path`, with all features if a metric of --metrics needs them.
+    """Return the statistics at `statistics_path`, with all features that the metrics of --metrics need.
 
     The features are in a file of their own beside it. Build, in one pass, what is missing, or stale and not named by
     --fid_cache. checked: whether they must have been made from the data set, if the file says what it was made from.
 
     Raises ScoreError if statistics are unusable, DataError if they cannot be built or compared.
     """
-    path = statistics_path(config)
-    caches = [Cache(path, score.load_statistics, score.save_statistics)]
-    wanting = [name for name in config.metrics if 'features' in score.METRICS[name].needs]
-    if wanting:
-        beside = f'{path.removesuffix(".npz")}.features.npz'
-        caches.append(Cache(beside, score.load_features, score.save_features))
-    named = config.fid_cache and os.path.exists(path)
+    path, needs = statistics_path(config), score.needs_of(config.metrics)
+    if 'features' not in needs:
+        (statistics,) = _made(config, feature_net, [Cache(path, score.load_statistics, score.save_statistics)], checked)
+        return statistics
+    named = config.fid_cache and os.path.exists(path) and not os.path.exists(_beside(path))
+    if named and not (checked and score.load_statistics(path).source):
+        wanting = ','.join(name for name in config.metrics if 'features' in score.METRICS[name].needs)
+        raise score.ScoreError(
+            f'{path} does not keep the features of its images, which --metrics={wanting} needs: leave --fid_cache out '
+            'to have them computed from the data set'
+        )
+    caches = [Cache(path, score.load_statistics, score.save_statistics), _features_cache(path)]
+    statistics, features = _made(config, feature_net, caches, checked)
+    score.check_source(_beside(path), features.source, statistics.source)
+    more = {field: load_features(config, feature_net, split).rows for field, split in SPLITS.items() if field in needs}
+    return dataclasses.replace(statistics, features=features.rows, **more)
+
+
+SPLITS = {'training': 'train', 'held_out': 'test'}  # field of score.Statistics -> the split of which it holds features
+
+
+def load_features(config, feature_net, split):
+    """Return the `score.Features` of a split of the data set, whatever --fid_cache says. Build them if need be.
+
+    Raises as `load_statistics`.
+    """
+    config = replace(config, split=split, fid_cache='')
+    (features,) = _made(config, feature_net, [_features_cache(statistics_path(config))])
+    return features
+
+
+def _beside(path):
+    return f'{path.removesuffix(".npz")}.features.npz'
+
+
+def _features_cache(path):
+    return Cache(_beside(path), score.load_features, score.save_features)
+
+
+def _made(config, feature_net, caches, checked=True):
+    """Return what each cache holds. Build those that need it in one pass."""
     found = [_read(config, cache, feature_net, checked) for cache in caches]
     stale = {cache: why for cache, why in zip(caches, found, strict=True) if isinstance(why, str)}
-    if stale and named and not (checked and found[0].source):
-        raise score.ScoreError(
-            f'{path} does not keep the features of its images, which --metrics={",".join(wanting)} needs: leave '
-            '--fid_cache out to have them computed from the data set'
-        )
     if stale:
         _build(config, feature_net, stale)
         found = [cache.load(cache.path, feature_net) for cache in caches]
-    statistics = found[0]
-    if not wanting:
-        return statistics
-    score.check_source(beside, found[1].source, statistics.source)
-    return dataclasses.replace(statistics, features=found[1].rows)
+    return found
 
 
 def _read(config, cache, feature_net, checked):

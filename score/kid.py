@@ -12,6 +12,12 @@ SAMPLE_SIZE = 5000  # features kept of each side: 5000 x 2048 float32 are 41 MB,
 SEED = 2020  # torch-fidelity's
 
 
+def kept_indices(num_images, size):
+    """Returns which of num_images features a sample of `size` holds: int64 [min(num_images, size)], ascending."""
+    kept = np.random.RandomState(SEED).choice(num_images, min(num_images, size), replace=False)
+    return torch.from_numpy(np.sort(kept))
+
+
 class FeatureSample:
     """Keeps a uniform sample without replacement of min(N, 5000) of N features, so that memory is bounded.
 
@@ -25,8 +31,7 @@ class FeatureSample:
 
     def __init__(self, num_images, dim, device='cpu', limit=None):
         size = min(num_images, limit or SAMPLE_SIZE)
-        kept = np.sort(np.random.RandomState(SEED).choice(num_images, size, replace=False))
-        self.kept = torch.from_numpy(kept).to(device)
+        self.kept = kept_indices(num_images, size).to(device)
         self.rows = torch.zeros(size, dim, device=device)
 
     def update(self, features, index):

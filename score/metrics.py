@@ -13,7 +13,7 @@ import torch
 from .fid import calculate_frechet_distance
 from .inception_score import SplitSums
 from .kid import kernel_inception_distance
-from .neighbours import DENSITY_K, MANIFOLD_K, prdc
+from .neighbours import DENSITY_K, MANIFOLD_K, authenticity, prdc
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,17 @@ class Metric(NamedTuple):
     figures: {name: how its value is printed}. A text that starts with a colon follows the name of the figure. Any other
         follows the figure before, as that of a standard deviation or a standard error does.
     needs: the fields of `Gathered` that compute uses. Those that a `Statistics` has too (mu, sigma, sample, features)
-        are needed of the reference as well.
+        are needed of the reference as well. Some are of a `Statistics` alone (training, held_out).
     compute: the function (ours, reference, use_torch) of a `Gathered` and a `Statistics` that returns one value per
         figure. use_torch: whether to do the linear algebra on the GPU.
+    about: what is printed behind the figures on a line of their own, with the numbers of features that
+        `Scorer.result` returns filled in. Without it they are on the first line.
     """
 
     figures: dict
     needs: tuple
     compute: Callable
+    about: str = ''
 
     def lacks(self, known):
         """Lists the needs that a `Gathered` or a `Statistics` does not have."""
@@ -69,6 +72,11 @@ def _prdc(ours, reference, use_torch):
     return prdc(ours.features, torch.from_numpy(reference.features).to(ours.features.device))
 
 
+def _authenticity(ours, reference, use_torch):
+    real = reference.training, reference.held_out
+    return authenticity(ours.features, *(torch.from_numpy(side).to(ours.features.device) for side in real))
+
+
 METRICS = {
     'is': Metric({'IS': ':{:7.3f}', 'IS_std': '({:.3f})'}, needs=('class_probabilities',), compute=_inception_score),
     'fid': Metric({'FID': ':{:8.3f}'}, needs=('mu', 'sigma'), compute=_fid),
@@ -86,6 +94,13 @@ METRICS = {
         },
         needs=('features',),
         compute=_prdc,
+        about=' (n {n_features} against {n_reference})',
+    ),
+    'authenticity': Metric(
+        {'AuthPct': ': {:.2f}', 'AuthPct_se': '({:.2f})', 'Delta_T': ': {:.4f}', 'Delta_T_se': '({:.4f})'},
+        needs=('features', 'training', 'held_out'),
+        compute=_authenticity,
+        about=' (k 1, n {n_features} against {n_training} of training and {n_held_out} held out)',
     ),
 }
 USUAL = ('fid', 'is', 'kid')  # those that are computed if none are named
@@ -104,8 +119,7 @@ def figure_names():
 def describe_figures(result, label):
     """Lists the lines to print: the figures that have a value, in the order of `METRICS`.
 
-    A metric that needs all features has a line of its own, with how many of them either side has. The other metrics
-    share the first line.
+    A metric that says more of its figures has a line of its own. The other metrics share the first line.
 
     result: {figure: value}, as `Scorer.result` returns it. label: a function that gives the printed name of a figure.
     """
@@ -116,10 +130,10 @@ def describe_figures(result, label):
             if result.get(name) is not None:
                 parts += [label(name)] if text.startswith(':') else []
                 parts[-1] += text.format(result[name])
-        if 'features' not in metric.needs:
+        if not metric.about:
             shared += parts
         elif parts:
-            lines.append(f'{", ".join(parts)} (n {result["n_features"]} against {result["n_reference"]})')
+            lines.append(', '.join(parts) + metric.about.format(**result))
     return [', '.join(shared), *lines] if shared else lines
 
 

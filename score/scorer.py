@@ -131,20 +131,21 @@ class Scorer:
     def result(self, reference, use_torch=False):
         """Returns the figures of all metrics against `reference`, a Statistics, and the number of images as 'n'.
 
-        By default: {'FID', 'IS', 'IS_std', 'KID', 'KID_std', 'n'}. If a metric needs all features, the numbers of those
-        of either side are 'n_features' and 'n_reference'. A figure is None, with a warning, if the reference lacks what
-        it needs.
+        By default: {'FID', 'IS', 'IS_std', 'KID', 'KID_std', 'n'}. If a metric needs all features, their numbers are
+        'n_features' and, of the reference, 'n_reference', 'n_training' and 'n_held_out'. A figure is None, with a
+        warning, if the reference lacks what it needs.
         """
         ours = self.gathered()
         for name in self.metrics:
             if lacks := METRICS[name].lacks(reference):
-                held = 'no features' if 'features' in lacks else 'mu and sigma only'
+                held = 'mu and sigma only' if 'sample' in lacks else 'no features'
                 why = f'the statistics hold {held}; build them anew to have it'
                 warnings.warn(f'no {next(iter(METRICS[name].figures))}: {why}', stacklevel=2)
         result = compute_figures(self.metrics, ours, reference, use_torch) | {'n': self.num_images}
-        if ours.features is not None and reference.features is not None:
-            result |= {'n_features': len(ours.features), 'n_reference': len(reference.features)}
-        return result
+        real = reference.features, reference.training, reference.held_out
+        names = ('n_features', 'n_reference', 'n_training', 'n_held_out')
+        sides = zip(names, (ours.features, *real), strict=True) if ours.features is not None else ()
+        return result | {name: len(side) for name, side in sides if side is not None}
 
 
 def build_statistics(net, image_batches, num_images, *, features=False):

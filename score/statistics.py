@@ -68,7 +68,7 @@ class Statistics:
     mu: [d], sigma: [d, d], float64. made: how the features were computed, a dict with any of MADE_KEYS. sample: float32
     [m, d], some of the features themselves, which KID needs, or None. source: a dict that says what the images were,
     for `check_source`, or None. features: float32 [m, d], all features, up to 50,000, or None. They have a file of
-    their own.
+    their own. training, held_out: the same of the training set and of images that no model was trained on.
     """
 
     mu: np.ndarray
@@ -77,6 +77,8 @@ class Statistics:
     sample: np.ndarray | None = None
     source: dict | None = None
     features: np.ndarray | None = None
+    training: np.ndarray | None = None
+    held_out: np.ndarray | None = None
 
 
 def check_gaussian(mu, sigma):

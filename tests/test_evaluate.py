@@ -110,6 +110,24 @@ def test_precision_and_recall_of_a_checkpoint(trained, cli):
     assert status == 1 and one_line(error).endswith('need at least 6 images on each side, got 5 and 1438')
 
 
+def test_copies_of_training_images_are_told_from_new_ones(here, cli):
+    argv = [*TINY, '--eval', CLASSIFIER, '--metrics=authenticity']
+    found = {}
+    for split in ('train', 'test'):
+        npz_of(loader.decode_all(dataset.load('digits', '', 8, split))[0][:300], here / f'{split}.npz')
+        status, out, error = cli(*argv, f'--images={split}.npz')
+        assert status == 0, error
+        for part in ('train', 'test'):
+            assert (f'{part}.classifier.features.npz is missing' in error) == (split == 'train')
+        assert '(k 1, n 300 against 1438 of training and 359 held out)' in out
+        line = out.splitlines()[0]
+        found[split] = [float(line.split(f'{name}(classifier): ')[1].split('(')[0]) for name in ('AuthPct', 'Delta_T')]
+    assert found['train'] == [0, 0] and found['test'][0] > 40 and abs(found['test'][1] - 0.5) < 0.1
+    # Against the test split, the training set stays the training set.
+    status, out, _ = cli(*argv, '--images=train.npz', '--split=test')
+    assert status == 0 and 'AuthPct(classifier): 0.00(0.00), Delta_T(classifier): 0.0000(0.0000)' in out
+
+
 def test_files_of_statistics_alone_have_no_precision_and_recall(here, cli):
     assert cli(*TINY, '--stats', CLASSIFIER)[0] == 0
     path = here / 'stats' / 'digits.train.classifier.npz'

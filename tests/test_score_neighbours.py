@@ -1,4 +1,4 @@
-"""Compare precision, recall, density and coverage with brute force, with torch-fidelity, and on the digits."""
+"""Compare what rests on nearest neighbours with brute force, with torch-fidelity, and on the digits."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from test_score_statistics import LockStep
 import dataset
 import score
 from dataset import loader
-from score import Scorer, neighbours, prdc
+from score import Scorer, authenticity, neighbours, prdc
 
 
 def values(ours, real):
@@ -31,6 +31,20 @@ def published(ours, real, k=5, k_manifold=3):
     recall = (across <= reach(ours, k_manifold)[:, None]).any(0).mean()
     inside = across < reach(real, k)[None]
     return precision, recall, inside.sum(1).mean() / k, inside.any(0).mean()
+
+
+def published_authenticity(ours, training, held_out):
+    """Compute AuthPct and Delta_T as their papers define them, from all distances at once. Arrays of float64."""
+
+    def squares(x, y):
+        return ((x[:, None] - y[None]) ** 2).sum(2)
+
+    gap = np.sort(squares(training, training), axis=1)[:, 1]  # the first is the distance to itself
+    across = squares(ours, training)
+    nearest = across == across.min(1, keepdims=True)
+    authentic = across.min(1) > np.where(nearest, gap[None], 0).max(1)
+    d, d_0 = across.min(1)[:, None], squares(held_out, training).min(1)[None]
+    return 100 * authentic.mean(), ((d > d_0) + (d == d_0) / 2).mean()
 
 
 def gaussians(n, m, dim=16, shift=0.4):
@@ -88,6 +102,34 @@ def test_standard_errors():
         assert 0.6 < spread / np.mean([trial[error] for trial in trials]) < 1.6
     precision, error = prdc(ours, real)[:2]
     assert error == pytest.approx((precision * (1 - precision) / 1999) ** 0.5)
+
+
+@pytest.mark.parametrize('make', [gaussians, grid])
+@pytest.mark.parametrize('tile', [7, 2048])
+def test_authenticity_is_as_published(monkeypatch, make, tile):
+    monkeypatch.setattr(neighbours, 'TILE', tile)
+    ours, training = make(103, 60)
+    held_out = make(61, 80)[1]
+    expected = published_authenticity(*(side.double().numpy() for side in (ours, training, held_out)))
+    assert authenticity(ours, training, held_out)[::2] == pytest.approx(expected, abs=1e-10)
+    assert 0 < expected[0] < 100 and 0 < expected[1] < 1
+    shuffled = training[torch.randperm(60, generator=torch.Generator().manual_seed(5))]
+    assert authenticity(ours.flip(0), shuffled, held_out)[::2] == pytest.approx(expected, abs=1e-10)
+
+
+def test_the_standard_errors_of_authenticity():
+    ours, training = gaussians(4000, 300, dim=4)
+    held_out = gaussians(2, 4000, dim=4)[1]
+    trials = [authenticity(a, training, b) for a, b in zip(ours.split(100), held_out.split(100), strict=True)]
+    for value in (0, 2):
+        spread = np.std([trial[value] for trial in trials], ddof=1)
+        assert 0.6 < spread / np.mean([trial[value + 1] for trial in trials]) < 1.6
+
+
+def test_what_authenticity_refuses():
+    ours, real = gaussians(6, 6)
+    with pytest.raises(score.ScoreError, match='at least 2 images, of training and held out too, got 6, 6, 1'):
+        authenticity(ours, real, real[:1])
 
 
 def test_what_prdc_refuses():
@@ -179,3 +221,15 @@ def test_noise_lowers_precision(digits):
         found.append(values(features(noisy), features(real)))
     precisions, _, densities, _ = zip(*found, strict=True)
     assert precisions[0] > precisions[1] + 0.05 > precisions[2] and densities[0] > densities[1] > densities[2]
+
+
+def test_planted_training_images_are_all_found(digits):
+    images, features = digits
+    training, held_out, ours = images[:1000], images[1000:1400], images[1400:]
+    real = features(training), features(held_out)
+    planted = torch.cat([features(part) for part in training[::20].split(7)])  # 50, computed in other batches
+    alone, mixed = features(ours), torch.cat([features(ours), planted])
+    copies = [round(len(x) * (1 - authenticity(x, *real)[0] / 100)) for x in (alone, mixed, planted)]
+    assert copies[1] == copies[0] + 50 and copies[2] == 50 and copies[0] < len(ours)
+    deltas = [authenticity(x, *real)[2] for x in (alone, mixed, planted, real[1])]
+    assert deltas[2] == 0 and deltas[1] < deltas[0] - 0.03 and abs(deltas[0] - 0.5) < 0.1 and deltas[3] == 0.5
