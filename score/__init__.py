@@ -11,7 +11,7 @@ from .fid import calculate_frechet_distance, get_fid_score
 from .files import ScoreError, check_writable
 from .inception import PROTOCOLS
 from .inception_score import get_inception_score
-from .kid import kept_indices, kernel_inception_distance
+from .kid import kept_indices, kernel_inception_distance, kid_interval
 from .metrics import METRICS, USUAL, Metric, compare_statistics, describe_figures, figure_names, needs_of
 from .neighbours import KEPT, authenticity, nearest, prdc
 from .points import sliced_wasserstein

@@ -12,7 +12,7 @@ import torch
 
 from .fid import calculate_frechet_distance
 from .inception_score import SplitSums
-from .kid import kernel_inception_distance
+from .kid import kernel_inception_distance, kid_interval
 from .neighbours import DENSITY_K, MANIFOLD_K, authenticity, prdc
 
 
@@ -42,7 +42,7 @@ class Metric(NamedTuple):
     compute: the function (ours, reference, use_torch) of a `Gathered` and a `Statistics` that returns one value per
         figure. use_torch: whether to do the linear algebra on the GPU.
     about: what is printed behind the figures on a line of their own, with the numbers of features that
-        `Scorer.result` returns filled in. Without it they are on the first line.
+        `compute_figures` returns filled in. Without it they are on the first line.
     """
 
     figures: dict
@@ -68,6 +68,10 @@ def _kid(ours, reference, use_torch):
     return kernel_inception_distance(ours.sample, torch.from_numpy(reference.sample).to(ours.sample.device))
 
 
+def _kid_interval(ours, reference, use_torch):
+    return kid_interval(ours.sample, torch.from_numpy(reference.sample).to(ours.sample.device))
+
+
 def _prdc(ours, reference, use_torch):
     return prdc(ours.features, torch.from_numpy(reference.features).to(ours.features.device))
 
@@ -81,6 +85,12 @@ METRICS = {
     'is': Metric({'IS': ':{:7.3f}', 'IS_std': '({:.3f})'}, needs=('class_probabilities',), compute=_inception_score),
     'fid': Metric({'FID': ':{:8.3f}'}, needs=('mu', 'sigma'), compute=_fid),
     'kid': Metric({'KID': ': {:.5f}', 'KID_std': '({:.5f})'}, needs=('sample',), compute=_kid),
+    'kid_interval': Metric(
+        {'KID_all': ': {:.5f}', 'KID_all_low': ' (95%: {:.5f}', 'KID_all_high': ' to {:.5f})'},
+        needs=('sample',),
+        compute=_kid_interval,
+        about=' (n {n_sample} against {n_reference_sample})',
+    ),
     'prdc': Metric(
         {
             figure: text
@@ -140,6 +150,8 @@ def describe_figures(result, label):
 def compute_figures(metrics, ours, reference, use_torch=False):
     """Computes metrics by their names; returns {figure: value}. A figure is None if one side lacks what it needs.
 
+    If one of them says more of its figures, the result has the numbers of features of both sides too.
+
     ours: a `Gathered`. reference: a `Statistics`.
     """
     result = {}
@@ -148,6 +160,16 @@ def compute_figures(metrics, ours, reference, use_torch=False):
             result |= dict.fromkeys(metric.figures)
         else:
             result |= zip(metric.figures, metric.compute(ours, reference, use_torch), strict=True)
+    if any(METRICS[name].about for name in metrics):
+        sides = {
+            'n_sample': ours.sample,
+            'n_reference_sample': reference.sample,
+            'n_features': ours.features,
+            'n_reference': reference.features,
+            'n_training': reference.training,
+            'n_held_out': reference.held_out,
+        }
+        result |= {name: len(side) for name, side in sides.items() if side is not None}
     return result
 
 

@@ -131,9 +131,8 @@ class Scorer:
     def result(self, reference, use_torch=False):
         """Returns the figures of all metrics against `reference`, a Statistics, and the number of images as 'n'.
 
-        By default: {'FID', 'IS', 'IS_std', 'KID', 'KID_std', 'n'}. If a metric needs all features, their numbers are
-        'n_features' and, of the reference, 'n_reference', 'n_training' and 'n_held_out'. A figure is None, with a
-        warning, if the reference lacks what it needs.
+        By default: {'FID', 'IS', 'IS_std', 'KID', 'KID_std', 'n'}. A figure is None, with a warning, if the reference
+        lacks what it needs.
         """
         ours = self.gathered()
         for name in self.metrics:
@@ -141,11 +140,7 @@ class Scorer:
                 held = 'mu and sigma only' if 'sample' in lacks else 'no features'
                 why = f'the statistics hold {held}; build them anew to have it'
                 warnings.warn(f'no {next(iter(METRICS[name].figures))}: {why}', stacklevel=2)
-        result = compute_figures(self.metrics, ours, reference, use_torch) | {'n': self.num_images}
-        real = reference.features, reference.training, reference.held_out
-        names = ('n_features', 'n_reference', 'n_training', 'n_held_out')
-        sides = zip(names, (ours.features, *real), strict=True) if ours.features is not None else ()
-        return result | {name: len(side) for name, side in sides if side is not None}
+        return compute_figures(self.metrics, ours, reference, use_torch) | {'n': self.num_images}
 
 
 def build_statistics(net, image_batches, num_images, *, features=False):

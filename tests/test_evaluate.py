@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -126,6 +127,18 @@ def test_copies_of_training_images_are_told_from_new_ones(here, cli):
     # Against the test split, the training set stays the training set.
     status, out, _ = cli(*argv, '--images=train.npz', '--split=test')
     assert status == 0 and 'AuthPct(classifier): 0.00(0.00), Delta_T(classifier): 0.0000(0.0000)' in out
+
+
+def test_kid_with_an_interval(here, cli):
+    npz_of(torch.from_numpy(random_images(30, 1, 8, 8)), here / 'drawn.npz')
+    argv = [*TINY, '--eval', CLASSIFIER, '--metrics=kid_interval']
+    status, out, error = cli(*argv, '--images=drawn.npz')
+    assert status == 0 and re.match(
+        r'drawn.npz: KID_all\(classifier\): \d\.\d{5} \(95%: \d\.\d{5} to \d\.\d{5}\) \(n 30 against 1438\)\n', out
+    ), error
+    assert cli(*TINY, '--stats', CLASSIFIER, '--split=test')[0] == 0
+    status, out, error = cli(*argv, '--images=stats/digits.test.classifier.npz')
+    assert status == 0 and '(n 359 against 1438)' in out, error
 
 
 def test_files_of_statistics_alone_have_no_precision_and_recall(here, cli):

@@ -18,6 +18,7 @@ from score import (
     get_inception_and_fid_score,
     get_inception_score,
     kernel_inception_distance,
+    kid_interval,
     save_statistics,
 )
 from score.inception_score import SplitSums
@@ -111,6 +112,39 @@ def test_kid_refuses_single_images_and_other_dimensions():
         kernel_inception_distance(x, y)
     with pytest.raises(ValueError, match='different dimension: 24 against 23'):
         kernel_inception_distance(x, x[:, 1:])
+
+
+def test_the_interval_of_kid_is_the_jackknifes():
+    x, y = two_sides(12, 9)
+    got, low, high = kid_interval(x, y)
+
+    def mmd(x, y):
+        kernel = [((a.double() @ b.double().T) / 24 + 1).pow(3) for a, b in ((x, x), (y, y), (x, y))]
+        within = [(k.sum() - k.trace()) / (len(k) * (len(k) - 1)) for k in kernel[:2]]
+        return (sum(within) - 2 * kernel[2].mean()).item()
+
+    variance = 0
+    for part, left_out in ((x, lambda keep: mmd(x[keep], y)), (y, lambda keep: mmd(x, y[keep]))):
+        n = len(part)
+        values = [left_out(torch.arange(n) != i) for i in range(n)]
+        variance += (n - 1) * np.var(values)
+    assert got == pytest.approx(mmd(x, y), rel=1e-10)
+    assert (high - got, got - low) == pytest.approx((1.96 * variance**0.5,) * 2, rel=1e-8)
+    same = kernel_inception_distance(x[:9], y, subsets=1, subset_size=9)[0]
+    assert kid_interval(x[:9], y)[0] == pytest.approx(same, rel=1e-10)
+    with pytest.raises(ValueError, match='at least 3 images on each side, got 2 and 9'):
+        kid_interval(x[:2], y)
+
+
+@pytest.mark.parametrize('scale, most', [(1.3, 1.25), (1.0, 2.0)])
+def test_the_interval_of_kid_covers_the_truth(scale, most):
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(200, 80, 8, generator=generator), torch.randn(200, 60, 8, generator=generator) * scale
+    trials = np.array([kid_interval(a, b) for a, b in zip(x, y, strict=True)])
+    truth = trials[:, 0].mean() if scale != 1 else 0
+    assert ((trials[:, 1] < truth) & (truth < trials[:, 2])).mean() > 0.88
+    ratio = (trials[:, 2] - trials[:, 0]).mean() / 1.96 / trials[:, 0].std()
+    assert 0.8 < ratio < most
 
 
 def feed(scorer, images, batch_size):

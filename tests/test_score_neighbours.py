@@ -151,8 +151,8 @@ def test_batches_order_and_processes_do_not_matter(reference):
     images = small_images(203, 3)
     expected = feed(Scorer(small_net(), 203, metrics=['prdc']), images, 203).result(reference)
     direct = prdc(small_net()(images)[0].float(), torch.from_numpy(reference.features))
-    assert list(expected.values()) == pytest.approx([*direct, 203, 203, 300], rel=1e-9)
-    assert list(expected)[-3:] == ['n', 'n_features', 'n_reference']
+    assert list(expected.values()) == pytest.approx([*direct, 300, 203, 300, 203], rel=1e-9)
+    assert list(expected)[-4:] == ['n_reference_sample', 'n_features', 'n_reference', 'n']
     scorers = [Scorer(small_net(), 203, metrics=['prdc']) for _ in range(3)]
     order = torch.randperm(203, generator=torch.Generator().manual_seed(2))
     for rank, share in enumerate(order.split([100, 3, 100])):
