@@ -161,6 +161,19 @@ def test_files_of_statistics_alone_have_no_precision_and_recall(here, cli):
     assert cli(*TINY, '--stats', CLASSIFIER, '--metrics=prdc')[0] == 0
 
 
+def test_a_checkpoint_suggests_its_metrics(trained, cli):
+    state = torch.load('run/ckpt.pt', weights_only=True)
+    for metrics, expected in ((['kid'], 0), (['fod'], 2)):
+        state['config']['metrics'] = metrics
+        torch.save(state, 'run/ckpt.pt')
+        status, out, error = cli('--eval', '--logdir=run', '--num_images=30')
+        assert status == expected, error
+    assert one_line(error).endswith('there is no metric fod: --metrics takes some of ' + ' '.join(score.METRICS))
+    assert 'KID(classifier)' in last_record() and 'FID(classifier)' not in last_record()
+    assert cli('--eval', '--logdir=run', '--num_images=30', '--metrics=fid')[0] == 0
+    assert 'FID(classifier)' in last_record()
+
+
 def test_the_usual_line_is_pytorch_ddpms(trained, cli):
     status, out, _ = cli('--eval', '--logdir=run', '--num_images=30')
     record = {key.removesuffix('(classifier)'): value for key, value in last_record().items()}
