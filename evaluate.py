@@ -179,9 +179,8 @@ class Seen:
         if len(self.shapes) > 1:
             shape, n = self.shapes.most_common()[-1]
             name = _name(path, self.first[shape])
-            logging.warning(
-                '%s holds images of %d shapes: %d of %s, %s the first', path, len(self.shapes), n, _shape(*shape), name
-            )
+            text = '%s holds images of %d shapes: %d of %s, %s the first'
+            logging.warning(text, path, len(self.shapes), n, _shape(*shape), name)
         usual = channels, height, width = self.shapes.most_common(1)[0][0]
         reference = source.get('channels', channels), source.get('img_size', height), source.get('img_size', width)
         if usual != reference:

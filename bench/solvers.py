@@ -35,7 +35,8 @@ def measure(config, net, step, seeds):
     """Yield (solver, network calls, FIDs of the seeds, seconds of the last)."""
     for name, (order, corrector, eta) in SOLVERS.items():
         for calls in (*CALLS, *([config.T] if name in WHOLE else [])):
-            chosen = {'order': order, 'corrector': corrector, 'eta': eta, 'sample_steps': calls, 'timesteps': []}
+            chosen = {'order': order, 'corrector': corrector, 'eta': eta}
+            chosen |= {'sample_steps': calls, 'spacing': 'auto', 'timesteps': []}
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 records = [evaluate(replace(config, **chosen, seed=seed), net, step) for seed in range(seeds)]
             fids = [next(value for key, value in record.items() if key.startswith('FID')) for record in records]

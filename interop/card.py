@@ -48,7 +48,8 @@ def model_card(config, net, step):
     config, net, step: as `restore` gives them.
     """
     folder = run_folder(config)
-    flagfile, scores = (_text(os.path.join(folder, name)) for name in ('flagfile.txt', 'eval.txt'))
+    paths = (Path(folder, name) for name in ('flagfile.txt', 'eval.txt'))
+    flagfile, scores = (path.read_text() if path.exists() else '' for path in paths)
     filled = {
         **vars(config),
         'title': os.path.basename(os.path.abspath(folder)),
@@ -62,10 +63,6 @@ def model_card(config, net, step):
         'scores': _scores_table(scores),
     }
     return CARD.format(**filled)
-
-
-def _text(path):
-    return Path(path).read_text() if os.path.exists(path) else ''
 
 
 def _scores_table(text):

@@ -1,7 +1,6 @@
 """Reads and writes pipelines of diffusers: folders with unet/, scheduler/, model_index.json and a card, README.md.
 
-`DDPMPipeline.from_pretrained` and `DDIMPipeline.from_pretrained` load what `write` makes. diffusers is not needed here.
-Flags are a dict by name.
+`DiffusionPipeline.from_pretrained` loads what `write` makes. diffusers is not needed here. Flags are a dict by name.
 """
 
 import json
@@ -12,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from interop import formats, scheduler
+from interop.counterparts import found
 from interop.diffusers_json import VERSION, differences, read_json
 from interop.formats import DIFFUSERS, TIME_DENSE, TIME_TABLE
 from model import ARCHS
@@ -62,8 +62,8 @@ def unet_config(flags):
 def read(folder):
     """Reads a pipeline of diffusers, or its unet alone; returns (flags, state dict of `UNet` without the time table).
 
-    If the network takes labels, the last row of the embedding is taken for no label, as `write` has it. The notes of
-    `scheduler.notes` are logged as warnings.
+    If the network takes labels, the last row of the embedding is taken for no label, as `write` has it. That, and the
+    notes of `scheduler.read`, are logged as warnings.
 
     Raises CheckpointError if a part is damaged. If the network or the scheduler is none of ours, the error names what
     differs.
@@ -81,9 +81,12 @@ def read(folder):
     flags['arch'] = _arch(flags, theirs, folder)
     flags |= {ours: theirs[key] for key, ours in SUGGESTED.items() if isinstance(theirs.get(key), int | float)}
     steps = folder / 'scheduler' if (folder / 'scheduler').is_dir() else folder
-    # DDIMScheduler has no variance_type. If eta is above 0, it adds the noise of fixedsmall.
-    flags = {'var_type': 'fixedsmall', **flags, **scheduler.read(steps / 'scheduler_config.json')}
-    for note in scheduler.notes(flags):
+    drawn, notes = scheduler.read(steps / 'scheduler_config.json')
+    # Only DDPMScheduler has a variance_type. If another adds noise, it is that of fixedsmall.
+    flags = {'var_type': 'fixedsmall', **flags, **drawn}
+    if last := flags['num_classes']:
+        notes.insert(0, f'labels 0 to {last - 1}; row {last} of its embedding is taken for no label')
+    for note in notes:
         logging.warning('%s: %s', folder, note)
     net = formats.convert(weights, flags, DIFFUSERS, files[0])
     dense = net[f'{TIME_DENSE}.weight']
@@ -119,11 +122,13 @@ def write(folder, config, net, card):
     unet = {**unet_config(flags), '_diffusers_version': VERSION, 'flip_sin_to_cos': False}
     unet |= {'sample_size': config.img_size, 'dropout': config.dropout}
     folder = Path(folder)
+    name, _ = found(flags)
     parts = {'unet/config.json': unet, 'scheduler/scheduler_config.json': scheduler.arguments(flags)}
     parts['model_index.json'] = {
-        '_class_name': f'{scheduler.name_of(flags)}Pipeline',
+        # DDIMPipeline puts a DDIMScheduler in place of any other; DDPMPipeline keeps the one it finds.
+        '_class_name': 'DDIMPipeline' if name == 'DDIM' else 'DDPMPipeline',
         '_diffusers_version': VERSION,
-        'scheduler': ['diffusers', f'{scheduler.name_of(flags)}Scheduler'],
+        'scheduler': ['diffusers', f'{name}Scheduler'],
         'unet': ['diffusers', 'UNet2DModel'],
     }
     for name, value in parts.items():
@@ -149,8 +154,7 @@ def _check(flags, net):
         (flags['mean_type'] not in scheduler.PREDICTION_TYPES.values(), f'it has no --mean_type={flags["mean_type"]}'),
         (flags['var_type'] not in scheduler.VARIANCE_TYPES.values(), f'it has no --var_type={flags["var_type"]}'),
         (flags['prior'] != 'standard', 'it starts from N(0, I): --prior=standard draws so'),
-        (flags.get('order', 1) != 1, 'its steps are of order 1: --order=1 draws so'),
-        (misfit, f'{misfit}: --spacing=leading is its usual one'),
+        (misfit, misfit),
     ):
         if broken:
             raise ValueError(f'diffusers cannot represent this model: {why}')

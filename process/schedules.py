@@ -23,10 +23,18 @@ def _line(first, last, T):
     return torch.linspace(first, last, T, dtype=torch.float64)
 
 
+def _zero_snr(betas):
+    alpha = (1 - betas).cumprod(0).sqrt()
+    ends = alpha[0], alpha[-1]
+    alpha = (alpha - ends[1]) * ends[0] / (ends[0] - ends[1]).clamp(min=1e-300)  # from the same first value to 0
+    alphas_bar = alpha**2
+    return 1 - alphas_bar / torch.cat([torch.ones_like(alphas_bar[:1]), alphas_bar[:-1]])
+
+
 # name -> function of (beta_1, beta_T, T) that returns float64 betas [T].
 # linear, quad, warmup10, warmup50, const, jsd: hojonathanho/diffusion. sqrt: latent diffusion, whose "linear" is
 # our quad and whose "sqrt_linear" is our linear. cosine: Nichol and Dhariwal 2021, eq. 17. sigmoid: the 2-D s_curve
-# tutorial.
+# tutorial. *_zero_snr: the same, rescaled to leave nothing of the image in x_T (Lin et al. 2023, algorithm 1).
 SCHEDULES = {
     'linear': _line,
     'quad': lambda beta_1, beta_T, T: _line(beta_1**0.5, beta_T**0.5, T) ** 2,
@@ -37,6 +45,9 @@ SCHEDULES = {
     'cosine': lambda beta_1, beta_T, T: _cosine(T),
     'sqrt': lambda beta_1, beta_T, T: _line(beta_1, beta_T, T).sqrt(),
     'sigmoid': lambda beta_1, beta_T, T: beta_1 + (beta_T - beta_1) * torch.sigmoid(_line(-6, 6, T)),
+    'linear_zero_snr': lambda beta_1, beta_T, T: _zero_snr(_line(beta_1, beta_T, T)),
+    'quad_zero_snr': lambda beta_1, beta_T, T: _zero_snr(_line(beta_1**0.5, beta_T**0.5, T) ** 2),
+    'cosine_zero_snr': lambda beta_1, beta_T, T: _zero_snr(_cosine(T)),
 }
 
 

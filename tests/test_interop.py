@@ -16,6 +16,8 @@ import pytest
 import torch
 from conftest import TINY, golden, largest_error
 from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DModel
+from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
+from pipelines import DDPM, described, share_noise, small_unet
 from runs import Forked, config_of
 
 import interop
@@ -25,13 +27,9 @@ from process.schedules import SCHEDULES, make_betas
 from run import checkpoint
 from run.checkpoint import CheckpointError
 from run.config import replace
+from run.errors import UsageError
 from run.restore import restore
 
-DDPM = {
-    'net': 'unet', 'T': 40, 'schedule': 'linear', 'beta_1': 1e-3, 'beta_T': 0.2, 'mean_type': 'epsilon',
-    'var_type': 'fixedlarge', 'clip_denoised': False, 'spacing': 'leading', 'prior': 'standard', 'dropout': 0.1,
-    'img_size': 8, 'eta': 1.0, 'sample_steps': 0, 'head_dim': 0,
-}  # fmt: skip
 NETWORKS = [
     ('pytorch_ddpm', [1, 2], [1], 1, 3, 0, 0),
     ('pytorch_ddpm', [1, 2, 1], [0, 2], 2, 1, 4, 0),
@@ -40,18 +38,6 @@ NETWORKS = [
     ('official', [1, 1, 2], [], 1, 1, 0, 0),
     ('pytorch_ddpm', [1, 2], [0, 1], 1, 1, 0, 16),
 ]
-
-
-def described(arch='pytorch_ddpm', ch_mult=(1, 2), attn=(1,), num_res_blocks=1, channels=3, num_classes=0, **flags):
-    """Return the config of a small network, and such a network with random weights, in eval mode."""
-    told = {**DDPM, 'arch': arch, 'ch': 32, 'ch_mult': list(ch_mult), 'attn': list(attn), **flags}
-    told |= {'num_res_blocks': num_res_blocks, 'channels': channels, 'num_classes': num_classes}
-    torch.manual_seed(0)
-    net = formats.network(told).eval()
-    for parameter in net.parameters():
-        if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.05)
-    return SimpleNamespace(**told), net
 
 
 def state_dict(name):
@@ -173,12 +159,6 @@ class SharedNoise:
         return torch.randn(self.shape)
 
 
-def share_noise(monkeypatch, randn=torch.randn):
-    """Give torch.randn a sequence of its own, which the initial weights of networks do not use up."""
-    generator = torch.Generator().manual_seed(1)
-    monkeypatch.setattr(torch, 'randn', lambda *shape, **_: randn(*shape, generator=generator))
-
-
 def run_of(*flags):
     """Return the smallest config of a run with these flags, and a network for it."""
     small = '--T=12 --beta_1=5e-3 --beta_T=0.6 --img_size=4 --ch=32 --ch_mult=1 --attn= --num_res_blocks=1'
@@ -199,12 +179,13 @@ def errors_of_the_card(folder, flags, monkeypatch):
     exec(preparing, drawn)
     errors = {}
     for way in ways:
-        said, name = re.match(r'# (.*)\n.* = (DDPM|DDIM)', way).groups()
+        said, name = re.match(r'# (.*)\n.* = (\w+)(?:Scheduler|Pipeline)', way).groups()
         share_noise(monkeypatch)
         exec(way, drawn)
         theirs = drawn[name.lower()]
         share_noise(monkeypatch)
-        ((_, x_0),) = walk.draw(run_of(*flags, *said.split()[1:])[0], net, list(range(len(theirs))))
+        others = [flag for flag in flags if not flag.startswith('--timesteps')]  # a list given twice is one list
+        ((_, x_0),) = walk.draw(run_of(*others, *said.split()[1:])[0], net, list(range(len(theirs))))
         assert theirs.shape == x_0.shape and theirs.std() > 0.01
         errors[said] = largest_error((x_0 / 2 + 0.5).clamp(0, 1), theirs)
     return errors
@@ -220,6 +201,29 @@ OTHERS = [
     ['--T=150', '--beta_T=0.05', '--spacing=trailing', '--sample_steps=7', '--var_type=fixedsmall'],
     ['--mean_type=v', '--clip_denoised'],
     ['--mean_type=xstart', '--eta=0', '--clip_denoised', '--sample_steps=5'],
+    ['--eta=0', '--schedule=sigmoid', '--sample_steps=6'],
+    ['--eta=0', '--mean_type=v', '--schedule=quad_zero_snr', '--sample_steps=6'],
+    ['--timesteps=0,3,4,11', '--clip_denoised'],
+    ['--timesteps=1,4,11', '--var_type=fixedsmall', '--spacing=quad'],
+    ['--timesteps=1,4,11'],
+    ['--eps_scale=1.05'],
+    ['--mean_type=v', '--schedule=linear_zero_snr'],
+]
+HIGHER = [
+    ['--order=2', '--eta=0'],
+    ['--order=2', '--eta=0', '--sample_steps=6', '--clip_denoised', '--spacing=leading'],
+    ['--order=2', '--eta=0', '--timesteps=1,4,11', '--spacing=logsnr'],
+    ['--order=2', '--eta=0', '--sample_steps=6', '--schedule=sqrt'],
+    ['--order=2', '--eta=0', '--sample_steps=5', '--spacing=leading', '--mean_type=v', '--schedule=linear_zero_snr'],
+    ['--order=2', '--eta=0.5', '--sample_steps=6'],
+    ['--order=2', '--cond', '--num_classes=3', '--sample_steps=6', '--spacing=linspace', '--mean_type=v'],
+    ['--order=2', '--var_type=learned_range', '--loss=hybrid', '--sample_steps=5', '--spacing=trailing'],
+    ['--order=2', '--sample_steps=6', '--clip_denoised', '--mean_type=xstart'],
+    ['--order=3', '--eta=0', '--sample_steps=5', '--spacing=trailing'],
+    ['--order=3', '--eta=0', '--sample_steps=6', '--corrector', '--clip_denoised'],
+    ['--order=2', '--eta=0', '--sample_steps=5', '--corrector', '--spacing=linspace', '--mean_type=v'],
+    ['--order=1', '--eta=0', '--sample_steps=6', '--corrector', '--cond', '--num_classes=3'],
+    ['--order=3', '--eta=0', '--T=150', '--beta_T=0.05', '--sample_steps=20', '--corrector'],
 ]
 EVERY = [
     [f'--{clip}clip_denoised', f'--eta={eta}', f'--spacing={spacing}', f'--sample_steps={S}']
@@ -227,11 +231,12 @@ EVERY = [
 ]
 
 
-@pytest.mark.parametrize('flags', EVERY + OTHERS, ids=' '.join)
+@pytest.mark.parametrize('flags', EVERY + OTHERS + HIGHER, ids=' '.join)
 def test_the_code_of_the_card_draws_what_sample_draws_or_is_not_there(tmp_path, monkeypatch, flags):
     config, net = run_of(*flags)
     few = {**vars(config), 'sample_steps': min(50, config.T), 'eta': 0.0}
-    misfits = [scheduler.misfit(vars(config)), *([scheduler.misfit(few)] if config.eta == 1 else [])]
+    plain = config.eta == config.order == 1 and not config.timesteps
+    misfits = [scheduler.misfit(vars(config)), *([scheduler.misfit(few)] if plain else [])]
     if misfits[0]:
         with pytest.raises(ValueError, match=re.escape(misfits[0])):
             pipeline.write(tmp_path / 'refused', config, net, 'card')
@@ -246,12 +251,65 @@ def test_the_code_of_the_card_draws_what_sample_draws_or_is_not_there(tmp_path, 
             assert error > 1e-4 or 'learned_range' in misfit, (said, misfit)
 
 
+@pytest.mark.parametrize(
+    'flags, name, loaded',
+    [
+        ([], 'DDPMPipeline', 'DDPMScheduler'),
+        (['--eta=0.5'], 'DDIMPipeline', 'DDIMScheduler'),
+        (['--order=2', '--eta=0'], 'DDPMPipeline', 'DPMSolverMultistepScheduler'),
+        (['--order=2'], 'DDPMPipeline', 'DPMSolverMultistepScheduler'),
+        (['--order=3', '--eta=0'], 'DDPMPipeline', 'UniPCMultistepScheduler'),
+        (['--order=2', '--eta=0', '--corrector'], 'DDPMPipeline', 'UniPCMultistepScheduler'),
+    ],
+)
+def test_an_export_is_loaded_whole_and_read_back_as_the_sampler_it_was(tmp_path, monkeypatch, flags, name, loaded):
+    config, net = run_of('--spacing=trailing', '--sample_steps=6', '--var_type=fixedsmall', '--clip_denoised', *flags)
+    pipeline.write(tmp_path, config, net, 'card')
+    drawn = DiffusionPipeline.from_pretrained(tmp_path)
+    assert (type(drawn).__name__, type(drawn.scheduler).__name__) == (name, loaded)
+    sampler = interop.from_pretrained(str(tmp_path), steps=6)
+    for key in ('order', 'corrector', 'clip_denoised'):
+        assert getattr(sampler, key) == getattr(config, key)
+    assert sampler.eta == config.eta or loaded == 'DDIMScheduler'
+    if loaded.startswith('DP'):  # along trailing timesteps it needs nothing of the code on the card
+        share_noise(monkeypatch)
+        drawn.set_progress_bar_config(disable=True)
+        images = drawn(2, num_inference_steps=6, output_type='np').images
+        share_noise(monkeypatch)
+        x_0 = sampler(torch.randn(2, 1, 4, 4), noise=lambda x: torch.randn(x.shape))
+        assert largest_error(x_0 / 2 + 0.5, torch.from_numpy(images).permute(0, 3, 1, 2)) < 1e-4
+
+
+@pytest.mark.parametrize(
+    'flags, why',
+    [
+        (['--order=2', '--eta=0.5'], 'steps of --order=2 have no --eta=0.5: --eta=0 or --order=1 draws so'),
+        (['--eps_scale=1.02'], 'no --eps_scale=1.02: --eps_scale=1 draws so'),
+        (['--order=2', '--eta=0', '--spacing=logsnr'], 'no --spacing=logsnr: --spacing=leading is its usual one'),
+        (['--eta=0', '--timesteps=0,6'], 'DDIMScheduler cannot be told --timesteps: --order=2 can'),
+        (
+            ['--order=2', '--mean_type=v', '--schedule=linear_zero_snr'],
+            'cannot begin at t = 11, where nothing is left of the image: --order=1 can, without --corrector',
+        ),
+        (['--timesteps=1,6'], 'adds noise in its last step, from t = 1, with --var_type=fixedlarge: --var_type=fixed'),
+    ],
+)
+def test_what_no_scheduler_draws_is_refused_with_a_remedy(tmp_path, flags, why):
+    config, net = run_of(*flags)
+    with pytest.raises(UsageError, match=re.escape(why)) as raised:
+        pipeline.write(tmp_path, config, net, 'card')
+    assert '\n' not in str(raised.value) and not os.listdir(tmp_path)
+
+
+def test_a_solver_of_ones_own_is_refused(tmp_path):
+    config, net = run_of()
+    with pytest.raises(UsageError, match='none of its schedulers has --order=3m: --order=2 is one that it has'):
+        pipeline.write(tmp_path, replace(config, order='3m'), net, 'card')
+
+
 @pytest.fixture(scope='module')
 def theirs():
-    """Make a network of diffusers with its default of 8 channels per head."""
-    torch.manual_seed(0)
-    blocks = {'down_block_types': ('AttnDownBlock2D',), 'up_block_types': ('AttnUpBlock2D',)}
-    return UNet2DModel(4, 1, 1, **blocks, block_out_channels=(32,), layers_per_block=1).eval()
+    return small_unet()
 
 
 @pytest.mark.parametrize('S', [12, 6, 5])
@@ -285,17 +343,25 @@ def test_an_imported_pipeline_draws_what_it_draws_itself_or_what_differs_is_said
 
 @pytest.mark.parametrize('schedule, mean_type', list(itertools.product(SCHEDULES, ['epsilon', 'xstart', 'v'])))
 def test_every_schedule_and_parameterisation_goes_there_and_back(tmp_path, schedule, mean_type):
-    if (schedule, mean_type) == ('jsd', 'epsilon'):
+    if make_betas(schedule, 1e-3, 0.2, 40)[-1] == 1 and mean_type == 'epsilon':
         pytest.skip('the sampler refuses epsilon where alphas_bar reaches 0')
     config, _ = described(schedule=schedule, mean_type=mean_type)
     theirs = scheduler.arguments(vars(config))
     betas = make_betas(schedule, 1e-3, 0.2, 40)
-    assert torch.allclose(DDPMScheduler.from_config(theirs).betas.double(), betas, rtol=1e-6, atol=0)
+    rtol = 1e-3 if schedule.endswith('zero_snr') else 1e-6  # diffusers rescales in float32
+    assert torch.allclose(DDPMScheduler.from_config(theirs).betas.double(), betas, rtol=rtol, atol=0)
     path = tmp_path / 'scheduler_config.json'
     path.write_text(json.dumps(theirs))
-    told = scheduler.read(path)
+    told, _ = scheduler.read(path)
     assert torch.allclose(make_betas(told['schedule'], told['beta_1'], told['beta_T'], told['T']), betas, rtol=1e-12)
     assert (told['mean_type'], told['var_type']) == (mean_type, 'fixedlarge')
+
+
+@pytest.mark.parametrize('schedule', ['linear', 'quad', 'cosine'])
+def test_schedules_are_rescaled_to_zero_snr_as_diffusers_rescales_them(schedule):
+    betas = make_betas(f'{schedule}_zero_snr', 1e-4, 0.02, 1000)
+    assert torch.allclose(betas, rescale_zero_terminal_snr(make_betas(schedule, 1e-4, 0.02, 1000)), atol=1e-12)
+    assert betas[-1] == 1 and make_betas(f'{schedule}_zero_snr', 1e-4, 0.02, 1)[0] == 1
 
 
 @pytest.mark.parametrize(
@@ -353,6 +419,12 @@ def test_exports_by_the_command(cli, tmp_path):
     for images in (drawn['ddpm'], drawn['ddim']):
         assert images.shape == (10, 1, 8, 8) and images.isfinite().all()
 
+    few = '--order=3', '--eta=0', '--corrector', '--sample_steps=4', '--out', tmp_path / 'few'
+    assert cli('--export=diffusers', '--logdir', run, *few)[0] == 0
+    drawn = {'PATH': str(tmp_path / 'few')}
+    exec(re.search('```python\n(.*?)```', (tmp_path / 'few' / 'README.md').read_text(), re.S)[1], drawn)
+    assert drawn['unipcmultistep'].shape == (10, 1, 8, 8) and drawn['unipcmultistep'].isfinite().all()
+
     weights = checkpoint.load(run / 'ckpt.pt')['net_model']
     out = tmp_path / 'model.safetensors'
     assert cli('--export=safetensors', '--weights=net', '--logdir', run, '--out', out)[0] == 0
@@ -372,6 +444,8 @@ def test_exports_by_the_command(cli, tmp_path):
         (['--ch_mult=2'], 'not --ch_mult=2 times'),
         (['--ch_mult=1,1', '--net=context_unet'], 'none of its networks'),
         (['--ch_mult=1', '--var_type=learned', '--loss=hybrid'], 'no --var_type=learned'),
+        (['--ch_mult=1', '--eps_scale=1.02'], 'no --eps_scale=1.02: --eps_scale=1 draws so'),
+        (['--ch_mult=1', '--order=2', '--eta=0.5'], 'have no --eta=0.5: --eta=0 or --order=1 draws so'),
         (['--ch_mult=1', '--prior=data'], r'starts from N\(0, I\)'),
     ],
 )
@@ -491,8 +565,6 @@ def test_contradicting_flags_and_missing_files_are_refused(cli, tmp_path):
         ('unet/config.json', 'attention_head_dim', 24, 'head_dim must divide the 64 channels .* not 24'),
         ('unet/config.json', 'norm_eps', 1e-6, 'norm_eps 1e-06 in place of 1e-05'),
         ('unet/config.json', 'down_block_types', ['DownBlock2D', 'ResnetDownsampleBlock2D'], 'ResnetDownsampleBlock2D'),
-        ('scheduler/scheduler_config.json', 'thresholding', True, 'thresholding True'),
-        ('scheduler/scheduler_config.json', '_class_name', 'PNDMScheduler', 'PNDMScheduler'),
         ('scheduler/scheduler_config.json', 'beta_schedule', 'laplace', 'laplace'),
         ('scheduler/scheduler_config.json', 'trained_betas', [0.1, 0.3, 0.2], 'none of the schedules'),
     ],
