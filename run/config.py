@@ -65,7 +65,7 @@ GROUPS = [
     Group('What to do', (), [
         action('train', False, 'train to --total_steps, going on from the checkpoint in --logdir if there is one'),
         action('sample', False, 'draw --num_images images from a checkpoint'),
-        action('eval', False, 'FID, IS and KID of a checkpoint, or of --images'),
+        action('eval', False, 'FID, IS and KID, or what --metrics names, of a checkpoint or of --images'),
         action('figure', None, 'draw one picture of the diffusion of a checkpoint', ()),  # main.py has the choices
         action('nll', False, 'the variational bound of a checkpoint in bits/dim'),
         action('import_ckpt', '', 'make a run in --logdir of this file or folder of weights, or published name'),
