@@ -16,6 +16,7 @@ import dataset
 import evaluate
 import score
 from dataset import loader
+from interop import card
 from run.restore import restore
 
 CLASSIFIER = '--feature_net=classifier'
@@ -161,6 +162,16 @@ def test_files_of_statistics_alone_have_no_precision_and_recall(here, cli):
     assert cli(*TINY, '--stats', CLASSIFIER, '--metrics=prdc')[0] == 0
 
 
+def test_the_card_of_an_export_has_the_figures_that_were_chosen(trained, cli):
+    argv = ['--eval', '--logdir=run', '--num_images=30', '--metrics=prdc']
+    assert cli(*argv)[0] == 0
+    lines = (trained / 'run' / 'eval.txt').read_text()
+    record = json.loads(lines) | {'Precision_k3(classifier)': 0.0, 'Recall_k3(classifier)': None}
+    (line,) = card._scores_table(json.dumps(record)).splitlines()[2:]
+    assert 'Precision_k3(classifier) 0, ' in line and 'Recall_k3(classifier)' not in line
+    assert f'Coverage_k5(classifier) {record["Coverage_k5(classifier)"]:.4g}, ' in line and 'precision fp32' in line
+
+
 def test_a_checkpoint_suggests_its_metrics(trained, cli):
     state = torch.load('run/ckpt.pt', weights_only=True)
     for metrics, expected in ((['kid'], 0), (['fod'], 2)):
@@ -221,11 +232,13 @@ def test_statistics_against_statistics(here, cli):
 @pytest.mark.parametrize('protocol', ['pytorch', 'tf'])
 def test_eval_with_inception(here, cli, folder_of_images, inception_weights, protocol):
     argv = [*TINY, f'--dataset={folder_of_images}', '--logdir=run', f'--inception_weights={inception_weights}']
-    argv += [f'--fid_protocol={protocol}', '--fid_cache=here.npz', '--num_images=12']
+    argv += [f'--fid_protocol={protocol}', '--fid_cache=here.npz', '--num_images=12', '--metrics=fid,is,prdc']
     assert cli(*argv, '--train')[0] == 0
     status, out, error = cli(*argv, '--eval')
     assert status == 0, error
     assert 'Model(EMA): IS:' in out and ', FID:' in out and 'classifier' not in out and f'{protocol} protocol' in out
+    assert 'Model(EMA): Precision_k3: ' in out and '(n 12 against 12)' in out
+    assert np.load('here.features.npz')['features'].shape == (12, 2048)
     made = score.load_statistics('here.npz').made
     assert made['n'] == 12 and made['protocol'] == protocol
     other = {'pytorch': 'tf', 'tf': 'pytorch'}[protocol]
