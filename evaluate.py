@@ -3,7 +3,6 @@
 Points are scored by the sliced Wasserstein distance.
 """
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -20,9 +19,9 @@ from dataset import loader
 from draw import picture, walk
 from run import build, distributed, hardware, inputs, labels, progress
 from run.config import recorded_keys, replace
+from run.reference import load_feature_net, load_statistics, statistics_path
 from run.restore import run_folder
 
-USUAL = 'IS', 'IS_std', 'FID', 'KID', 'KID_std', 'n'  # what `report` prints in pytorch-ddpm's form
 FEW = 50000  # the published protocol's number of images; with fewer, FID is biased upward
 
 
@@ -53,7 +52,7 @@ def _score_images(config, net, interrupted):
         compared = load_statistics(config, feature_net)
     if not distributed.same(feature_net.weights_hash):
         raise score.ScoreError(f'{feature_net.name} is not the same on all machines: let them share stats/, or copy it')
-    scorer = score.Scorer(feature_net, config.num_images, min(10, config.num_images))
+    scorer = score.Scorer(feature_net, config.num_images, min(10, config.num_images), metrics=config.metrics)
     # The classifier learned the labels of the data set, so its answers are comparable.
     labelled = config.num_classes and config.feature_net == 'classifier'
     hits = torch.zeros((), dtype=torch.int64, device=hardware.device(config))
@@ -112,12 +111,15 @@ def evaluate_images(config, given):
     """
     if build.is_points(config):
         raise dataset.DataError(f'--images are scored as images, and --net={config.net} is of points: leave it out')
-    begin = time.monotonic()
+    begin, is_statistics = time.monotonic(), holds_statistics(config.images)
+    lacking = [name for name in config.metrics if 'features' in score.METRICS[name].needs]
+    if is_statistics and lacking:
+        raise score.ScoreError(f'{config.images} holds statistics, but --metrics={",".join(lacking)} needs the images')
     feature_net = load_feature_net(config)
     compared = load_statistics(config, feature_net, checked='dataset' in given or not config.fid_cache)
-    if holds_statistics(config.images):
+    if is_statistics:
         statistics = score.load_statistics(config.images, feature_net)
-        result = score.compare_statistics(statistics, compared, config.fid_use_torch)
+        result = score.compare_statistics(statistics, compared, config.fid_use_torch, metrics=config.metrics)
         result['n'], what = statistics.made.get('n'), _describe_source(statistics)
         same = statistics.source is not None and statistics.source == compared.source
     else:
@@ -132,7 +134,7 @@ def _score_files(config, feature_net, compared):
     """Return (scores, description of the images) for images in files. Raises DataError if they cannot be scored."""
     path = config.images
     n, stream = dataset.read_images(path, config.image_channels, config.background)
-    scorer, seen = score.Scorer(feature_net, n, min(10, n)), Seen()
+    scorer, seen = score.Scorer(feature_net, n, min(10, n), metrics=config.metrics), Seen()
     with progress.bar(desc='scoring', total=n, unit='image') as bar:
         for images in stream:
             try:
@@ -208,21 +210,15 @@ def report(config, feature_net, compared, result, what, seconds):
     """Print the scores as pytorch-ddpm does, with what was scored against what. Return all of it as one record."""
     name = feature_net.label
     whose = config.images or f'Model({config.weights.upper()})'
-    parts = []
-    if result['IS'] is not None:
-        parts.append(f'{name("IS")}:{result["IS"]:7.3f}({result["IS_std"]:.3f})')
-    parts.append(f'{name("FID")}:{result["FID"]:8.3f}')
-    if result['KID'] is not None:
-        parts.append(f'{name("KID")}: {result["KID"]:.5f}({result["KID_std"]:.5f})')
-    others = {key: value for key, value in result.items() if key not in USUAL and value is not None}
-    parts += [f'{name(key)}: {value:.5g}' for key, value in others.items()]
-    print(f'{whose}: {", ".join(parts)}')
+    for line in score.describe_figures(result, name) or ['nothing of --metrics can be computed']:
+        print(f'{whose}: {line}')
     print(f'  {what}, {feature_net.protocol} protocol, {feature_net.precision}, {seconds:.0f} s')
     print(f'  against {statistics_path(config)}: {_describe_source(compared)}')
-    if result['n'] and result['n'] < FEW:
+    if 'FID' in result and result['n'] and result['n'] < FEW:
         logging.warning('FID of %d images is biased upward: published figures are of %d', result['n'], FEW)
-    scores = {name(key): value for key, value in result.items() if key != 'n'}
-    return scores | {'n': result['n'], 'reference': statistics_path(config), **feature_net.made, 'seconds': seconds}
+    figures = score.figure_names()
+    scores = {name(key) if key in figures else key: value for key, value in result.items()}
+    return scores | {'reference': statistics_path(config), **feature_net.made, 'seconds': seconds}
 
 
 def holds_statistics(path):
@@ -232,72 +228,6 @@ def holds_statistics(path):
             return {'mu.npy', 'sigma.npy'} <= set(archive.namelist())
     except (OSError, zipfile.BadZipFile):
         return False
-
-
-def load_feature_net(config):
-    """Return the network of --feature_net, in fp32 unless --precision=bf16. Trains a classifier if there is none.
-
-    With the FID Inception at random weights and 300 images a side, bf16 shifted FID by -0.8% (34.65 to 34.36).
-    """
-    make = score.FEATURE_NETS[config.feature_net]
-    how = {'precision': 'bf16' if config.precision == 'bf16' else 'fp32', 'device': hardware.device(config)}
-    if config.feature_net == 'inception':
-        return make(config.inception_weights or None, protocol=config.fid_protocol, **how)
-    # The first rank of each machine checks the file or trains it; its other ranks use the result.
-    source = None if distributed.local_rank() else inputs.labelled_identity(config)
-    path = f'{_stem(config)}.classifier.pt'
-    return make(path, data=lambda: inputs.labelled(config), source=source, progress=progress.bar, **how)
-
-
-def statistics_path(config):
-    """Return --fid_cache, or stats/<dataset>.<split>.npz, with any other than the default protocol or network named."""
-    if config.fid_cache:
-        return config.fid_cache
-    usual = config.feature_net == 'inception' and config.fid_protocol == 'pytorch'
-    made = '' if usual else f'.{config.fid_protocol if config.feature_net == "inception" else config.feature_net}'
-    return f'{_stem(config)}.{config.split or "train"}{made}.npz'
-
-
-def _stem(config):
-    """Return stats/cifar10, stats/mnist32 or, since folders may share a name, stats/faces-64-<hash of the paths>."""
-    if config.dataset in dataset.DATASETS:
-        size = '' if dataset.DATASETS[config.dataset].size == config.img_size else str(config.img_size)
-        colour = '' if config.image_channels == 'auto' else f'-{config.image_channels}channels'
-        return os.path.join('stats', config.dataset + size + colour)
-    paths = [os.path.realpath(path) for path in (config.dataset, config.test_dataset) if path]
-    read = (*paths, config.image_channels, config.background)
-    digest = hashlib.sha256(repr(read).encode(errors='surrogateescape')).hexdigest()
-    name = os.path.basename(os.path.abspath(config.dataset)).removesuffix('.zip')
-    return os.path.join('stats', f'{name[:64]}-{config.img_size}-{digest[:6]}')
-
-
-def load_statistics(config, feature_net, checked=True):
-    """Return the statistics at `statistics_path`. Build them if missing, or if stale and not named by --fid_cache.
-
-    checked: whether they must have been made from the data set, if the file says what it was made from.
-
-    Raises ScoreError if statistics are unusable, DataError if they cannot be built or compared.
-    """
-    path, split = statistics_path(config), config.split or 'train'
-    why = 'is missing'
-    if os.path.exists(path):
-        try:
-            statistics = score.load_statistics(path, feature_net)
-            if checked and statistics.source and not distributed.local_rank():
-                score.check_source(path, statistics.source, inputs.identity(config, split))
-            return statistics
-        except score.StaleError as error:
-            if config.fid_cache:
-                raise
-            why = f'was {error.why}'
-    score.check_writable(path, why)
-    images = inputs.dataset(config, split)
-    source = inputs.identity(config, split, images)  # taken before the images are read: they may change meanwhile
-    logging.info('%s %s: building it from the %d images of %s', path, why, len(images), config.dataset)
-    batches = progress.counted(inputs.in_order(config, images), 'statistics', len(images), 'image')
-    built = score.build_statistics(feature_net, (x for x, _ in batches), len(images))
-    score.save_statistics(path, dataclasses.replace(built, source=source))
-    return score.load_statistics(path, feature_net)
 
 
 def build_statistics(config):

@@ -1,10 +1,12 @@
-"""Draw figures of a diffusion of images: denoising, the forward process, guidance, and mixtures of two images."""
+"""Draw figures of a diffusion of images: denoising, the forward process, guidance, mixtures, nearest images."""
 
 import logging
 import os
 
 import torch
 
+import score
+from dataset import loader
 from draw import picture, walk
 from draw.inference import Inference
 from draw.noise import Noise
@@ -12,6 +14,7 @@ from run import build, hardware, inputs, labels, progress
 from run.config import replace
 from run.errors import UsageError
 from run.events import note
+from run.reference import load_feature_net, load_features
 from run.restore import run_folder
 
 WEIGHTS = (0, 1, 2, 5, 10)  # guidance weights
@@ -126,6 +129,35 @@ def interpolate(config, net, interrupted):
     return picture.table(rows, titles, ['codes' if codes else f'$t = {t}$'] * len(rows), group=1)
 
 
+def nearest(config, net, interrupted):
+    """Draw samples beside the training images nearest to them, in pixels and in the features of --feature_net."""
+    n = min(config.num_images or SAMPLES, SAMPLES)
+    drawn = [picture.to_uint8(x_0).cpu() for _, x_0 in walk.draw(config, net, list(range(n)), interrupted)]
+    if interrupted():
+        return None
+    samples, data, feature_net = torch.cat(drawn), inputs.dataset(config), load_feature_net(config)
+    inputs.check_channels(config, data)
+    features = load_features(config, feature_net, 'train').rows
+    _, row = score.nearest(feature_net(samples)[0].float().cpu(), torch.from_numpy(features))
+    in_features = loader.pick(data, score.kept_indices(len(data), len(features))[row[:, 0]])
+    in_pixels = _nearest_in_pixels(config, data, samples)
+    errors = [(image.float() - samples.float()).square().mean((1, 2, 3)).sqrt() for image in (in_pixels, in_features)]
+    text = 'root mean square difference from the samples, in units of 255: in pixels %s, in features %s'
+    logging.info(text, *(', '.join(f'{error:.1f}' for error in each.tolist()) for each in errors))
+    rows = data.prepare(torch.stack([samples, in_pixels, in_features], dim=1))
+    return picture.table(rows, ['sample', 'in pixels', 'in features'], [f'${i + 1}$' for i in range(n)], group=1)
+
+
+def _nearest_in_pixels(config, data, samples):
+    """Return the image of a data set nearest to each sample, in the samples' shape, uint8."""
+    found, least = samples.clone(), torch.full([len(samples)], float('inf'), dtype=torch.float64)
+    for x, _ in progress.counted(inputs.in_order(config, data), 'nearest', len(data), 'image'):
+        squares, row = (part[:, 0] for part in score.nearest(samples.flatten(1).float(), x.flatten(1).float()))
+        closer = squares < least
+        least[closer], found[closer] = squares[closer], x[row[closer]]
+    return found
+
+
 def slerp(a, b, share):
     """Return the point `share` of the way from a to b, tensors of one shape, along a great circle (DDIM eq. 67)."""
     angle = torch.acos((a * b).sum() / (a.norm() * b.norm()))
@@ -157,4 +189,6 @@ def _denoise(config, net, indices, interrupted, x=None, y=None, start=None):
     return walk.denoise(config, sampler, sampler.start(noise()) if x is None else x, y, noise, interrupted, start=start)
 
 
-FIGURES = {function.__name__: function for function in (progressive, forward, guidance, reconstruct, interpolate)}
+FIGURES = {
+    function.__name__: function for function in (progressive, forward, guidance, reconstruct, interpolate, nearest)
+}

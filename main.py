@@ -10,6 +10,7 @@ python main.py --export=diffusers --logdir logs/ema_cifar10          write a run
 """
 
 import contextlib
+import difflib
 import errno
 import logging
 import os
@@ -70,10 +71,25 @@ class ChoiceParser(flags.ArgumentParser):
         raise ValueError(f'value should be one of <{"|".join(self.enum_values)}>')
 
 
+class NamesParser(ChoiceParser):
+    """Parser of a flag that takes a list of keys of a registry, such as fid,kid."""
+
+    def parse(self, argument):
+        """Return the keys as a list, each once. Raises ValueError if there is no such key, and names the nearest."""
+        names = argument if isinstance(argument, list) else [name.strip() for name in argument.split(',')]
+        for name in names:
+            if name not in self.registry:
+                (near,) = difflib.get_close_matches(name, self.enum_values, n=1, cutoff=0)
+                raise ValueError(f'there is no {name or "name"} among {" ".join(self.enum_values)}: is it {near}?')
+        return list(dict.fromkeys(names))
+
+
 def define(flag):
     """Define a `Flag` of run/config.py for absl."""
     about, bounds = (flag.name, flag.default, flag.help), {'lower_bound': flag.low, 'upper_bound': flag.high}
-    if flag.choices is not None:
+    if flag.choices is not None and isinstance(flag.default, list):
+        flags.DEFINE(NamesParser(flag.choices), *about, serializer=flags.ListSerializer(','))
+    elif flag.choices is not None:
         flags.DEFINE(ChoiceParser(CHOICES.get(flag.name, flag.choices)), *about, serializer=flags.ArgumentSerializer())
     elif isinstance(flag.default, list):
         numbers = flags.IntegerParser(lower_bound=0)

@@ -73,7 +73,8 @@ def _scores_table(text):
     lines = ['| after step | images | scores | sampler | measured with |', '| --- | --- | --- | --- | --- |']
     figures, columns = score.figure_names(), (recorded_keys(), ('reference', 'feature_net', 'protocol', 'precision'))
     for record in records:
-        scores = ', '.join(f'{key} {value:.4g}' for key, value in record.items() if key.startswith(figures) and value)
+        known = {key: value for key, value in record.items() if key.startswith(figures) and value is not None}
+        scores = ', '.join(f'{key} {value:.4g}' for key, value in known.items())
         how = [', '.join(f'{key} {record[key]}' for key in column if key in record) for column in columns]
         lines.append(f'| {record["step"]} | {record["n"]} | {scores} | {" | ".join(how)} |')
     return '\n'.join(lines)

@@ -65,17 +65,12 @@ class UpBlock(nn.Module):
         return self.main(torch.cat([x, skip], dim=1))
 
 
-class SinusoidalPositionEmbedBlock(nn.Module):
-    """Gives [sin(w_i t)..., cos(w_i t)...] with w_i = 10000^(-i / (dim / 2 - 1)): t float [B] -> [B, dim]."""
-
-    def __init__(self, dim):
-        super().__init__()
-        self.half = dim // 2
-
-    def forward(self, t):
-        frequencies = torch.exp(torch.arange(self.half, device=t.device) * (-math.log(10000) / (self.half - 1)))
-        angles = t[:, None] * frequencies
-        return torch.cat([angles.sin(), angles.cos()], dim=1)
+def sinusoidal(t, dim):
+    """Return [sin(w_i t)..., cos(w_i t)...] with w_i = 10000^(-i / (dim / 2 - 1)): t float [B] -> [B, dim]."""
+    half = dim // 2
+    frequencies = torch.exp(torch.arange(half, device=t.device) * (-math.log(10000) / (half - 1)))
+    angles = t[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 class EmbedBlock(nn.Sequential):
@@ -103,7 +98,7 @@ class ContextUNet(nn.Module):
     def __init__(self, T, ch, ch_mult, *, img_channels=1, out_channels=None, img_size=28, num_classes=None, tdim=8):
         super().__init__()
         check_levels(ch, ch_mult, img_channels, img_size)
-        self.T, self.num_classes = T, num_classes
+        self.T, self.tdim, self.num_classes = T, tdim, num_classes
         levels = [ch * mult for mult in ch_mult]
         side = img_size // 2 ** (len(levels) - 1)
         lowest = (levels[-1], side, side)
@@ -123,7 +118,6 @@ class ContextUNet(nn.Module):
             nn.Unflatten(1, lowest),
             GELUConvBlock(levels[-1], levels[-1], groups=ch // 2),
         )
-        self.time = SinusoidalPositionEmbedBlock(tdim)
         self.time_embeds = nn.ModuleList(EmbedBlock(tdim, b) for _, b in reversed(steps))
         if num_classes:
             self.label_embeds = nn.ModuleList(EmbedBlock(num_classes, b) for _, b in reversed(steps))
@@ -141,7 +135,7 @@ class ContextUNet(nn.Module):
         for down in self.downs:
             hs.append(down(hs[-1]))
         up = self.latent(hs[-1])  # [B, ch * ch_mult[-1], H / 2^(levels-1), W / 2^(levels-1)]
-        temb = self.time(t / self.T).to(x.dtype)  # [B, tdim]
+        temb = sinusoidal(t / self.T, self.tdim).to(x.dtype)  # [B, tdim]
         if y is not None:
             c = F.one_hot(y, self.num_classes + 1)[:, :-1].to(x.dtype)  # [B, num_classes], zeros for no label
         for i, layer in enumerate(self.ups):

@@ -8,6 +8,7 @@ import torch
 from run import build, compiling, distributed, hardware
 from run.config import in_few_steps
 from run.errors import usage
+from score import METRICS
 
 
 @usage()
@@ -19,6 +20,8 @@ def check(config, training=False, drawing=True):
     for key, value in vars(config).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f'{key} must be finite, not {value}')
+    if unknown := set(config.metrics) - set(METRICS):  # a checkpoint may name one that this program does not have
+        raise ValueError(f'there is no metric {unknown.pop()}: --metrics takes some of {" ".join(METRICS)}')
     _check_device(config)
     if not drawing:
         return

@@ -16,11 +16,12 @@ from process.schedules import SCHEDULES, SPACINGS
 from process.solvers import SOLVERS, VAR_TYPES, learns_variance
 from run.build import NETWORKS
 from run.errors import UsageError, usage
-from score import FEATURE_NETS, PROTOCOLS
+from score import FEATURE_NETS, METRICS, PROTOCOLS, USUAL
 
 
 class Flag(NamedTuple):
-    """A flag of the command line. Its type is the type of its default: bool, int, float, str, or list of int.
+    """A flag of the command line. Its type is the type of its default: bool, int, float, str, list of int or, with
+    choices, list of them.
 
     choices: a registry; its keys at the time of parsing are the choices. low, high: the smallest and largest value.
     key: the name in a config, if it differs. before: the value for checkpoints older than the flag.
@@ -64,7 +65,7 @@ GROUPS = [
     Group('What to do', (), [
         action('train', False, 'train to --total_steps, going on from the checkpoint in --logdir if there is one'),
         action('sample', False, 'draw --num_images images from a checkpoint'),
-        action('eval', False, 'FID, IS and KID of a checkpoint, or of --images'),
+        action('eval', False, 'FID, IS and KID, or what --metrics names, of a checkpoint or of --images'),
         action('figure', None, 'draw one picture of the diffusion of a checkpoint', ()),  # main.py has the choices
         action('nll', False, 'the variational bound of a checkpoint in bits/dim'),
         action('import_ckpt', '', 'make a run in --logdir of this file or folder of weights, or published name'),
@@ -177,6 +178,7 @@ GROUPS = [
     ]),
     Group('Evaluation', ('eval', 'stats', 'nll'), [
         score('feature_net', 'inception', 'network of features: classifier if images are not natural', FEATURE_NETS),
+        score('metrics', list(USUAL), 'what --eval computes, such as fid,kid', METRICS),
         score('fid_protocol', 'pytorch', "Inception's input: that of pytorch-fid, or torch-fidelity's", PROTOCOLS),
         run('inception_weights', '', 'file of the FID Inception; by default downloaded once'),
         run('split', None, 'split of the data: by default train to compare with, test for --nll', ('train', 'test')),

@@ -11,9 +11,18 @@ from .fid import calculate_frechet_distance, get_fid_score
 from .files import ScoreError, check_writable
 from .inception import PROTOCOLS
 from .inception_score import get_inception_score
-from .kid import kernel_inception_distance
-from .metrics import METRICS, Metric, compare_statistics, figure_names
+from .kid import kept_indices, kernel_inception_distance, kid_interval
+from .metrics import METRICS, USUAL, Metric, compare_statistics, describe_figures, figure_names, needs_of
+from .neighbours import KEPT, authenticity, nearest, prdc
 from .points import sliced_wasserstein
 from .scorer import Scorer, build_statistics
 from .source import StaleError, check_source
-from .statistics import Moments, Statistics, exact_device, load_statistics, save_statistics
+from .statistics import (
+    Moments,
+    Statistics,
+    exact_device,
+    load_features,
+    load_statistics,
+    save_features,
+    save_statistics,
+)

@@ -12,6 +12,12 @@ SAMPLE_SIZE = 5000  # features kept of each side: 5000 x 2048 float32 are 41 MB,
 SEED = 2020  # torch-fidelity's
 
 
+def kept_indices(num_images, size):
+    """Returns which of num_images features a sample of `size` holds: int64 [min(num_images, size)], ascending."""
+    kept = np.random.RandomState(SEED).choice(num_images, min(num_images, size), replace=False)
+    return torch.from_numpy(np.sort(kept))
+
+
 class FeatureSample:
     """Keeps a uniform sample without replacement of min(N, 5000) of N features, so that memory is bounded.
 
@@ -19,12 +25,13 @@ class FeatureSample:
     order or processes. Up to 5000 images all are kept, in generation order, and KID is exactly that of all images. If
     there are more, the subsets of KID come from the sample. KID is still unbiased, because a uniform subset of a
     uniform sample is a uniform subset.
+
+    limit: another number than 5000.
     """
 
-    def __init__(self, num_images, dim, device='cpu'):
-        size = min(num_images, SAMPLE_SIZE)
-        kept = np.sort(np.random.RandomState(SEED).choice(num_images, size, replace=False))
-        self.kept = torch.from_numpy(kept).to(device)
+    def __init__(self, num_images, dim, device='cpu', limit=None):
+        size = min(num_images, limit or SAMPLE_SIZE)
+        self.kept = kept_indices(num_images, size).to(device)
         self.rows = torch.zeros(size, dim, device=device)
 
     def update(self, features, index):
@@ -78,3 +85,32 @@ def kernel_inception_distance(x, y, subsets=SUBSETS, subset_size=SUBSET_SIZE, se
         between, _ = kernel_sums(*rows, out)
         values.append(within - 2 * between / size**2)
     return float(np.mean(values)), float(np.std(values))
+
+
+def kid_interval(x, y):
+    """Computes the unbiased MMD^2 of `kernel_inception_distance` over all pairs, once, and a 95% interval for it.
+
+    The interval is 1.96 standard errors to either side. The error is that of the jackknife, which leaves out one
+    feature at a time, on both sides (Arvesen 1969). For equal distributions it is too large rather than too small.
+
+    x, y: [n, d] and [m, d]. Returns (MMD^2, low, high), floats. Raises Unscorable for fewer than three features.
+    """
+    if min(len(x), len(y)) < 3:
+        raise Unscorable(f'an interval for KID needs at least 3 images on each side, got {len(x)} and {len(y)}')
+    cross_x, cross_y = _sums_of_rows(x, y), _sums_of_rows(y, x)
+    within = [_sums_of_rows(side, side) - (side.double().square().mean(1) + 1) ** 3 for side in (x, y)]  # without i = j
+    means = [rows.sum() / (len(rows) * (len(rows) - 1)) for rows in within]
+    distance = means[0] + means[1] - 2 * cross_x.sum() / (len(x) * len(y))
+    variance = 0
+    for rows, cross, mean, other in zip(within, (cross_x, cross_y), means[::-1], (len(y), len(x)), strict=True):
+        n = len(rows)
+        left_out = (rows.sum() - 2 * rows) / ((n - 1) * (n - 2)) + mean - 2 * (cross.sum() - cross) / ((n - 1) * other)
+        variance += (n - 1) / n * (left_out - left_out.mean()).square().sum()
+    reach = 1.96 * variance.sqrt()
+    return distance.item(), (distance - reach).item(), (distance + reach).item()
+
+
+def _sums_of_rows(x, y):
+    """Computes sum_j k(x_i, y_j), float64 [n], a thousand rows at a time."""
+    y = y.double()
+    return torch.cat([((part.double() @ y.T) / x.shape[1] + 1).pow(3).sum(1) for part in x.split(1000)])

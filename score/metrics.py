@@ -12,7 +12,8 @@ import torch
 
 from .fid import calculate_frechet_distance
 from .inception_score import SplitSums
-from .kid import kernel_inception_distance
+from .kid import kernel_inception_distance, kid_interval
+from .neighbours import DENSITY_K, MANIFOLD_K, authenticity, prdc
 
 
 @dataclass(frozen=True)
@@ -20,28 +21,34 @@ class Gathered:
     """Holds what is known of the images to be scored. A field is None if it was not gathered.
 
     mu, sigma: the mean [d] and the covariance [d, d] of the features, float64. sample: some of the features, [m, d].
+    features: all of them, up to 50,000, [m, d].
     class_probabilities: the sums of p(y|x) and of p(y|x) log p(y|x) over each split.
     """
 
     mu: np.ndarray | None = None
     sigma: np.ndarray | None = None
     sample: torch.Tensor | None = None
+    features: torch.Tensor | None = None
     class_probabilities: SplitSums | None = None
 
 
 class Metric(NamedTuple):
     """Describes a metric by the figures that it computes.
 
-    figures: the names of the figures.
-    needs: the fields of `Gathered` that compute uses. Those that a `Statistics` has too (mu, sigma, sample) are needed
-        of the reference as well.
+    figures: {name: how its value is printed}. A text that starts with a colon follows the name of the figure. Any other
+        follows the figure before, as that of a standard deviation or a standard error does.
+    needs: the fields of `Gathered` that compute uses. Those that a `Statistics` has too (mu, sigma, sample, features)
+        are needed of the reference as well. Some are of a `Statistics` alone (training, held_out).
     compute: the function (ours, reference, use_torch) of a `Gathered` and a `Statistics` that returns one value per
         figure. use_torch: whether to do the linear algebra on the GPU.
+    about: what is printed behind the figures on a line of their own, with the numbers of features that
+        `compute_figures` returns filled in. Without it they are on the first line.
     """
 
-    figures: tuple
+    figures: dict
     needs: tuple
     compute: Callable
+    about: str = ''
 
     def lacks(self, known):
         """Lists the needs that a `Gathered` or a `Statistics` does not have."""
@@ -61,11 +68,57 @@ def _kid(ours, reference, use_torch):
     return kernel_inception_distance(ours.sample, torch.from_numpy(reference.sample).to(ours.sample.device))
 
 
+def _kid_interval(ours, reference, use_torch):
+    return kid_interval(ours.sample, torch.from_numpy(reference.sample).to(ours.sample.device))
+
+
+def _prdc(ours, reference, use_torch):
+    return prdc(ours.features, torch.from_numpy(reference.features).to(ours.features.device))
+
+
+def _authenticity(ours, reference, use_torch):
+    real = reference.training, reference.held_out
+    return authenticity(ours.features, *(torch.from_numpy(side).to(ours.features.device) for side in real))
+
+
 METRICS = {
-    'fid': Metric(('FID',), needs=('mu', 'sigma'), compute=_fid),
-    'is': Metric(('IS', 'IS_std'), needs=('class_probabilities',), compute=_inception_score),
-    'kid': Metric(('KID', 'KID_std'), needs=('sample',), compute=_kid),
+    'is': Metric({'IS': ':{:7.3f}', 'IS_std': '({:.3f})'}, needs=('class_probabilities',), compute=_inception_score),
+    'fid': Metric({'FID': ':{:8.3f}'}, needs=('mu', 'sigma'), compute=_fid),
+    'kid': Metric({'KID': ': {:.5f}', 'KID_std': '({:.5f})'}, needs=('sample',), compute=_kid),
+    'kid_interval': Metric(
+        {'KID_all': ': {:.5f}', 'KID_all_low': ' (95%: {:.5f}', 'KID_all_high': ' to {:.5f})'},
+        needs=('sample',),
+        compute=_kid_interval,
+        about=' (n {n_sample} against {n_reference_sample})',
+    ),
+    'prdc': Metric(
+        {
+            figure: text
+            for name in (
+                f'Precision_k{MANIFOLD_K}',
+                f'Recall_k{MANIFOLD_K}',
+                f'Density_k{DENSITY_K}',
+                f'Coverage_k{DENSITY_K}',
+            )
+            for figure, text in ((name, ': {:.4f}'), (f'{name}_se', '({:.4f})'))
+        },
+        needs=('features',),
+        compute=_prdc,
+        about=' (n {n_features} against {n_reference})',
+    ),
+    'authenticity': Metric(
+        {'AuthPct': ': {:.2f}', 'AuthPct_se': '({:.2f})', 'Delta_T': ': {:.4f}', 'Delta_T_se': '({:.4f})'},
+        needs=('features', 'training', 'held_out'),
+        compute=_authenticity,
+        about=' (k 1, n {n_features} against {n_training} of training and {n_held_out} held out)',
+    ),
 }
+USUAL = ('fid', 'is', 'kid')  # those that are computed if none are named
+
+
+def needs_of(metrics):
+    """Returns the set of what metrics, by their names, need."""
+    return {need for name in metrics for need in METRICS[name].needs}
 
 
 def figure_names():
@@ -73,8 +126,31 @@ def figure_names():
     return tuple(figure for metric in METRICS.values() for figure in metric.figures)
 
 
+def describe_figures(result, label):
+    """Lists the lines to print: the figures that have a value, in the order of `METRICS`.
+
+    A metric that says more of its figures has a line of its own. The other metrics share the first line.
+
+    result: {figure: value}, as `Scorer.result` returns it. label: a function that gives the printed name of a figure.
+    """
+    shared, lines = [], []
+    for metric in METRICS.values():
+        parts = []
+        for name, text in metric.figures.items():
+            if result.get(name) is not None:
+                parts += [label(name)] if text.startswith(':') else []
+                parts[-1] += text.format(result[name])
+        if not metric.about:
+            shared += parts
+        elif parts:
+            lines.append(', '.join(parts) + metric.about.format(**result))
+    return [', '.join(shared), *lines] if shared else lines
+
+
 def compute_figures(metrics, ours, reference, use_torch=False):
     """Computes metrics by their names; returns {figure: value}. A figure is None if one side lacks what it needs.
+
+    If one of them says more of its figures, the result has the numbers of features of both sides too.
 
     ours: a `Gathered`. reference: a `Statistics`.
     """
@@ -84,13 +160,23 @@ def compute_figures(metrics, ours, reference, use_torch=False):
             result |= dict.fromkeys(metric.figures)
         else:
             result |= zip(metric.figures, metric.compute(ours, reference, use_torch), strict=True)
+    if any(METRICS[name].about for name in metrics):
+        sides = {
+            'n_sample': ours.sample,
+            'n_reference_sample': reference.sample,
+            'n_features': ours.features,
+            'n_reference': reference.features,
+            'n_training': reference.training,
+            'n_held_out': reference.held_out,
+        }
+        result |= {name: len(side) for name, side in sides.items() if side is not None}
     return result
 
 
-def compare_statistics(statistics, reference, use_torch=False):
-    """Computes every metric of one `Statistics` against another; returns {figure: value}.
+def compare_statistics(statistics, reference, use_torch=False, *, metrics=USUAL):
+    """Computes metrics, by their names, of one `Statistics` against another; returns {figure: value}.
 
     The figures that need the images themselves, such as the Inception Score, are None.
     """
     sample = None if statistics.sample is None else torch.from_numpy(statistics.sample)
-    return compute_figures(METRICS, Gathered(statistics.mu, statistics.sigma, sample), reference, use_torch)
+    return compute_figures(metrics, Gathered(statistics.mu, statistics.sigma, sample), reference, use_torch)

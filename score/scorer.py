@@ -1,38 +1,75 @@
 """Scores a stream of images by several metrics in one pass."""
 
 import warnings
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
 from .inception_score import SplitSums
 from .kid import FeatureSample
-from .metrics import METRICS, Gathered, compute_figures
+from .metrics import METRICS, USUAL, Gathered, compute_figures, needs_of
+from .neighbours import KEPT
 from .statistics import Moments, Statistics, exact_device
+
+
+class Part(NamedTuple):
+    """Describes what a `Scorer` gathers in one object, which has the methods update and reduce.
+
+    make: the function of the scorer and the number of splits that makes the object. takes: what its update takes of a
+    batch: features, logits or index. gives: {field of `Gathered`: the function of the object that computes it}.
+    """
+
+    make: Callable
+    takes: tuple
+    gives: dict
+
+
+PARTS = {
+    'moments': Part(
+        lambda scorer, splits: Moments(scorer.net.dim, scorer.device),
+        ('features',),
+        {'mu': lambda part: part.mean.cpu().numpy(), 'sigma': lambda part: part.covariance().cpu().numpy()},
+    ),
+    'split_sums': Part(
+        lambda scorer, splits: SplitSums(scorer.num_images, splits, scorer.net.num_classes, scorer.device),
+        ('logits', 'index'),
+        {'class_probabilities': lambda part: part},
+    ),
+    'sample': Part(
+        lambda scorer, splits: FeatureSample(scorer.num_images, scorer.net.dim, scorer.device),
+        ('features', 'index'),
+        {'sample': lambda part: part.rows},
+    ),
+    'features': Part(
+        lambda scorer, splits: FeatureSample(scorer.num_images, scorer.net.dim, scorer.device, KEPT),
+        ('features', 'index'),
+        {'features': lambda part: part.rows},
+    ),
+}
 
 
 class Scorer:
     """Gathers what the metrics need of f(x) and p(y|x): E f, cov f, a sample of f, and sums of p and p log p.
 
-    Memory does not grow with the number of images, beyond the 5000 features that KID samples.
+    Memory does not grow with the number of images, beyond the 5000 features that KID samples,
+    or the 50,000 that nearest neighbours are sought among.
 
     net: a FeatureNet. num_images: how many images will come, over all processes. splits: the number of splits of the
-    Inception Score. metrics: keys of `METRICS`, by default all; only what they need is gathered.
+    Inception Score. metrics: keys of `METRICS`; only what they need is gathered, once for all of them.
 
     Raises ValueError if a metric is not known, or if there are fewer images than splits.
     """
 
-    def __init__(self, net, num_images, splits=10, *, metrics=None):
-        self.metrics = tuple(METRICS if metrics is None else metrics)
+    def __init__(self, net, num_images, splits=10, *, metrics=USUAL):
+        self.metrics = tuple(metrics)
         if unknown := [name for name in self.metrics if name not in METRICS]:
             raise ValueError(f'metrics must be some of {", ".join(METRICS)}, not {unknown[0]}')
-        needs = {need for name in self.metrics for need in METRICS[name].needs}
+        needs = needs_of(self.metrics)
         self.net, self.num_images = net, num_images
         self.seen = 0  # images of this process and, after `reduce`, of all
         self.device = exact_device(net.device)
-        wants_splits = 'class_probabilities' in needs
-        self.moments = Moments(net.dim, self.device) if needs & {'mu', 'sigma'} else None
-        self.split_sums = SplitSums(num_images, splits, net.num_classes, self.device) if wants_splits else None
-        self.sample = FeatureSample(num_images, net.dim, self.device) if 'sample' in needs else None
+        self.parts = {name: part.make(self, splits) for name, part in PARTS.items() if needs & part.gives.keys()}
 
     def update(self, images, index=None):
         """Takes in one batch, [n, C, H, W], C 1 or 3, uint8 or float in [0, 1]; returns its logits [n, num_classes].
@@ -49,13 +86,10 @@ class Scorer:
         if len(index) and not 0 <= index.min() <= index.max() < self.num_images:
             raise ValueError(f'images {index.min()} to {index.max()} came, {self.num_images} were announced, from 0')
         features, logits = self.net(images)
-        index, features = index.to(self.device), features.to(self.device)
-        if self.moments is not None:
-            self.moments.update(features)
-        if self.split_sums is not None:
-            self.split_sums.update(logits.to(self.device), index)
-        if self.sample is not None:
-            self.sample.update(features, index)
+        batch = {'features': features, 'logits': logits, 'index': index}
+        batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        for name, part in self.parts.items():
+            part.update(*(batch[key] for key in PARTS[name].takes))
         self.seen += len(images)
         return logits
 
@@ -65,21 +99,16 @@ class Scorer:
         all_sum(tensor) -> tensor: the sum over the processes, on the same device. Each process calls it in the same
         order.
         """
-        for part in (self.moments, self.split_sums, self.sample):
-            if part is not None:
-                part.reduce(all_sum)
+        for part in self.parts.values():
+            part.reduce(all_sum)
         self.seen = int(all_sum(torch.tensor(self.seen, dtype=torch.float64, device=self.device)))
 
     def gathered(self):
         """Returns what is known of the images, a `Gathered`. Raises ValueError unless all of them came."""
         if self.seen != self.num_images:
             raise ValueError(f'{self.num_images} images were announced, {self.seen} came')
-        ours = {'class_probabilities': self.split_sums}
-        if self.moments is not None:
-            ours |= {'mu': self.moments.mean.cpu().numpy(), 'sigma': self.moments.covariance().cpu().numpy()}
-        if self.sample is not None:
-            ours['sample'] = self.sample.rows
-        return Gathered(**ours)
+        parts = self.parts.items()
+        return Gathered(**{field: give(part) for name, part in parts for field, give in PARTS[name].gives.items()})
 
     def statistics(self):
         """Returns the Statistics of the images. Raises ValueError unless all came, and at least two.
@@ -87,12 +116,13 @@ class Scorer:
         The metrics of this scorer must be such that the mean and the covariance are gathered.
         """
         ours = self.gathered()
-        sample = None if ours.sample is None else ours.sample.cpu().numpy()
-        return Statistics(ours.mu, ours.sigma, {'n': self.num_images, **self.net.made}, sample)
+        sample, features = (None if x is None else x.cpu().numpy() for x in (ours.sample, ours.features))
+        made = {'n': self.num_images, **self.net.made}
+        return Statistics(ours.mu, ours.sigma, made, sample, features=features)
 
     def inception_score(self):
         """Returns (IS, its standard deviation over the splits)."""
-        return self.split_sums.score()
+        return self.parts['split_sums'].score()
 
     def fid(self, reference, use_torch=False):
         """Returns the FID against `reference`, a Statistics. use_torch: whether to do the linear algebra on the GPU."""
@@ -106,20 +136,22 @@ class Scorer:
         """
         ours = self.gathered()
         for name in self.metrics:
-            if METRICS[name].lacks(reference):
-                why = 'the statistics hold mu and sigma only; build them anew to have it'
-                warnings.warn(f'no {METRICS[name].figures[0]}: {why}', stacklevel=2)
+            if lacks := METRICS[name].lacks(reference):
+                held = 'mu and sigma only' if 'sample' in lacks else 'no features'
+                why = f'the statistics hold {held}; build them anew to have it'
+                warnings.warn(f'no {next(iter(METRICS[name].figures))}: {why}', stacklevel=2)
         return compute_figures(self.metrics, ours, reference, use_torch) | {'n': self.num_images}
 
 
-def build_statistics(net, image_batches, num_images):
+def build_statistics(net, image_batches, num_images, *, features=False):
     """Computes the Statistics of a data set, which must give every image once, in any order.
 
-    image_batches: iterable of [n, C, H, W], uint8 or float in [0, 1], num_images in all.
+    image_batches: iterable of [n, C, H, W], uint8 or float in [0, 1], num_images in all. features: whether
+    to keep them, up to 50,000.
 
     Raises ValueError for unusable images, fewer than two, or another number of them.
     """
-    scorer = Scorer(net, num_images, metrics=('fid', 'kid'))  # these need all that a Statistics holds
+    scorer = Scorer(net, num_images, metrics=('fid', 'kid', 'prdc') if features else ('fid', 'kid'))
     for images in image_batches:
         scorer.update(images)
     return scorer.statistics()

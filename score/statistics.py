@@ -3,6 +3,7 @@
 import json
 import warnings
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +12,8 @@ from .files import ScoreError, Unscorable, atomic_write
 from .source import StaleError, from_text
 
 MADE_KEYS = ('n', 'feature_net', 'weights_hash', 'protocol', 'precision')
-FILE_BYTES = 2**27  # the most that is read of a file; with 2048 features it is 75 MB
+FILE_BYTES = 2**27  # the most that is read of a file of statistics; with 2048 features it is 75 MB
+FEATURES_BYTES = 2**29  # the most that is read of a file of features; 50,000 x 2048 are 410 MB
 
 
 def exact_device(device):
@@ -65,7 +67,8 @@ class Statistics:
 
     mu: [d], sigma: [d, d], float64. made: how the features were computed, a dict with any of MADE_KEYS. sample: float32
     [m, d], some of the features themselves, which KID needs, or None. source: a dict that says what the images were,
-    for `check_source`, or None.
+    for `check_source`, or None. features: float32 [m, d], all features, up to 50,000, or None. They have a file of
+    their own. training, held_out: the same of the training set and of images that no model was trained on.
     """
 
     mu: np.ndarray
@@ -73,6 +76,9 @@ class Statistics:
     made: dict
     sample: np.ndarray | None = None
     source: dict | None = None
+    features: np.ndarray | None = None
+    training: np.ndarray | None = None
+    held_out: np.ndarray | None = None
 
 
 def check_gaussian(mu, sigma):
@@ -106,24 +112,7 @@ def load_statistics(path, net=None):
 
     Raises ScoreError if the file is missing, damaged or no Gaussian, StaleError if it was made in another way.
     """
-    try:
-        with np.load(path, mmap_mode='r', allow_pickle=False) as npz:
-            wanted = {'mu', 'sigma', 'sample', 'source', *MADE_KEYS}.intersection(npz.files)
-            size = sum(npz.zip.getinfo(f'{key}.npy').file_size for key in wanted)
-            if size > FILE_BYTES:
-                raise ValueError(f'{size} bytes of statistics')
-            found, arrays = npz.files, {key: npz[key] for key in wanted}
-            if bare := [key for key, value in arrays.items() if not isinstance(value, np.ndarray)]:
-                raise ValueError(f'{bare[0]} is no array')
-            made = {key: arrays[key].item() for key in MADE_KEYS if key in arrays}
-            source = from_text(arrays['source'].item()) if 'source' in arrays else None
-    except FileNotFoundError:
-        raise ScoreError(f'{path}: no such statistics; build them from the data set first') from None
-    except Exception as error:  # a damaged header makes zipfile or numpy raise nearly anything
-        raise ScoreError(f'{path}: truncated, or not an npz of plain arrays ({error}); build it anew') from None
-    missing = {'mu', 'sigma'} - set(arrays)
-    if missing:
-        raise ScoreError(f'{path}: no {" and no ".join(sorted(missing))} among {sorted(found)}; build it anew')
+    arrays, made, source = _read(path, ('mu', 'sigma'), ('sample',), FILE_BYTES)
     mu, sigma, sample = arrays['mu'], arrays['sigma'], arrays.get('sample')
     if {mu.dtype, sigma.dtype} != {np.dtype(np.float64)}:
         warnings.warn(f'{path}: {sigma.dtype} statistics limit FID to about 3 decimals; build them anew', stacklevel=2)
@@ -139,6 +128,62 @@ def load_statistics(path, net=None):
     if net is not None:
         check_made(path, len(mu), made, net)
     return Statistics(mu, sigma, made, sample, source)
+
+
+class Features(NamedTuple):
+    """Holds the features of a data set, rows float32 [m, d], and says how they were made and of what images."""
+
+    rows: np.ndarray
+    made: dict
+    source: dict | None
+
+
+def save_features(path, statistics):
+    """Writes the features of a `Statistics` to an npz file of their own, whole or not at all."""
+    more = {} if statistics.source is None else {'source': json.dumps(statistics.source)}
+    with atomic_write(path) as f:
+        np.savez(f, features=statistics.features, **statistics.made, **more)
+
+
+def load_features(path, net):
+    """Reads what `save_features` wrote; returns `Features`. net: as in `load_statistics`.
+
+    Raises ScoreError if the file is missing or damaged, StaleError if it was made in another way.
+    """
+    arrays, made, source = _read(path, ('features',), (), FEATURES_BYTES)
+    rows = arrays['features']
+    if rows.dtype != np.float32 or rows.ndim != 2:
+        found = f'{rows.dtype} {list(rows.shape)}'
+        raise ScoreError(f'{path}: features must be float32 [m, d], got {found}; build it anew')
+    check_made(path, rows.shape[1], made, net)
+    return Features(rows, made, source)
+
+
+def _read(path, needed, optional, limit):
+    """Reads the arrays of an npz file; returns ({key: array}, how they were made, source).
+
+    limit: how many bytes the arrays may take. Raises ScoreError if the file is missing or damaged, or if a needed array
+    is not in it.
+    """
+    try:
+        with np.load(path, mmap_mode='r', allow_pickle=False) as npz:
+            wanted = {*needed, *optional, 'source', *MADE_KEYS}.intersection(npz.files)
+            size = sum(npz.zip.getinfo(f'{key}.npy').file_size for key in wanted)
+            if size > limit:
+                raise ValueError(f'{size} bytes of statistics')
+            found, arrays = npz.files, {key: npz[key] for key in wanted}
+            if bare := [key for key, value in arrays.items() if not isinstance(value, np.ndarray)]:
+                raise ValueError(f'{bare[0]} is no array')
+            made = {key: arrays[key].item() for key in MADE_KEYS if key in arrays}
+            source = from_text(arrays['source'].item()) if 'source' in arrays else None
+    except FileNotFoundError:
+        raise ScoreError(f'{path}: no such statistics; build them from the data set first') from None
+    except Exception as error:  # a damaged header makes zipfile or numpy raise nearly anything
+        raise ScoreError(f'{path}: truncated, or not an npz of plain arrays ({error}); build it anew') from None
+    missing = set(needed) - set(arrays)
+    if missing:
+        raise ScoreError(f'{path}: no {" and no ".join(sorted(missing))} among {sorted(found)}; build it anew')
+    return arrays, made, source
 
 
 def check_made(path, dim, made, net):

@@ -17,6 +17,7 @@ from PIL import Image
 from ranks import Ranks
 from runs import Forked, differences, load, one_line, scalars, without_logdir
 
+import score
 from run import distributed
 
 # With fewer than 64 channels, GroupNorm has one channel per group and cancels biases: their gradients are rounding
@@ -116,7 +117,7 @@ def test_images_are_the_same_whatever_the_number_of_ranks(trained, tmp_path):
 def test_scores_are_the_same_whatever_the_number_of_ranks(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = ['--eval', '--logdir', trained, '--num_images=101', '--feature_net=classifier', '--device=cpu']
-    flags += ['--precision=fp32', '--sample_batch_size=32']
+    flags += ['--precision=fp32', '--sample_batch_size=32', f'--metrics={",".join(score.METRICS)}']
     lines = []
     for world in (1, 3):
         ranks = Ranks(world, *flags, log=tmp_path / 'log')
@@ -125,9 +126,8 @@ def test_scores_are_the_same_whatever_the_number_of_ranks(trained, tmp_path, mon
     assert [len(found) for found in lines] == [1, 2]  # rank 0 alone added one
     one, many = map(json.loads, lines[1])
     assert one['n'] == many['n'] == 101 and one['label_accuracy'] == many['label_accuracy']
-    for key in ('FID(classifier)', 'IS(classifier)', 'IS(classifier)_std', 'KID(classifier)'):
-        if key in one:
-            assert many[key] == pytest.approx(one[key], rel=1e-6), key
+    for key in (f'{figure}(classifier)' for figure in score.figure_names()):
+        assert many[key] == pytest.approx(one[key], rel=1e-6), key
 
 
 def test_bits_per_dim_are_the_same_whatever_the_number_of_ranks(trained, tmp_path):

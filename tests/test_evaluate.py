@@ -1,6 +1,8 @@
 """--eval, --stats and --images: which images are scored against which statistics, what is printed and kept."""
 
 import json
+import os
+import re
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ import dataset
 import evaluate
 import score
 from dataset import loader
+from interop import card
 from run.restore import restore
 
 CLASSIFIER = '--feature_net=classifier'
@@ -66,6 +69,131 @@ def test_eval_of_digits_needs_nothing_but_its_checkpoint(trained, cli):
     assert last_record()['FID(classifier)'] == pytest.approx(record['FID(classifier)'], rel=0.05)
 
 
+def test_metrics_are_chosen_by_name(trained, cli):
+    argv = ['--eval', '--logdir=run', '--num_images=30', '--precision=fp32']
+    assert cli(*argv)[0] == 0
+    usual = last_record()
+    status, out, error = cli(*argv, '--metrics=kid,fid,kid')
+    assert status == 0, error
+    record, (line, *_) = last_record(), out.splitlines()
+    left_out = {'IS(classifier)', 'IS_std(classifier)'}
+    assert set(record) == set(usual) - left_out
+    fid, kid, std = (record[f'{name}(classifier)'] for name in ('FID', 'KID', 'KID_std'))
+    assert line == f'Model(EMA): FID(classifier):{fid:8.3f}, KID(classifier): {kid:.5f}({std:.5f})'
+    assert fid == usual['FID(classifier)'] and kid == usual['KID(classifier)']
+    status, out, error = cli(*argv, '--metrics=is')
+    assert status == 0 and 'biased' not in error  # which is said of FID
+    for wrong, phrase in (('fid,kdi', 'there is no kdi among is fid kid'), ('', 'there is no name among is fid kid')):
+        status, _, error = cli(*argv, f'--metrics={wrong}')
+        assert status == 2 and phrase in one_line(error)
+    assert one_line(cli(*argv, '--metrics=fid,kdi')[2]).endswith('is it kid?')
+
+
+def test_precision_and_recall_of_a_checkpoint(trained, cli):
+    argv = ['--eval', '--logdir=run', '--precision=fp32', '--num_images=30', '--metrics=fid,prdc']
+    status, out, error = cli(*argv)
+    assert status == 0, error
+    beside = 'stats/digits.train.classifier.features.npz'
+    assert f'{beside} is missing: building it from the 1438 images of digits, 0.7 MB' in error
+    assert error.count('digits, train: ') == 1  # both caches come from one pass
+    record, (first, second, *_) = last_record(), out.splitlines()
+    figures = [f'{name}(classifier)' for name in ('Precision_k3', 'Recall_k3', 'Density_k5', 'Coverage_k5')]
+    values = [f'{name}: {record[name]:.4f}({record[name.replace("(", "_se(")]:.4f})' for name in figures]
+    assert first == f'Model(EMA): FID(classifier):{record["FID(classifier)"]:8.3f}'
+    assert second == f'Model(EMA): {", ".join(values)} (n 30 against 1438)'
+    assert (record['n'], record['n_features'], record['n_reference'], record['precision']) == (30, 30, 1438, 'fp32')
+    assert scalars('run', 'Recall_k3_classifier_EMA') == {4: pytest.approx(record[figures[1]])}
+    rows = score.load_features(beside, evaluate.load_feature_net(config_of(*TINY, CLASSIFIER))).rows
+    assert rows.shape == (1438, 128)
+    status, _, error = cli(*argv, '--sample_batch_size=7')
+    assert status == 0 and 'building' not in error
+    assert [last_record()[name] for name in figures] == pytest.approx([record[name] for name in figures], abs=1e-6)
+    status, _, error = cli(*argv, '--num_images=5')
+    assert status == 1 and one_line(error).endswith('need at least 6 images on each side, got 5 and 1438')
+
+
+def test_copies_of_training_images_are_told_from_new_ones(here, cli):
+    argv = [*TINY, '--eval', CLASSIFIER, '--metrics=authenticity']
+    found = {}
+    for split in ('train', 'test'):
+        npz_of(loader.decode_all(dataset.load('digits', '', 8, split))[0][:300], here / f'{split}.npz')
+        status, out, error = cli(*argv, f'--images={split}.npz')
+        assert status == 0, error
+        for part in ('train', 'test'):
+            assert (f'{part}.classifier.features.npz is missing' in error) == (split == 'train')
+        assert '(k 1, n 300 against 1438 of training and 359 held out)' in out
+        line = out.splitlines()[0]
+        found[split] = [float(line.split(f'{name}(classifier): ')[1].split('(')[0]) for name in ('AuthPct', 'Delta_T')]
+    assert found['train'] == [0, 0] and found['test'][0] > 40 and abs(found['test'][1] - 0.5) < 0.1
+    # Against the test split, the training set stays the training set.
+    status, out, _ = cli(*argv, '--images=train.npz', '--split=test')
+    assert status == 0 and 'AuthPct(classifier): 0.00(0.00), Delta_T(classifier): 0.0000(0.0000)' in out
+
+
+def test_kid_with_an_interval(here, cli):
+    npz_of(torch.from_numpy(random_images(30, 1, 8, 8)), here / 'drawn.npz')
+    argv = [*TINY, '--eval', CLASSIFIER, '--metrics=kid_interval']
+    status, out, error = cli(*argv, '--images=drawn.npz')
+    assert status == 0 and re.match(
+        r'drawn.npz: KID_all\(classifier\): \d\.\d{5} \(95%: \d\.\d{5} to \d\.\d{5}\) \(n 30 against 1438\)\n', out
+    ), error
+    assert cli(*TINY, '--stats', CLASSIFIER, '--split=test')[0] == 0
+    status, out, error = cli(*argv, '--images=stats/digits.test.classifier.npz')
+    assert status == 0 and '(n 359 against 1438)' in out, error
+
+
+def test_files_of_statistics_alone_have_no_precision_and_recall(here, cli):
+    assert cli(*TINY, '--stats', CLASSIFIER)[0] == 0
+    path = here / 'stats' / 'digits.train.classifier.npz'
+    kept = np.load(path)
+    np.savez(here / 'old.npz', mu=kept['mu'], sigma=kept['sigma'])
+    npz_of(torch.from_numpy(random_images(30, 1, 8, 8)), here / 'drawn.npz')
+    argv = [*TINY, '--eval', CLASSIFIER, '--images=drawn.npz']
+    assert cli(*argv, '--fid_cache=old.npz')[0] == 0
+    status, _, error = cli(*argv, '--fid_cache=old.npz', '--metrics=prdc')
+    assert status == 1 and 'old.npz does not keep the features of its images, which --metrics=prdc' in one_line(error)
+    status, _, error = cli(*TINY, '--eval', CLASSIFIER, f'--images={path}', '--metrics=fid,prdc')
+    assert status == 1 and 'holds statistics, but --metrics=prdc needs the images' in one_line(error)
+    # Beside a file without a source, in the usual place, are features of the data set that the place is named after.
+    os.replace(here / 'old.npz', path)
+    status, out, error = cli(*argv, '--metrics=prdc')
+    assert status == 0 and 'digits.train.classifier.features.npz is missing' in error, error
+    assert 'Precision_k3(classifier): 0.0' in out and '(n 30 against 1438)' in out and 'FID' not in out
+    assert cli(*TINY, '--stats', CLASSIFIER, '--metrics=prdc')[0] == 0
+
+
+def test_the_card_of_an_export_has_the_figures_that_were_chosen(trained, cli):
+    argv = ['--eval', '--logdir=run', '--num_images=30', '--metrics=prdc']
+    assert cli(*argv)[0] == 0
+    lines = (trained / 'run' / 'eval.txt').read_text()
+    record = json.loads(lines) | {'Precision_k3(classifier)': 0.0, 'Recall_k3(classifier)': None}
+    (line,) = card._scores_table(json.dumps(record)).splitlines()[2:]
+    assert 'Precision_k3(classifier) 0, ' in line and 'Recall_k3(classifier)' not in line
+    assert f'Coverage_k5(classifier) {record["Coverage_k5(classifier)"]:.4g}, ' in line and 'precision fp32' in line
+
+
+def test_a_checkpoint_suggests_its_metrics(trained, cli):
+    state = torch.load('run/ckpt.pt', weights_only=True)
+    for metrics, expected in ((['kid'], 0), (['fod'], 2)):
+        state['config']['metrics'] = metrics
+        torch.save(state, 'run/ckpt.pt')
+        status, out, error = cli('--eval', '--logdir=run', '--num_images=30')
+        assert status == expected, error
+    assert one_line(error).endswith('there is no metric fod: --metrics takes some of ' + ' '.join(score.METRICS))
+    assert 'KID(classifier)' in last_record() and 'FID(classifier)' not in last_record()
+    assert cli('--eval', '--logdir=run', '--num_images=30', '--metrics=fid')[0] == 0
+    assert 'FID(classifier)' in last_record()
+
+
+def test_the_usual_line_is_pytorch_ddpms(trained, cli):
+    status, out, _ = cli('--eval', '--logdir=run', '--num_images=30')
+    record = {key.removesuffix('(classifier)'): value for key, value in last_record().items()}
+    line = 'Model(EMA): IS(classifier):{IS:7.3f}({IS_std:.3f}), FID(classifier):{FID:8.3f}, '
+    assert out.splitlines()[0] == (line + 'KID(classifier): {KID:.5f}({KID_std:.5f})').format(**record)
+    keys = list(record)
+    assert keys[keys.index('FID') :][:6] == ['FID', 'IS', 'IS_std', 'KID', 'KID_std', 'n']
+
+
 def test_scores_are_of_the_images_that_sampling_draws(trained, cli):
     assert cli('--sample', '--logdir=run', '--num_images=64', '--precision=fp32')[0] == 0
     assert cli('--eval', '--logdir=run', '--num_images=64', '--precision=fp32')[0] == 0
@@ -104,11 +232,13 @@ def test_statistics_against_statistics(here, cli):
 @pytest.mark.parametrize('protocol', ['pytorch', 'tf'])
 def test_eval_with_inception(here, cli, folder_of_images, inception_weights, protocol):
     argv = [*TINY, f'--dataset={folder_of_images}', '--logdir=run', f'--inception_weights={inception_weights}']
-    argv += [f'--fid_protocol={protocol}', '--fid_cache=here.npz', '--num_images=12']
+    argv += [f'--fid_protocol={protocol}', '--fid_cache=here.npz', '--num_images=12', '--metrics=fid,is,prdc']
     assert cli(*argv, '--train')[0] == 0
     status, out, error = cli(*argv, '--eval')
     assert status == 0, error
     assert 'Model(EMA): IS:' in out and ', FID:' in out and 'classifier' not in out and f'{protocol} protocol' in out
+    assert 'Model(EMA): Precision_k3: ' in out and '(n 12 against 12)' in out
+    assert np.load('here.features.npz')['features'].shape == (12, 2048)
     made = score.load_statistics('here.npz').made
     assert made['n'] == 12 and made['protocol'] == protocol
     other = {'pytorch': 'tf', 'tf': 'pytorch'}[protocol]

@@ -12,11 +12,14 @@ from conftest import TINY
 from PIL import Image
 from runs import config_of, one_line, scalars
 
+import dataset
 import figure
 import main
+from dataset import loader
 from draw import picture, walk
 from draw.noise import Noise
 from run import inputs
+from run.reference import load_feature_net
 from run.restore import restore
 
 TOP, PITCH = 25, 64 + picture.GAP  # height of the titles; distance from one 64-pixel image to the next
@@ -135,6 +138,25 @@ def test_reconstructions_are_near_and_nearer_by_order_two(logdir, draw):
     assert abs(closer[:, 4] - tiles[:, 0]).mean() < of_20_steps < of_code / 2
 
 
+def test_nearest_finds_the_training_images(logdir, draw, here, monkeypatch):
+    config, _ = restored(logdir, '--feature_net=classifier')
+    real = dataset.load('digits', '', 8, 'train')
+    images = real.prepare(loader.pick(real, torch.tensor([3, 500, 1437, 42])))
+    tiles = draw('nearest', 4, 3, '--feature_net=classifier', group=1)
+    ((_, x_0),) = walk.draw(*restored(logdir), [0, 1, 2, 3])
+    assert abs(tiles[:, 0] - uint8(x_0)).max() <= 1
+    whole = loader.decode_all(real)[0].int()[:, 0].numpy()
+    errors = ((tiles[:, 0, None] - whole[None]) ** 2).sum((2, 3))
+    assert np.array_equal(tiles[:, 1], whole[errors.argmin(1)])
+    net = load_feature_net(config)
+    apart = torch.cdist(net(picture.to_uint8(x_0))[0].double(), net(loader.decode_all(real)[0])[0].double())
+    assert np.array_equal(tiles[:, 2], whole[apart.argmin(1)]) and not np.array_equal(tiles[:, 1], tiles[:, 2])
+    monkeypatch.setattr('figure.walk.draw', lambda *_: [([0, 1, 2, 3], images)])  # samples that are training images
+    tiles = draw('nearest', 4, 3, '--feature_net=classifier', group=1)
+    for column in range(3):
+        assert np.array_equal(tiles[:, column], uint8(images))
+
+
 def test_codes_are_mixed_along_the_sphere(logdir, draw):
     tiles = draw('interpolate', 4, 13, '--between=codes', '--order=2', group=1)
     config, _ = restored(logdir)
@@ -172,7 +194,7 @@ def test_a_figure_that_cannot_be_is_one_line(logdir, tmp_path, cli, run, flags, 
 
 
 def test_an_interrupted_figure_writes_nothing(logdir, tmp_path):
-    for kind in ('progressive', 'guidance', 'reconstruct', 'interpolate'):
+    for kind in ('progressive', 'guidance', 'reconstruct', 'interpolate', 'nearest'):
         config, net = restored(logdir)
         config.figure, config.out = kind, str(tmp_path / kind)
         figure.figure(config, net, 4, lambda: True)

@@ -18,6 +18,7 @@ from score import (
     get_inception_and_fid_score,
     get_inception_score,
     kernel_inception_distance,
+    kid_interval,
     save_statistics,
 )
 from score.inception_score import SplitSums
@@ -113,6 +114,39 @@ def test_kid_refuses_single_images_and_other_dimensions():
         kernel_inception_distance(x, x[:, 1:])
 
 
+def test_the_interval_of_kid_is_the_jackknifes():
+    x, y = two_sides(12, 9)
+    got, low, high = kid_interval(x, y)
+
+    def mmd(x, y):
+        kernel = [((a.double() @ b.double().T) / 24 + 1).pow(3) for a, b in ((x, x), (y, y), (x, y))]
+        within = [(k.sum() - k.trace()) / (len(k) * (len(k) - 1)) for k in kernel[:2]]
+        return (sum(within) - 2 * kernel[2].mean()).item()
+
+    variance = 0
+    for part, left_out in ((x, lambda keep: mmd(x[keep], y)), (y, lambda keep: mmd(x, y[keep]))):
+        n = len(part)
+        values = [left_out(torch.arange(n) != i) for i in range(n)]
+        variance += (n - 1) * np.var(values)
+    assert got == pytest.approx(mmd(x, y), rel=1e-10)
+    assert (high - got, got - low) == pytest.approx((1.96 * variance**0.5,) * 2, rel=1e-8)
+    same = kernel_inception_distance(x[:9], y, subsets=1, subset_size=9)[0]
+    assert kid_interval(x[:9], y)[0] == pytest.approx(same, rel=1e-10)
+    with pytest.raises(ValueError, match='at least 3 images on each side, got 2 and 9'):
+        kid_interval(x[:2], y)
+
+
+@pytest.mark.parametrize('scale, most', [(1.3, 1.25), (1.0, 2.0)])
+def test_the_interval_of_kid_covers_the_truth(scale, most):
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(200, 80, 8, generator=generator), torch.randn(200, 60, 8, generator=generator) * scale
+    trials = np.array([kid_interval(a, b) for a, b in zip(x, y, strict=True)])
+    truth = trials[:, 0].mean() if scale != 1 else 0
+    assert ((trials[:, 1] < truth) & (truth < trials[:, 2])).mean() > 0.88
+    ratio = (trials[:, 2] - trials[:, 0]).mean() / 1.96 / trials[:, 0].std()
+    assert 0.8 < ratio < most
+
+
 def feed(scorer, images, batch_size):
     for batch in images.split(batch_size):
         scorer.update(batch)
@@ -158,7 +192,7 @@ def test_batches_order_and_processes_do_not_matter(reference):
 def test_the_sample_is_bounded_and_depends_on_the_number_alone(monkeypatch):
     monkeypatch.setattr(score.kid, 'SAMPLE_SIZE', 40)
     images, net = small_images(300, 4), small_net()
-    samples = [feed(Scorer(net, 300), images, size).sample.rows for size in (300, 11)]
+    samples = [feed(Scorer(net, 300), images, size).parts['sample'].rows for size in (300, 11)]
     assert samples[0].shape == (40, 6) and torch.allclose(*samples)
     features, _ = net(images)
     kept = np.sort(np.random.RandomState(2020).choice(300, 40, replace=False))
@@ -222,15 +256,16 @@ def mean_distance(ours, reference, use_torch):
 
 
 def test_a_metric_is_one_entry_of_the_registry(reference, monkeypatch):
-    monkeypatch.setitem(METRICS, 'mean', Metric(('MEAN',), needs=('mu',), compute=mean_distance))
+    monkeypatch.setitem(METRICS, 'mean', Metric({'MEAN': ': {:.4g}'}, needs=('mu',), compute=mean_distance))
     images = small_images(1203, 2)
     expected = np.linalg.norm(small_net()(images)[0].double().numpy().mean(0) - reference.mu)
-    result = feed(Scorer(small_net(), 1203), images, 50).result(reference)
+    result = feed(Scorer(small_net(), 1203, metrics=[*score.USUAL, 'mean']), images, 50).result(reference)
     assert list(result) == ['FID', 'IS', 'IS_std', 'KID', 'KID_std', 'MEAN', 'n']
+    assert score.describe_figures(result, lambda name: f'{name}(net)')[0].endswith(f', MEAN(net): {expected:.4g}')
     assert result['MEAN'] == pytest.approx(expected, rel=1e-9)
     alone = feed(Scorer(small_net(), 1203, metrics=['mean']), images, 50)
     assert alone.result(reference) == {'MEAN': result['MEAN'], 'n': 1203}
-    assert score.compare_statistics(alone.statistics(), reference)['MEAN'] == result['MEAN']
+    assert score.compare_statistics(alone.statistics(), reference, metrics=['mean'])['MEAN'] == result['MEAN']
 
 
 @pytest.mark.parametrize(
@@ -239,8 +274,7 @@ def test_a_metric_is_one_entry_of_the_registry(reference, monkeypatch):
 def test_a_scorer_gathers_what_its_metrics_need_and_no_more(reference, metrics, gathers):
     images = small_images(1203, 2)
     scorers = [Scorer(small_net(), 1203, metrics=metrics) for _ in range(2)]
-    parts = ('moments', 'split_sums', 'sample')
-    assert [part for part in parts if getattr(scorers[0], part) is not None] == gathers
+    assert list(scorers[0].parts) == gathers
     whole = feed(Scorer(small_net(), 1203), images, 50).result(reference)
     for rank, index in enumerate(torch.arange(1203).split([1000, 203])):
         scorers[rank].update(images[index], index)
@@ -255,7 +289,7 @@ def test_a_scorer_gathers_what_its_metrics_need_and_no_more(reference, metrics, 
 
 
 def test_an_unknown_metric_is_refused():
-    with pytest.raises(ValueError, match='metrics must be some of fid, is, kid, not fod'):
+    with pytest.raises(ValueError, match='metrics must be some of is, fid, kid.*, not fod'):
         Scorer(small_net(), 30, metrics=['fid', 'fod'])
 
 

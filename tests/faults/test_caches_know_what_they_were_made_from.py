@@ -210,6 +210,33 @@ def test_a_class_more(here, cli):
     assert "was made with classes ['cat', 'dog'], not ['ant', 'cat', 'dog']: training a classifier" in error
 
 
+def test_features_are_kept_and_rebuilt_beside_the_statistics(here, cli):
+    fill(here / 'train')
+    argv = [*STATS, '--dataset=train']
+    assert cli(*argv)[0] == 0
+    before = {name: (here / 'stats' / name).read_bytes() for name in caches()}
+    argv += ['--metrics=prdc']
+    status, _, error = cli(*argv)
+    assert status == 0 and error.count('building it') == 1 and '.features.npz is missing: building it' in error
+    assert all((here / 'stats' / name).read_bytes() == content for name, content in before.items())
+    overwrite(here / 'train')
+    status, _, error = cli(*argv)
+    assert status == 0 and error.count('was made from files that have changed since: building it') == 2
+    assert cli(*argv)[2].count('building it') == 0 and len(caches()) == 2
+
+
+def test_authenticity_needs_a_test_split(here, cli):
+    fill(here / 'train')
+    argv = [*STATS, '--dataset=train', '--metrics=authenticity']
+    status, _, error = cli(*argv)
+    assert status == 1 and 'train has no test split of its own: name one with --test_dataset' in one_line(error)
+    fill(here / 'test', seed=1)
+    status, _, error = cli(*argv, '--test_dataset=test')
+    assert status == 0, error
+    features = [name for name in caches() if name.endswith('.features.npz')]
+    assert len([name for name in features if '.test.' in name]) == 1
+
+
 def test_other_ranks_take_what_the_first_leaves(here, cli, monkeypatch):
     fill(here / 'train')
     config = config_of(*STATS, *CLASSIFIER, '--dataset=train')
