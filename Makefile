@@ -11,8 +11,8 @@ venv: $(STAMP)
 
 demo: $(STAMP)
 	$(RUN) main.py --flagfile config/DIGITS.txt --train
-	$(RUN) main.py --flagfile config/DIGITS.txt --sample
-	$(RUN) main.py --flagfile config/DIGITS.txt --eval --num_images=500
+	$(RUN) main.py --flagfile config/DIGITS.txt --sample --order=2 --sample_steps=20
+	$(RUN) main.py --flagfile config/DIGITS.txt --eval --order=2 --sample_steps=20 --num_images=500
 	@echo "Look at logs/DIGITS/samples/grid.png"
 
 demo-page: $(STAMP)-demo
@@ -20,12 +20,15 @@ demo-page: $(STAMP)-demo
 
 # Draw the pictures of docs/ that need no download. Takes about ten minutes.
 pictures: $(STAMP)
-	$(RUN) main.py --flagfile config/DIGITS.txt --train --sample --figure=progressive --out=$(PICTURES)/digits
+	$(RUN) main.py --flagfile config/DIGITS.txt --train --figure=progressive --out=$(PICTURES)/digits
+	$(RUN) main.py --flagfile config/DIGITS.txt --sample --order=2 --sample_steps=20 --out=$(PICTURES)/samples
+	$(RUN) main.py --flagfile config/DIGITS.txt --figure=interpolate --between=codes --order=2 --eta=0 --sample_steps=50 --out=$(PICTURES)/codes
 	$(RUN) main.py --flagfile config/DIGITS.txt --figure=interpolate --figure_t=40 --out=$(PICTURES)/digits
 	$(RUN) main.py --flagfile config/DIGITS.txt --loss=hybrid --var_type=learned_range --logdir=$(PICTURES)/hybrid --train --nll
 	$(RUN) main.py --flagfile config/DIGITS_CFG.txt --train --sample --guidance=2 --out=$(PICTURES)/guided
 	$(RUN) main.py --flagfile config/S_CURVE.txt --train --sample --out=$(PICTURES)/s_curve
-	cp $(PICTURES)/digits/grid.png docs/digits.png
+	cp $(PICTURES)/samples/grid.png docs/digits.png
+	cp $(PICTURES)/codes/interpolate.png docs/codes.png
 	cp $(PICTURES)/guided/grid.png docs/digits_guided.png
 	cp $(PICTURES)/s_curve/figure.png docs/s_curve.png
 	cp $(PICTURES)/digits/progressive.png $(PICTURES)/digits/interpolate.png $(PICTURES)/hybrid/nll.png docs
