@@ -5,13 +5,12 @@ seconds of the drawing and scoring. It writes solvers.png, a line for each solve
 For example: python -m bench.solvers --flagfile config/DIGITS.txt --split=test --num_images=1438
 """
 
+import argparse
 import contextlib
 import io
 import json
-import logging
 import os
 import sys
-import warnings
 from statistics import mean, stdev
 
 import main as flags
@@ -52,7 +51,7 @@ def draw(rows, path):
     for name in dict.fromkeys(row['solver'] for row in rows):
         own = [row for row in rows if row['solver'] == name]
         calls = [row['calls'] for row in own]
-        (line,) = axes.plot(calls, [mean(row['FID']) for row in own], marker='o', markersize=4, label=name)
+        axes.plot(calls, [mean(row['FID']) for row in own], marker='o', markersize=4, label=name)
         axes.fill_between(calls, *zip(*((min(row['FID']), max(row['FID'])) for row in own), strict=True), alpha=0.15)
     ticks = sorted({row['calls'] for row in rows})
     axes.set(xscale='log', yscale='log', xlabel='network calls', ylabel='FID', xticks=ticks, xticklabels=ticks)
@@ -63,20 +62,21 @@ def draw(rows, path):
     figure.savefig(path)
 
 
-def main():
+def main(argv):
     """Measure, print a row as soon as it is there, and write the picture and the figures."""
-    seeds = next((int(word.split('=')[1]) for word in sys.argv if word.startswith('--seeds=')), 3)
-    flags.parse_flags([word for word in sys.argv if not word.startswith('--seeds=')])
-    logging.disable(logging.WARNING)
-    warnings.simplefilter('ignore')
+    parser = argparse.ArgumentParser(prog='python -m bench.solvers', add_help=False, allow_abbrev=False)
+    parser.add_argument('--seeds', type=int, default=3)
+    options, others = parser.parse_known_args(argv)
+    flags.parse_flags(['bench', *others])
     config, given = flags.configuration()
     config, net, step = restore(config, given)
     rows = []
     print(f'{"":10s} {"calls":>5s} {"FID":>7s} {"+-":>6s} {"s":>6s}')
-    for name, calls, fids, seconds in measure(config, net, step, seeds):
+    for name, calls, fids, seconds in measure(config, net, step, options.seeds):
         rows.append({'solver': name, 'calls': calls, 'FID': fids, 'seconds': seconds})
         print(
-            f'{name:10s} {calls:5d} {mean(fids):7.3f} {stdev(fids) if seeds > 1 else 0:6.3f} {seconds:6.1f}', flush=True
+            f'{name:10s} {calls:5d} {mean(fids):7.3f} {stdev(fids) if len(fids) > 1 else 0:6.3f} {seconds:6.1f}',
+            flush=True,
         )
         draw(rows, os.path.join(run_folder(config), 'solvers.png'))
         with open(os.path.join(run_folder(config), 'solvers.json'), 'w') as file:
@@ -84,4 +84,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    main(sys.argv[1:])

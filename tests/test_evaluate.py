@@ -3,10 +3,12 @@
 import json
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from absl.testing import flagsaver
 from conftest import TINY
 from PIL import Image
 from runs import config_of, one_line, scalars
@@ -15,6 +17,7 @@ from score_fakes import random_inception_state
 import dataset
 import evaluate
 import score
+from bench import solvers
 from dataset import loader
 from interop import card
 from run.restore import restore
@@ -391,3 +394,15 @@ def test_what_cannot_be_scored(here, cli, argv, phrase):
     flags = [*TINY, '--eval', CLASSIFIER, '--inception_weights=inception.pth']
     status, _, error = cli(*flags, *argv)
     assert status == 1 and phrase in error.strip().splitlines()[-1] and 'Traceback' not in error
+
+
+def test_the_bench_scores_every_solver(here, cli, capsys, monkeypatch):
+    argv = [*TINY, '--logdir=run', CLASSIFIER, '--num_images=20']
+    assert cli(*argv, '--train')[0] == 0
+    monkeypatch.setattr(solvers, 'CALLS', (3, 4))
+    with flagsaver.flagsaver():
+        solvers.main([*argv, '--seeds=2'])
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 2 * len(solvers.SOLVERS) + len(solvers.WHOLE)
+    rows = json.loads(Path('run/solvers.json').read_text())
+    assert {(row['solver'], row['calls']) for row in rows} >= {('ancestral', 8), ('DDIM', 8), ('UniPC-3', 3), ('2M', 4)}
+    assert all(len(row['FID']) == 2 and min(row['FID']) > 0 for row in rows) and Path('run/solvers.png').exists()
