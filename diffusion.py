@@ -192,7 +192,7 @@ class GaussianDiffusionSampler(nn.Module):
         self.alphas_bar = (1 - self.betas).cumprod(0)
         self.parameterisation = Parameterisation(mean_type, self.alphas_bar, eps_scale)
         self.timesteps = make_timesteps(self.alphas_bar, steps, spacing_for(order, spacing))
-        columns = len(self._steps(self.timesteps)[0].c) - corrector
+        columns = len(self._steps(self.timesteps[:1])[0].c) - corrector
         if columns > len(self.timesteps):
             raise ValueError(f'order {order} needs {columns} sampling steps or more, not {len(self.timesteps)}')
         self.states = [0, *(t + 1 for t in self.timesteps)]  # the noisings left at each stop of a trajectory, ascending

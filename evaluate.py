@@ -112,7 +112,7 @@ def evaluate_images(config, given):
     if build.is_points(config):
         raise dataset.DataError(f'--images are scored as images, and --net={config.net} is of points: leave it out')
     begin, is_statistics = time.monotonic(), holds_statistics(config.images)
-    lacking = [name for name in config.metrics if 'features' in score.METRICS[name].needs]
+    lacking = score.that_need('features', config.metrics)
     if is_statistics and lacking:
         raise score.ScoreError(f'{config.images} holds statistics, but --metrics={",".join(lacking)} needs the images')
     feature_net = load_feature_net(config)

@@ -5,7 +5,6 @@ that are computed for it, depend only on (seed, i), not on the batch size.
 """
 
 import json
-import logging
 import os
 import time
 
@@ -55,9 +54,7 @@ def nll(config, net, step=None, interrupted=lambda: False):
     inputs.check_classes(config, data)
     size = config.sample_batch_size or walk.batch_that_fits(config, sampler)
     share = range(len(data))[distributed.share(len(data))]
-    if compiling.compiles(config, len(share) * steps):
-        logging.info(compiling.COMPILING)
-        model.compile(**compiling.options(config))
+    compiling.compile_if_it_pays(model, config, len(share) * steps)
     total, what = -(-len(share) // size) * steps, f'{len(data)} images of {config.split}'
     with progress.bar(total=total, desc=what, unit='step') as bar:
 

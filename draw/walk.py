@@ -65,9 +65,7 @@ def draw(config, net, indices, interrupted=lambda: False, observe=lambda t, x_t,
     sampler = build.sampler(config, model).to(device)
     size = max(1, min(config.sample_batch_size or batch_that_fits(config, sampler), len(indices)))
     chunks = [indices[i : i + size] for i in range(0, len(indices), size)]
-    if compiling.compiles(config, len(indices) * len(sampler.timesteps)):
-        logging.info(compiling.COMPILING)
-        model.compile(**compiling.options(config))
+    compiling.compile_if_it_pays(model, config, len(indices) * len(sampler.timesteps))
     if len(sampler.timesteps) < config.sample_steps:
         left = len(sampler.timesteps)
         spacing = spacing_for(config.order, config.spacing)

@@ -62,6 +62,13 @@ def compiles(config, images, backward=False):
     return seconds > COMPILE_SECONDS[kind] and not _warned(compile_failure(kind))
 
 
+def compile_if_it_pays(model, config, images):
+    """Compile an `Inference` that will see `images` images, and say so, if `compiles` says that it pays."""
+    if compiles(config, images):
+        logging.info(COMPILING)
+        model.compile(**options(config))
+
+
 @functools.cache
 def compile_failure(kind):
     """Return why torch.compile fails on this kind of device, in one line; '' if it works. Tries once, in seconds."""

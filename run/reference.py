@@ -72,7 +72,7 @@ def load_statistics(config, feature_net, checked=True):
         return statistics
     named = config.fid_cache and os.path.exists(path) and not os.path.exists(_beside(path))
     if named and not (checked and score.load_statistics(path).source):
-        wanting = ','.join(name for name in config.metrics if 'features' in score.METRICS[name].needs)
+        wanting = ','.join(score.that_need('features', config.metrics))
         raise score.ScoreError(
             f'{path} does not keep the features of its images, which --metrics={wanting} needs: leave --fid_cache out '
             'to have them computed from the data set'

@@ -64,21 +64,25 @@ def _inception_score(ours, reference, use_torch):
     return ours.class_probabilities.score()
 
 
+def _beside(features, array):
+    return torch.from_numpy(array).to(features.device)
+
+
 def _kid(ours, reference, use_torch):
-    return kernel_inception_distance(ours.sample, torch.from_numpy(reference.sample).to(ours.sample.device))
+    return kernel_inception_distance(ours.sample, _beside(ours.sample, reference.sample))
 
 
 def _kid_interval(ours, reference, use_torch):
-    return kid_interval(ours.sample, torch.from_numpy(reference.sample).to(ours.sample.device))
+    return kid_interval(ours.sample, _beside(ours.sample, reference.sample))
 
 
 def _prdc(ours, reference, use_torch):
-    return prdc(ours.features, torch.from_numpy(reference.features).to(ours.features.device))
+    return prdc(ours.features, _beside(ours.features, reference.features))
 
 
 def _authenticity(ours, reference, use_torch):
     real = reference.training, reference.held_out
-    return authenticity(ours.features, *(torch.from_numpy(side).to(ours.features.device) for side in real))
+    return authenticity(ours.features, *(_beside(ours.features, side) for side in real))
 
 
 METRICS = {
@@ -119,6 +123,11 @@ USUAL = ('fid', 'is', 'kid')  # those that are computed if none are named
 def needs_of(metrics):
     """Returns the set of what metrics, by their names, need."""
     return {need for name in metrics for need in METRICS[name].needs}
+
+
+def that_need(need, metrics):
+    """Lists those of metrics, by their names, that need something."""
+    return [name for name in metrics if need in METRICS[name].needs]
 
 
 def figure_names():

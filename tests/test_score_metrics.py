@@ -153,6 +153,17 @@ def feed(scorer, images, batch_size):
     return scorer
 
 
+def scored_in_shares(make, images, sizes):
+    """Return one scorer of `make()` per rank, each fed a share of the shuffled images, of these sizes, and reduced."""
+    scorers = [make() for _ in sizes]
+    shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(2))
+    for scorer, share in zip(scorers, shuffled.split(sizes), strict=True):
+        for index in share.split(60):
+            scorer.update(images[index], index)
+    LockStep(len(sizes)).run(lambda rank, all_sum: scorers[rank].reduce(all_sum))
+    return scorers
+
+
 @pytest.fixture
 def reference():
     return build_statistics(small_net(), small_images(1500, 1).split(100), 1500)
@@ -179,13 +190,7 @@ def test_batches_order_and_processes_do_not_matter(reference):
     one = feed(Scorer(small_net(), 503), images, 7).result(reference)
     assert one == pytest.approx(expected, rel=1e-9)
 
-    shuffled = torch.randperm(503, generator=torch.Generator().manual_seed(2))
-    scorers = [Scorer(small_net(), 503) for _ in range(3)]
-    for rank, share in enumerate(shuffled.split([100, 3, 400])):
-        for index in share.split(60):
-            scorers[rank].update(images[index], index)
-    LockStep(3).run(lambda rank, all_sum: scorers[rank].reduce(all_sum))
-    for scorer in scorers:
+    for scorer in scored_in_shares(lambda: Scorer(small_net(), 503), images, [100, 3, 400]):
         assert scorer.result(reference) == pytest.approx(expected, rel=1e-9)
 
 

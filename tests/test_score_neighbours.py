@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 from score_fakes import small_images, small_net
-from test_score_metrics import feed
-from test_score_statistics import LockStep
+from test_score_metrics import feed, scored_in_shares
 
 import dataset
 import score
@@ -153,13 +152,7 @@ def test_batches_order_and_processes_do_not_matter(reference):
     direct = prdc(small_net()(images)[0].float(), torch.from_numpy(reference.features))
     assert list(expected.values()) == pytest.approx([*direct, 300, 203, 300, 203], rel=1e-9)
     assert list(expected)[-4:] == ['n_reference_sample', 'n_features', 'n_reference', 'n']
-    scorers = [Scorer(small_net(), 203, metrics=['prdc']) for _ in range(3)]
-    order = torch.randperm(203, generator=torch.Generator().manual_seed(2))
-    for rank, share in enumerate(order.split([100, 3, 100])):
-        for index in share.split(60):
-            scorers[rank].update(images[index], index)
-    LockStep(3).run(lambda rank, all_sum: scorers[rank].reduce(all_sum))
-    for scorer in scorers:
+    for scorer in scored_in_shares(lambda: Scorer(small_net(), 203, metrics=['prdc']), images, [100, 3, 100]):
         assert scorer.result(reference) == pytest.approx(expected, rel=1e-9)
 
 
