@@ -66,11 +66,16 @@ class TimeEmbedding(nn.Module):
         return self.timembedding(t)
 
 
+def is_compiled_for_gpu(x):
+    """Return whether torch.compile traces this call, and x is on a GPU."""
+    return x.is_cuda and torch.compiler.is_compiling()
+
+
 class GroupNorm(nn.GroupNorm):
     """GroupNorm that keeps the layout of its input if it is compiled for a GPU: x [B, C, H, W] -> the shape of x."""
 
     def forward(self, x):
-        if x.is_cuda and torch.compiler.is_compiling():
+        if is_compiled_for_gpu(x):
             return group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
         return super().forward(x)
 
@@ -110,7 +115,27 @@ class UpSample(nn.Module):
         self.main = nn.Conv2d(ch, ch, 3, padding=1)
 
     def forward(self, x, temb):
-        return self.main(F.interpolate(x, scale_factor=2, mode='nearest'))
+        return self.main(upsample(x) if is_compiled_for_gpu(x) else F.interpolate(x, scale_factor=2, mode='nearest'))
+
+
+def upsample(x):
+    """Double height and width as F.interpolate does, so that the gradient is a sum of four: no atomic additions."""
+    n, c, h, w = x.shape
+    x = x.permute(0, 2, 3, 1)[:, :, None, :, None]  # [B, H, 1, W, 1, C]
+    return x.expand(n, h, 2, w, 2, c).reshape(n, 2 * h, 2 * w, c).permute(0, 3, 1, 2)
+
+
+class Concatenate(torch.autograd.Function):
+    """torch.cat([a, b], dim=1) with dense gradients, as each convolution before it would copy a slice twice."""
+
+    @staticmethod
+    def forward(ctx, a, b):
+        ctx.channels = a.shape[1]
+        return torch.cat([a, b], dim=1)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient[:, : ctx.channels].clone(), gradient[:, ctx.channels :].clone()
 
 
 class AttnBlock(nn.Module):
@@ -283,7 +308,7 @@ class UNet(nn.Module):
             h = layer(h, temb)
         for layer in self.upblocks:
             if isinstance(layer, ResBlock):
-                h = torch.cat([h, hs.pop()], dim=1)
+                h = Concatenate.apply(h, hs.pop())
             h = layer(h, temb)
         return self.tail(h)  # [B, out_channels, H, W]
 

@@ -209,15 +209,13 @@ class Run:
         self.autocast = hardware.autocast(config)
         torch.manual_seed(derive_seed('init', config.seed))
         self.net = build.network(config).to(self.device)
-        if self.device.type == 'cuda':
-            self.net.to(memory_format=torch.channels_last)  # on a CPU it slows the backward pass of GroupNorm
         self.ema = copy.deepcopy(self.net).eval()
         self.trainer = build.trainer(config, self.net).to(self.device)
         self.loss = MeanLoss(self.trainer)
         images = config.total_steps * config.batch_size / distributed.world()
         self.compiled = trains and compiling.compiles(config, images, backward=True)
         if self.compiled:
-            self.loss.compile(**compiling.options(config, parts=config.grad_accum))
+            self.compile(**compiling.options(config, parts=config.grad_accum))
         self.loss = distributed.parallel(self.loss, accumulates=config.grad_accum > 1)
         # Pass the frozen time table too: then Adam numbers the parameters as pytorch-ddpm does.
         self.optim = torch.optim.Adam(self.net.parameters(), lr=config.lr, fused=True)
@@ -229,6 +227,13 @@ class Run:
         self.averaged = [p for p in self.ema.parameters() if p.requires_grad]
         self.average = get_ema_multi_avg_fn(config.ema_decay)
         self.broken = torch.zeros((), device=self.device)  # 1 once a loss or gradient was not finite
+
+    def compile(self, **options):
+        """Compile the loss, on a GPU with channels last. On a CPU they slow the backward pass of GroupNorm."""
+        if self.device.type == 'cuda':
+            for net in (self.net, self.ema):
+                net.to(memory_format=torch.channels_last)
+        self.loss.compile(**options)
 
     def describe(self):
         """Log what trains, on which device, and how to watch it."""

@@ -38,10 +38,10 @@ def _ours(config, options):
     """Return {name: (precision, options of inductor, or None for no compiling)}."""
     kinds = {f'ours, {precision} eager': (precision, None) for precision in precisions(config)}
     if options.compile:
-        best = precisions(config)[-1]
-        kinds[f'ours, {best} compiled'] = best, compiling.options(config)
-        if hardware.device(config).type == 'cuda':
-            kinds[f'ours, {best} without graphs'] = best, {}  # in addition to what --compile=on uses
+        best, wanted = precisions(config)[-1], compiling.options(config)
+        kinds[f'ours, {best} compiled'] = best, wanted
+        if compiling.GRAPHS in wanted:  # for comparison: --compile=on uses them
+            kinds[f'ours, {best} without graphs'] = best, wanted | {compiling.GRAPHS: False}
     return kinds
 
 
@@ -52,7 +52,7 @@ def training(config, options):
     for name, (precision, wanted) in _ours(config, options).items():
         run = train.Run(replace(config, precision=precision, compile='off', batch_size=options.batch_size))
         if wanted is not None:
-            run.loss.compile(**wanted)
+            run.compile(**wanted)
         steps[name] = lambda run=run: run.update(x_0)
     return steps
 

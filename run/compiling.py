@@ -37,8 +37,12 @@ COMPILING = 'compiling: a minute or two before the first step'
 RATE = {'cuda': 8e13, 'cpu': 2e11}
 COMPILE_SECONDS = {'cuda': 200, 'cpu': 600}
 
-# Options of inductor. In a CUDA graph the GPU need not wait for Python to launch each of its hundreds of kernels.
-OPTIONS = {'cuda': {'triton.cudagraphs': True}}
+# Options of inductor. In a CUDA graph the GPU need not wait for Python to launch each of its hundreds of kernels. The
+# thresholds let the backward pass of GroupNorm and SiLU compute a gradient twice. Below them it is computed once, and
+# its float32 values are written to memory and read again, which takes several times as long.
+GRAPHS = 'triton.cudagraphs'
+THRESHOLDS = {'realize_reads_threshold': 32, 'realize_acc_reads_threshold': 32, 'realize_opcount_threshold': 200}
+OPTIONS = {'cuda': {GRAPHS: True, **THRESHOLDS}}
 
 
 def options(config, parts=1):
@@ -46,8 +50,9 @@ def options(config, parts=1):
 
     There are no graphs if gradients are added or exchanged, as the next replay writes to the memory of the last one.
     """
+    wanted = OPTIONS.get(hardware.device(config).type, {})
     alone = parts == distributed.world() == 1
-    return OPTIONS.get(hardware.device(config).type, {}) if alone else {}
+    return wanted if alone else {key: value for key, value in wanted.items() if key != GRAPHS}
 
 
 def compiles(config, images, backward=False):

@@ -7,7 +7,8 @@ import torch
 from conftest import GOLDEN, largest_error
 from torch.nn import functional as F
 
-from model import AttnBlock, UNet, group_norm
+import model
+from model import AttnBlock, Concatenate, UNet, group_norm, upsample
 from networks.context_unet import ContextUNet, DownBlock, RearrangePoolBlock, ResidualConvBlock, UpBlock
 from networks.point_mlp import PointMLP
 
@@ -88,6 +89,36 @@ def test_the_group_norm_of_compiled_gpus_is_torchs_and_keeps_channels_last():
     out = group_norm(x, 32, weight.float(), bias.float(), 1e-5)
     assert out.dtype == torch.float32
     assert largest_error(out, F.group_norm(x.double(), 32, weight, bias, 1e-5)) < 1e-5
+
+
+def test_what_is_compiled_for_gpus_computes_the_same(monkeypatch):
+    torch.manual_seed(0)
+    net = UNet(T=10, ch=64, ch_mult=[1, 2], attn=[1], num_res_blocks=1, dropout=0).double()
+    for p in net.parameters():  # else the last layers, near zero at first, hide the others
+        torch.nn.init.normal_(p, std=0.05)
+    x, t = torch.randn(2, 3, 8, 8, dtype=torch.float64), torch.tensor([2, 7])
+    direction, trained = torch.randn_like(x), [p for p in net.parameters() if p.requires_grad]
+
+    def results():
+        out = net(x, t)
+        return out, torch.cat([g.flatten() for g in torch.autograd.grad(out, trained, direction)])
+
+    expected = results()
+    monkeypatch.setattr(model, 'is_compiled_for_gpu', lambda x: True)
+    assert all(0 < largest_error(*pair) < 1e-11 for pair in zip(results(), expected, strict=True))
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_layouts_of_what_is_compiled_for_gpus(layout):
+    a, b = (torch.randn(2, ch, 4, 6).to(memory_format=layout).requires_grad_() for ch in (3, 5))
+    out = Concatenate.apply(a, b)
+    assert torch.equal(out, torch.cat([a, b], dim=1))
+    direction = torch.randn_like(out)
+    gradients = torch.autograd.grad(out, (a, b), direction)
+    assert all(torch.equal(*pair) for pair in zip(gradients, direction.split([3, 5], dim=1), strict=True))
+    assert all(gradient.is_contiguous(memory_format=layout) for gradient in gradients)
+    assert torch.equal(upsample(a), F.interpolate(a, scale_factor=2))
+    assert upsample(a).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_attention_of_several_heads_is_one_head_on_each_share_of_the_channels():

@@ -168,10 +168,10 @@ def test_graphs_where_no_gradient_outlives_a_replay(monkeypatch):
     config = config_of('--device=cpu')
     assert compiling.options(config) == {}
     monkeypatch.setattr(compiling.hardware, 'device', lambda config: torch.device('cuda'))
-    graphs = {'triton.cudagraphs': True}
-    assert compiling.options(config) == graphs and compiling.options(config, parts=2) == {}
+    assert compiling.options(config) == {compiling.GRAPHS: True, **compiling.THRESHOLDS}
+    assert compiling.options(config, parts=2) == compiling.THRESHOLDS
     monkeypatch.setattr(compiling.distributed, 'world', lambda: 2)
-    assert compiling.options(config) == {}
+    assert compiling.options(config) == compiling.THRESHOLDS
 
 
 def test_without_a_compiler_auto_goes_on(tmp_path):
@@ -294,7 +294,7 @@ def test_neither_a_training_nor_a_sampling_step_reads_the_device(flags):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
-@pytest.mark.parametrize('options', [{}, {'triton.cudagraphs': True}])
+@pytest.mark.parametrize('options', [{}, compiling.OPTIONS['cuda']])
 def test_the_same_images_compiled_and_graph_captured_on_a_gpu(options):
     config = config_of('--device=cuda', f'--T={T}', '--beta_T=0.5')
     x_T = torch.randn(4, 3, 8, 8, device='cuda')
