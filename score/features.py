@@ -43,6 +43,9 @@ PRECISIONS = {'fp32': full_fp32, 'bf16': lambda device: torch.autocast(device.ty
 class FeatureNet:
     """Computes head(trunk(prepare(x))): images [N, C, H, W] -> features float32 [N, dim], logits [N, num_classes].
 
+    Called with spatial=True, it returns spatial features, float32 [N, spatial_dim], as well; it has none if spatial_dim
+    is 0. If the network tells no classes, num_classes is 0.
+
     Images are uint8 in [0, 255] or float in [0, 1]; anything else raises ValueError. `made` says how the features are
     computed. It goes into every statistics file, and is compared with what a file says.
     """
@@ -58,14 +61,15 @@ class FeatureNet:
     trunk: Callable
     head: Callable
     test_accuracy: float | None = None
+    spatial_dim: int = 0
 
     @torch.inference_mode()
-    def __call__(self, images):
+    def __call__(self, images, spatial=False):
         x = self.prepare(check_images(images).to(self.device))
         with PRECISIONS[self.precision](self.device):
-            maps = self.trunk(x)
+            maps, *more = self.trunk(x, spatial=True) if spatial else (self.trunk(x),)
         with full_fp32(self.device):
-            return self.head(maps.float())
+            return *self.head(maps.float()), *(features.float() for features in more)
 
     @property
     def made(self):
@@ -105,6 +109,8 @@ def inception_net(weights=None, *, protocol='pytorch', precision='fp32', device=
         raise ValueError(f'protocol must be one of {sorted(inception.PROTOCOLS)}, got {protocol!r}')
     network, digest = inception.load_inception(weights, sha256)
     how = {'protocol': protocol, 'prepare': inception.PROTOCOLS[protocol]}
+    if protocol == 'tf':  # sFID is published under this protocol alone
+        how['spatial_dim'] = network.spatial_dim
     return assemble(network, precision, device, name='inception', weights_hash=digest, **how)
 
 
