@@ -224,7 +224,7 @@ def report(config, feature_net, compared, result, what, seconds):
     print(f'  against {statistics_path(config)}: {_describe_source(compared)}')
     biased = [figure for figure in ('FID', 'sFID') if figure in result]
     if biased and result['n'] and result['n'] < FEW:
-        text = '%s of %d images is biased upward: published figures are of %d'
+        text = f'%s of %d images {"is" if len(biased) == 1 else "are"} biased upward: published figures are of %d'
         logging.warning(text, ' and '.join(biased), result['n'], FEW)
     figures = score.figure_names()
     scores = {name(key) if key in figures else key: value for key, value in result.items()}
