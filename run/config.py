@@ -182,6 +182,7 @@ GROUPS = [
         score('metrics', list(USUAL), 'what --eval computes, such as fid,kid', ChainMap(ALIASES, METRICS)),
         score('fid_protocol', 'pytorch', "Inception's input: that of pytorch-fid, or torch-fidelity's", PROTOCOLS),
         run('inception_weights', '', 'file of the FID Inception; by default downloaded once'),
+        run('dinov2_weights', '', 'file of DINOv2 ViT-L/14; by default downloaded once, 1.2 GB'),
         run('split', None, 'split of the data: by default train to compare with, test for --nll', ('train', 'test')),
         run('nll_steps', 0, 'terms of the bound that --nll computes for each image, 0 for all', low=0),
         run('fid_cache', '', 'npz of statistics or images to compare with; by default stats/<dataset>.<split>.npz'),

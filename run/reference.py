@@ -22,6 +22,8 @@ def load_feature_net(config):
     how = {'precision': 'bf16' if config.precision == 'bf16' else 'fp32', 'device': hardware.device(config)}
     if config.feature_net == 'inception':
         return make(config.inception_weights or None, protocol=config.fid_protocol, **how)
+    if config.feature_net == 'dinov2':
+        return make(config.dinov2_weights or None, **how)
     # The first rank of each machine checks the file or trains it; its other ranks use the result.
     source = None if distributed.local_rank() else inputs.labelled_identity(config)
     path = f'{_stem(config)}.classifier.pt'

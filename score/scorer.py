@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from .files import Unscorable
 from .inception_score import SplitSums
 from .kid import FeatureSample
 from .metrics import METRICS, USUAL, Gathered, compute_figures, needs_of
@@ -80,12 +81,14 @@ class Scorer:
             raise ValueError(f'metrics must be some of {", ".join(METRICS)}, not {unknown[0]}')
         needs = needs_of(self.metrics)
         if 'mu_s' in needs and not net.spatial_dim:
-            raise ValueError(f'{net.name} gives no spatial features under the {net.protocol} protocol')
+            raise Unscorable(f'{net.name} gives no spatial features under the {net.protocol} protocol')
         self.net, self.num_images = net, num_images
         self.seen = 0  # images of this process and, after `reduce`, of all
         self.device = exact_device(net.device)
         if not net.num_classes:
             needs -= {'class_probabilities', 'probabilities_of_5000'}
+            if self.metrics and not needs:
+                raise Unscorable(f'{net.name} tells no classes, which {", ".join(self.metrics)} needs')
         self.parts = {name: part.make(self, splits) for name, part in PARTS.items() if needs & part.gives.keys()}
 
     def update(self, images, index=None):
