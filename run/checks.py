@@ -25,7 +25,7 @@ def check(config, training=False, drawing=True):
     scores = config.eval or config.stats or (training and config.eval_step)
     spatial = that_need('mu_s', config.metrics) if scores else []
     if spatial and (config.feature_net, config.fid_protocol) != ('inception', 'tf'):
-        raise ValueError(f'--metrics={spatial[0]} is defined for --feature_net=inception --fid_protocol=tf alone')
+        raise ValueError(f'{spatial[0]} of --metrics is defined for --feature_net=inception --fid_protocol=tf alone')
     _check_device(config)
     if not drawing:
         return

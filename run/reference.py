@@ -190,11 +190,14 @@ def _read(config, origin, cache, feature_net, checked):
 
 
 def _build(origin, feature_net, stale, spatial):
-    """Write caches in one pass over the images. stale: {cache: why it must be built}. spatial: see `Statistics`."""
+    """Write caches in one pass over the images.
+
+    stale: {cache: why it must be built}. spatial: whether statistics shall have the moments of spatial features.
+    """
     for cache, why in stale.items():
         score.check_writable(cache.path, why)
     source, n, images = origin.open()
-    wants_features = False
+    wants_features, spatial = False, spatial and any(cache.save is score.save_statistics for cache in stale)
     for cache, why in stale.items():
         text = f'{cache.path} {why}: building it from the {n} images of {origin.name}'
         if cache.save is score.save_features:

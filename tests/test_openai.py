@@ -199,7 +199,7 @@ def test_openai_is_a_name_for_five_numbers_in_its_order(here, cli):
 def test_spatial_features_are_of_one_protocol_alone(here, cli, verb, flags):
     status, _, error = cli(*TINY, *verb, *TF, *flags)
     assert status == 2 and not (here / 'stats').exists()
-    assert one_line(error).endswith('--metrics=sfid is defined for --feature_net=inception --fid_protocol=tf alone')
+    assert 'sfid of --metrics is defined for --feature_net=inception --fid_protocol=tf alone' in one_line(error)
     assert cli(*TINY, '--train', '--logdir=run', *TF, *flags)[0] == 0  # which scores nothing
 
 
@@ -283,3 +283,5 @@ def test_a_checkpoint_is_scored_and_its_samples_are_as_they_write_them(here, cli
         assert npz.files == ['arr_0', 'arr_1'] and npz['arr_0'].shape == (12, 8, 8, 1)
         assert npz['arr_0'].dtype == np.uint8 and npz['arr_1'].dtype == np.int64
         assert npz['arr_1'].tolist() == [3, 5] * 6
+    assert cli('--sample', '--logdir=run', '--num_images=12', '--guidance=0', '--out=free')[0] == 0
+    assert np.load('free/samples.npz').files == ['arr_0']

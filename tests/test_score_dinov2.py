@@ -195,6 +195,7 @@ def classless():
     return replace(small_net(name='dinov2', protocol='dgm-eval'), num_classes=0, head=lambda x: (x, x[:, :0]))
 
 
+@pytest.mark.filterwarnings('ignore:KID on subsets')
 def test_a_network_without_classes_has_no_inception_score():
     real = build_statistics(classless(), small_images(80, 1).split(40), 80)
     with pytest.warns(UserWarning, match='no IS: dinov2 tells no classes'):
