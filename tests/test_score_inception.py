@@ -7,7 +7,7 @@ import pytest
 import torch
 from score_fakes import random_inception_state
 
-from score import FEATURE_NETS, PROTOCOLS, ScoreError
+from score import FEATURE_NETS, PROTOCOLS, ScoreError, build_statistics
 from score.features import PRECISIONS
 from score.inception import WEIGHTS_NAME, WEIGHTS_SHA256, WEIGHTS_URL, load_inception, tensorflow_bilinear, weights_file
 
@@ -96,6 +96,9 @@ def test_spatial_features_equal_pytorch_fids_network_bit_for_bit(nets, pytorch_f
         expected = mixed_6d.branch1x1(blocks(PROTOCOLS['tf'](images)))[:, :7]  # [6, 7, 17, 17]
     spatial = nets['tf'](images, spatial=True)[2]
     assert torch.equal(spatial.view(6, 17, 17, 7).permute(0, 3, 1, 2), expected)
+    built, theirs = build_statistics(nets['tf'], [images], 6, spatial=True), spatial.double()
+    assert largest_error(torch.from_numpy(built.mu_s), theirs.mean(0)) < 1e-5
+    assert largest_error(torch.from_numpy(built.sigma_s), theirs.T.cov()) < 1e-5
 
 
 def test_tf_input_is_torch_fidelitys_bit_for_bit(images):
