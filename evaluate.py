@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import time
-import zipfile
 from collections import Counter
 
 import torch
@@ -111,27 +110,32 @@ def evaluate_images(config, given):
     """
     if build.is_points(config):
         raise dataset.DataError(f'--images are scored as images, and --net={config.net} is of points: leave it out')
-    begin, is_statistics = time.monotonic(), holds_statistics(config.images)
-    lacking = score.that_need('features', config.metrics)
-    if is_statistics and lacking:
+    begin, is_statistics = time.monotonic(), score.holds(config.images, 'mu', 'sigma')
+    has_images = not is_statistics or score.holds(config.images, 'arr_0')
+    absent = ['features', *['mu_s'] * (not score.holds(config.images, 'mu_s', 'sigma_s'))]
+    lacking = [name for need in absent for name in score.that_need(need, config.metrics)]
+    if lacking and not has_images:
         raise score.ScoreError(f'{config.images} holds statistics, but --metrics={",".join(lacking)} needs the images')
     feature_net = load_feature_net(config)
     compared = load_statistics(config, feature_net, checked='dataset' in given or not config.fid_cache)
-    if is_statistics:
-        statistics = score.load_statistics(config.images, feature_net)
+    statistics = score.load_statistics(config.images, feature_net) if is_statistics else None
+    if not has_images:
         result = score.compare_statistics(statistics, compared, config.fid_use_torch, metrics=config.metrics)
         result['n'], what = statistics.made.get('n'), _describe_source(statistics)
         same = statistics.source is not None and statistics.source == compared.source
     else:
-        result, what = _score_files(config, feature_net, compared)
+        result, what = _score_files(config, feature_net, compared, statistics)
         same = os.path.realpath(config.images) == (compared.source or {}).get('from')
     if same:
         logging.warning('%s is what it is compared with: a set against itself', config.images)
     return {'images': config.images} | report(config, feature_net, compared, result, what, time.monotonic() - begin)
 
 
-def _score_files(config, feature_net, compared):
-    """Return (scores, description of the images) for images in files. Raises DataError if they cannot be scored."""
+def _score_files(config, feature_net, compared, known=None):
+    """Return (scores, description of the images) for images in files. Raises DataError if they cannot be scored.
+
+    known: statistics that lie beside the images, and whose moments are taken, as guided-diffusion's evaluator does.
+    """
     path = config.images
     n, stream = dataset.read_images(path, config.image_channels, config.background)
     scorer, seen = score.Scorer(feature_net, n, min(10, n), metrics=config.metrics), Seen()
@@ -144,7 +148,8 @@ def _score_files(config, feature_net, compared):
             seen.add(images)
             bar.update(len(images))
     seen.check(path, compared.source or {})
-    return scorer.result(compared, config.fid_use_torch), str(seen)
+    what = f'{seen}, with their own mu and sigma' if known else str(seen)
+    return scorer.result(compared, config.fid_use_torch, known), what
 
 
 class Seen:
@@ -181,11 +186,15 @@ class Seen:
             name = _name(path, self.first[shape])
             text = '%s holds images of %d shapes: %d of %s, %s the first'
             logging.warning(text, path, len(self.shapes), n, _shape(*shape), name)
-        usual = channels, height, width = self.shapes.most_common(1)[0][0]
-        reference = source.get('channels', channels), source.get('img_size', height), source.get('img_size', width)
-        if usual != reference:
+        usual, reference = self.shapes.most_common(1)[0][0], _recorded_shape(source)
+        if None not in reference and usual != reference:
             text = 'images of %s are compared with those of %s: the score counts that difference too'
             logging.warning(text, _shape(*usual), _shape(*reference))
+
+
+def _recorded_shape(source):
+    size = source.get('img_size')
+    return source.get('channels'), *(size if isinstance(size, list) else (size, size))
 
 
 def _shape(channels, height, width):
@@ -202,32 +211,24 @@ def _describe_source(statistics):
     if source is None:
         return f'{n or "an unknown number of"} images, which the file does not name'
     split = f', {source["split"]} split' if 'split' in source else ''
-    size = source.get('img_size')
-    return f'{n} images of {_shape(source.get("channels"), size, size)}, from {source.get("from")}{split}'
+    return f'{n} images of {_shape(*_recorded_shape(source))}, from {source.get("from")}{split}'
 
 
 def report(config, feature_net, compared, result, what, seconds):
     """Print the scores as pytorch-ddpm does, with what was scored against what. Return all of it as one record."""
     name = feature_net.label
     whose = config.images or f'Model({config.weights.upper()})'
-    for line in score.describe_figures(result, name) or ['nothing of --metrics can be computed']:
+    for line in score.describe_figures(result, name, config.metrics) or ['nothing of --metrics can be computed']:
         print(f'{whose}: {line}')
     print(f'  {what}, {feature_net.protocol} protocol, {feature_net.precision}, {seconds:.0f} s')
     print(f'  against {statistics_path(config)}: {_describe_source(compared)}')
-    if 'FID' in result and result['n'] and result['n'] < FEW:
-        logging.warning('FID of %d images is biased upward: published figures are of %d', result['n'], FEW)
+    biased = [figure for figure in ('FID', 'sFID') if figure in result]
+    if biased and result['n'] and result['n'] < FEW:
+        text = f'%s of %d images {"is" if len(biased) == 1 else "are"} biased upward: published figures are of %d'
+        logging.warning(text, ' and '.join(biased), result['n'], FEW)
     figures = score.figure_names()
     scores = {name(key) if key in figures else key: value for key, value in result.items()}
     return scores | {'reference': statistics_path(config), **feature_net.made, 'seconds': seconds}
-
-
-def holds_statistics(path):
-    """Return whether a file is an npz of mu and sigma."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return {'mu.npy', 'sigma.npy'} <= set(archive.namelist())
-    except (OSError, zipfile.BadZipFile):
-        return False
 
 
 def build_statistics(config):

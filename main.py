@@ -72,7 +72,7 @@ class ChoiceParser(flags.ArgumentParser):
 
 
 class NamesParser(ChoiceParser):
-    """Parser of a flag that takes a list of keys of a registry, such as fid,kid."""
+    """Parser of a flag that takes a list of keys of a registry, such as fid,kid. A list there stands for its keys."""
 
     def parse(self, argument):
         """Return the keys as a list, each once. Raises ValueError if there is no such key, and names the nearest."""
@@ -81,7 +81,8 @@ class NamesParser(ChoiceParser):
             if name not in self.registry:
                 (near,) = difflib.get_close_matches(name, self.enum_values, n=1, cutoff=0)
                 raise ValueError(f'there is no {name or "name"} among {" ".join(self.enum_values)}: is it {near}?')
-        return list(dict.fromkeys(names))
+        several = [self.registry[name] if isinstance(self.registry[name], list) else [name] for name in names]
+        return list(dict.fromkeys(name for part in several for name in part))
 
 
 def define(flag):

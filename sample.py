@@ -36,9 +36,10 @@ OURS = rf'({IMAGE}|(grid|figure)\.png|(samples|points)\.npz|{RECORD})(\.tmp)?|{L
 def sample(config, net, interrupted=lambda: False):
     """Draw --num_images (default 100) to --out (default samples/ beside the checkpoint).
 
-    Images: 000000.png..., samples.npz (arr_0, uint8 [N, H, W, C]) and grid.png. Images already drawn from the same
-    weights, seed and sampler are kept, so that an interrupted call continues. Points: points.npz (points, float32
-    [N, 2], and labels if conditional) and figure.png, which shows q(x_t) above p(x_t) at ten times.
+    Images: 000000.png..., grid.png and samples.npz, which is as guided-diffusion writes it: arr_0, uint8 [N, H, W, C],
+    and if conditional arr_1, the labels, int64 [N]. Images already drawn from the same weights, seed and sampler are
+    kept, so that an interrupted call continues. Points: points.npz (points, float32 [N, 2], and labels if conditional)
+    and figure.png, which shows q(x_t) above p(x_t) at ten times.
 
     config, net: from `restore`. Samples drawn with other weights or settings move to `<out>.prev`. Raises
     FileExistsError if --out holds anything else; DataError if the data set of points cannot be read.
@@ -96,7 +97,9 @@ def _sample_images(config, net, out, interrupted):
         there = sum(map(os.path.exists, paths))
         print(f'stopped: {there} of {len(paths)} images in {out}; the same command draws the others')
         return
-    _pack(os.path.join(out, 'samples.npz'), paths, (config.img_size, config.img_size, config.channels))
+    shape = config.img_size, config.img_size, config.channels
+    drawn_as = labels.of_indices(config, range(len(paths))) if config.guidance else None  # at 0 labels do not count
+    _pack(os.path.join(out, 'samples.npz'), paths, shape, drawn_as)
     shown = np.stack([np.array(Image.open(path)).reshape(config.img_size, config.img_size, -1) for path in paths[:256]])
     picture.save(os.path.join(out, 'grid.png'), picture.grid(torch.from_numpy(shown).permute(0, 3, 1, 2)))
     more = sum(bool(re.fullmatch(IMAGE, name)) for name in os.listdir(out)) - len(paths)
@@ -173,14 +176,17 @@ def _set_aside(out, changed):
     print(f'{out} held samples of other {", ".join(changed)}: they are in {shown} now')
 
 
-def _pack(path, images, shape):
-    """Save images as np.savez does, but one at a time: 50,000 of 256x256 would not fit in memory."""
+def _pack(path, images, shape, y=None):
+    """Save images and labels as np.savez does, but one at a time: 50,000 of 256x256 would not fit in memory."""
     header = {'descr': '|u1', 'fortran_order': False, 'shape': (len(images), *shape)}
     with (
         files.replacing(path) as temporary,
         zipfile.ZipFile(temporary, 'w') as archive,
-        archive.open(zipfile.ZipInfo('arr_0.npy'), 'w', force_zip64=True) as file,
     ):
-        np.lib.format.write_array_header_1_0(file, header)
-        for image in images:
-            file.write(np.asarray(Image.open(image)).tobytes())
+        with archive.open(zipfile.ZipInfo('arr_0.npy'), 'w', force_zip64=True) as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for image in images:
+                file.write(np.asarray(Image.open(image)).tobytes())
+        if y is not None:
+            with archive.open(zipfile.ZipInfo('arr_1.npy'), 'w') as file:
+                np.lib.format.write_array(file, y.cpu().numpy())

@@ -8,7 +8,7 @@ import torch
 from run import build, compiling, distributed, hardware
 from run.config import in_few_steps
 from run.errors import usage
-from score import METRICS
+from score import METRICS, that_need
 
 
 @usage()
@@ -22,6 +22,10 @@ def check(config, training=False, drawing=True):
             raise ValueError(f'{key} must be finite, not {value}')
     if unknown := set(config.metrics) - set(METRICS):  # a checkpoint may name one that this program does not have
         raise ValueError(f'there is no metric {unknown.pop()}: --metrics takes some of {" ".join(METRICS)}')
+    scores = config.eval or config.stats or (training and config.eval_step)
+    spatial = that_need('mu_s', config.metrics) if scores else []
+    if spatial and (config.feature_net, config.fid_protocol) != ('inception', 'tf'):
+        raise ValueError(f'{spatial[0]} of --metrics is defined for --feature_net=inception --fid_protocol=tf alone')
     _check_device(config)
     if not drawing:
         return

@@ -16,15 +16,16 @@ from process.schedules import SCHEDULES, SPACINGS
 from process.solvers import SOLVERS, VAR_TYPES, learns_variance
 from run.build import NETWORKS
 from run.errors import UsageError, usage
-from score import FEATURE_NETS, METRICS, PROTOCOLS, USUAL
+from score import ALIASES, FEATURE_NETS, METRICS, PROTOCOLS, USUAL
 
 
 class Flag(NamedTuple):
     """A flag of the command line. Its type is the type of its default: bool, int, float, str, list of int or, with
     choices, list of them.
 
-    choices: a registry; its keys at the time of parsing are the choices. low, high: the smallest and largest value.
-    key: the name in a config, if it differs. before: the value for checkpoints older than the flag.
+    choices: a registry; its keys at the time of parsing are the choices. In a list, a key whose value is a list stands
+    for the keys in that. low, high: the smallest and largest value. key: the name in a config, if it differs. before:
+    the value for checkpoints older than the flag.
     """
 
     role: str
@@ -178,12 +179,13 @@ GROUPS = [
     ]),
     Group('Evaluation', ('eval', 'stats', 'nll'), [
         score('feature_net', 'inception', 'network of features: classifier if images are not natural', FEATURE_NETS),
-        score('metrics', list(USUAL), 'what --eval computes, such as fid,kid', METRICS),
+        score('metrics', list(USUAL), 'what --eval computes, such as fid,kid', ChainMap(ALIASES, METRICS)),
         score('fid_protocol', 'pytorch', "Inception's input: that of pytorch-fid, or torch-fidelity's", PROTOCOLS),
         run('inception_weights', '', 'file of the FID Inception; by default downloaded once'),
+        run('dinov2_weights', '', 'file of DINOv2 ViT-L/14; by default downloaded once, 1.2 GB'),
         run('split', None, 'split of the data: by default train to compare with, test for --nll', ('train', 'test')),
         run('nll_steps', 0, 'terms of the bound that --nll computes for each image, 0 for all', low=0),
-        run('fid_cache', '', 'statistics to compare with; by default stats/<dataset>.<split>.npz, built if missing'),
+        run('fid_cache', '', 'npz of statistics or images to compare with; by default stats/<dataset>.<split>.npz'),
         run('images', '', 'score this folder, zip or npz of images, or npz of statistics, in place of a model'),
         run('eval_step', 0, 'training steps between evaluations, 0 for none', low=0),
         run('eval_sample_steps', 0, 'their sampling steps, by order 2; 0: as --sample_steps says', low=0),

@@ -22,6 +22,8 @@ def load_feature_net(config):
     how = {'precision': 'bf16' if config.precision == 'bf16' else 'fp32', 'device': hardware.device(config)}
     if config.feature_net == 'inception':
         return make(config.inception_weights or None, protocol=config.fid_protocol, **how)
+    if config.feature_net == 'dinov2':
+        return make(config.dinov2_weights or None, **how)
     # The first rank of each machine checks the file or trains it; its other ranks use the result.
     source = None if distributed.local_rank() else inputs.labelled_identity(config)
     path = f'{_stem(config)}.classifier.pt'
@@ -32,9 +34,12 @@ def statistics_path(config):
     """Return --fid_cache, or stats/<dataset>.<split>.npz, with any other than the default protocol or network named."""
     if config.fid_cache:
         return config.fid_cache
-    usual = config.feature_net == 'inception' and config.fid_protocol == 'pytorch'
-    made = '' if usual else f'.{config.fid_protocol if config.feature_net == "inception" else config.feature_net}'
+    made = '' if _how(config) == 'pytorch' else f'.{_how(config)}'
     return f'{_stem(config)}.{config.split or "train"}{made}.npz'
+
+
+def _how(config):
+    return config.fid_protocol if config.feature_net == 'inception' else config.feature_net
 
 
 def _stem(config):
@@ -50,36 +55,82 @@ def _stem(config):
     return os.path.join('stats', f'{name[:64]}-{config.img_size}-{digest[:6]}')
 
 
+class Origin(NamedTuple):
+    """The images that caches are made of. identify: a function that returns what identifies them.
+
+    open: a function that returns (what identifies them, their number, batches of them).
+    """
+
+    name: str
+    identify: Callable
+    open: Callable
+
+
+def _data_set(config):
+    split = config.split or 'train'
+
+    def opened():
+        images = inputs.dataset(config, split)
+        source = inputs.identity(config, split, images)  # taken before the images are read: they may change meanwhile
+        return source, len(images), (x for x, _ in inputs.in_order(config, images))
+
+    return Origin(config.dataset, lambda: inputs.identity(config, split), opened)
+
+
+def _npz(path):
+    def identify():
+        return dataset.npz_identity(path)
+
+    return Origin(path, identify, lambda: (identify(), *dataset.read_images(path)))
+
+
 class Cache(NamedTuple):
-    """A file made of the data set of a config. load: a function of (path, feature net)."""
+    """A file made of an `Origin`. load: a function of (path, feature net). named: whether --fid_cache names it."""
 
     path: str
     load: Callable
     save: Callable
+    named: bool
+
+
+def _caches(config):
+    """Return the `Origin` of what is compared with, and the caches of its statistics and of its features.
+
+    If --fid_cache is an npz of images, these are the origin. Statistics that lie in it too, as in guided-diffusion's
+    reference files, are taken as they are.
+    """
+    path, named = statistics_path(config), bool(config.fid_cache)
+    origin, beside = _data_set(config), path
+    if named and score.holds(path, 'arr_0'):
+        origin, beside, named = _npz(path), f'{path.removesuffix(".npz")}.{_how(config)}.npz', False
+        path = path if score.holds(path, 'mu', 'sigma') else beside
+    statistics = Cache(path, score.load_statistics, score.save_statistics, named or path == config.fid_cache)
+    return origin, statistics, _features_cache(beside, named)
 
 
 def load_statistics(config, feature_net, checked=True):
-    """Return the statistics at `statistics_path`, with all features that the metrics of --metrics need.
+    """Return the statistics to compare with, and with them all features that the metrics of --metrics need.
 
-    The features are in a file of their own beside it. Build, in one pass, what is missing, or stale and not named by
-    --fid_cache. checked: whether they must have been made from the data set, if the file says what it was made from.
+    They are at `statistics_path`, and the features in a file of their own beside it. Build, in one pass, what is
+    missing, or stale and not named by --fid_cache. checked: whether they must have been made from the data set, if the
+    file says what it was made from.
 
     Raises ScoreError if statistics are unusable, DataError if they cannot be built or compared.
     """
-    path, needs = statistics_path(config), score.needs_of(config.metrics)
+    needs, (origin, *caches) = score.needs_of(config.metrics), _caches(config)
     if 'features' not in needs:
-        (statistics,) = _made(config, feature_net, [Cache(path, score.load_statistics, score.save_statistics)], checked)
+        (statistics,) = _made(config, origin, feature_net, caches[:1], checked)
         return statistics
-    named = config.fid_cache and os.path.exists(path) and not os.path.exists(_beside(path))
-    if named and not (checked and score.load_statistics(path).source):
+    path, beside = (cache.path for cache in caches)
+    alone = caches[1].named and os.path.exists(path) and not os.path.exists(beside)
+    if alone and not (checked and score.load_statistics(path).source):
         wanting = ','.join(score.that_need('features', config.metrics))
         raise score.ScoreError(
             f'{path} does not keep the features of its images, which --metrics={wanting} needs: leave --fid_cache out '
             'to have them computed from the data set'
         )
-    caches = [Cache(path, score.load_statistics, score.save_statistics), _features_cache(path)]
-    statistics, features = _made(config, feature_net, caches, checked)
-    score.check_source(_beside(path), features.source, statistics.source)
+    statistics, features = _made(config, origin, feature_net, caches, checked)
+    score.check_source(beside, features.source, statistics.source)
     more = {field: load_features(config, feature_net, split).rows for field, split in SPLITS.items() if field in needs}
     return dataclasses.replace(statistics, features=features.rows, **more)
 
@@ -93,58 +144,67 @@ def load_features(config, feature_net, split):
     Raises as `load_statistics`.
     """
     config = replace(config, split=split, fid_cache='')
-    (features,) = _made(config, feature_net, [_features_cache(statistics_path(config))])
+    origin, _, cache = _caches(config)
+    (features,) = _made(config, origin, feature_net, [cache])
     return features
 
 
-def _beside(path):
-    return f'{path.removesuffix(".npz")}.features.npz'
+def _features_cache(path, named):
+    return Cache(f'{path.removesuffix(".npz")}.features.npz', score.load_features, score.save_features, named)
 
 
-def _features_cache(path):
-    return Cache(_beside(path), score.load_features, score.save_features)
-
-
-def _made(config, feature_net, caches, checked=True):
+def _made(config, origin, feature_net, caches, checked=True):
     """Return what each cache holds. Build those that need it in one pass."""
-    found = [_read(config, cache, feature_net, checked) for cache in caches]
+    found = [_read(config, origin, cache, feature_net, checked) for cache in caches]
     stale = {cache: why for cache, why in zip(caches, found, strict=True) if isinstance(why, str)}
     if stale:
-        _build(config, feature_net, stale)
+        _build(origin, feature_net, stale, spatial='mu_s' in score.needs_of(config.metrics))
         found = [cache.load(cache.path, feature_net) for cache in caches]
     return found
 
 
-def _read(config, cache, feature_net, checked):
-    """Return what a cache holds, or the text that says why it must be built. Raises StaleError for --fid_cache."""
+def _read(config, origin, cache, feature_net, checked):
+    """Return what a cache holds, or the text that says why it must be built.
+
+    Raises StaleError for one that --fid_cache names, and ScoreError for one that lacks spatial moments and must stay.
+    """
     if not os.path.exists(cache.path):
         return 'is missing'
     try:
         found = cache.load(cache.path, feature_net)
-        if checked and found.source and not distributed.local_rank():
-            score.check_source(cache.path, found.source, inputs.identity(config, config.split or 'train'))
-        return found
+        if (checked or not cache.named) and found.source and not distributed.local_rank():
+            score.check_source(cache.path, found.source, origin.identify())
     except score.StaleError as error:
-        if config.fid_cache:
+        if cache.named:
             raise
         return f'was {error.why}'
+    wanting = score.that_need('mu_s', config.metrics)
+    if wanting and cache.save is score.save_statistics and found.mu_s is None:
+        if cache.named or not found.source:
+            raise score.ScoreError(
+                f'{cache.path} holds no mu_s and sigma_s, which --metrics={",".join(wanting)} needs: move it away, and '
+                f'--stats --fid_protocol=tf --metrics={",".join(wanting)} builds it anew with them'
+            )
+        return 'has no mu_s and sigma_s'
+    return found
 
 
-def _build(config, feature_net, stale):
-    """Write caches in one pass over the data set. stale: {cache: why it must be built}."""
+def _build(origin, feature_net, stale, spatial):
+    """Write caches in one pass over the images.
+
+    stale: {cache: why it must be built}. spatial: whether statistics shall have the moments of spatial features.
+    """
     for cache, why in stale.items():
         score.check_writable(cache.path, why)
-    split = config.split or 'train'
-    images = inputs.dataset(config, split)
-    source = inputs.identity(config, split, images)  # taken before the images are read: they may change meanwhile
-    n, wants_features = len(images), False
+    source, n, images = origin.open()
+    wants_features, spatial = False, spatial and any(cache.save is score.save_statistics for cache in stale)
     for cache, why in stale.items():
-        text = f'{cache.path} {why}: building it from the {n} images of {config.dataset}'
+        text = f'{cache.path} {why}: building it from the {n} images of {origin.name}'
         if cache.save is score.save_features:
             wants_features, kept = True, min(n, score.KEPT)
             text += f', {4e-6 * kept * feature_net.dim:.1f} MB' + f' of {kept} of them' * (kept < n)
         logging.info(text)
-    batches = progress.counted(inputs.in_order(config, images), 'statistics', n, 'image')
-    built = score.build_statistics(feature_net, (x for x, _ in batches), n, features=wants_features)
+    batches = progress.counted(((x, None) for x in images), 'statistics', n, 'image')
+    built = score.build_statistics(feature_net, (x for x, _ in batches), n, features=wants_features, spatial=spatial)
     for cache in stale:
         cache.save(cache.path, dataclasses.replace(built, source=source))

@@ -12,7 +12,17 @@ from .files import ScoreError, check_writable
 from .inception import PROTOCOLS
 from .inception_score import get_inception_score
 from .kid import kept_indices, kernel_inception_distance, kid_interval
-from .metrics import METRICS, USUAL, Metric, compare_statistics, describe_figures, figure_names, needs_of, that_need
+from .metrics import (
+    ALIASES,
+    METRICS,
+    USUAL,
+    Metric,
+    compare_statistics,
+    describe_figures,
+    figure_names,
+    needs_of,
+    that_need,
+)
 from .neighbours import KEPT, authenticity, nearest, prdc
 from .points import sliced_wasserstein
 from .scorer import Scorer, build_statistics
@@ -21,6 +31,7 @@ from .statistics import (
     Moments,
     Statistics,
     exact_device,
+    holds,
     load_features,
     load_statistics,
     save_features,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from . import classifier, inception
+from . import classifier, dinov2, inception
 from .files import ScoreError, check_writable
 from .images import batches, check_images
 from .source import StaleError, check_source
@@ -43,6 +43,9 @@ PRECISIONS = {'fp32': full_fp32, 'bf16': lambda device: torch.autocast(device.ty
 class FeatureNet:
     """Computes head(trunk(prepare(x))): images [N, C, H, W] -> features float32 [N, dim], logits [N, num_classes].
 
+    Called with spatial=True, it returns spatial features, float32 [N, spatial_dim], as well; it has none if spatial_dim
+    is 0. If the network tells no classes, num_classes is 0.
+
     Images are uint8 in [0, 255] or float in [0, 1]; anything else raises ValueError. `made` says how the features are
     computed. It goes into every statistics file, and is compared with what a file says.
     """
@@ -58,14 +61,15 @@ class FeatureNet:
     trunk: Callable
     head: Callable
     test_accuracy: float | None = None
+    spatial_dim: int = 0
 
     @torch.inference_mode()
-    def __call__(self, images):
+    def __call__(self, images, spatial=False):
         x = self.prepare(check_images(images).to(self.device))
         with PRECISIONS[self.precision](self.device):
-            maps = self.trunk(x)
+            maps, *more = self.trunk(x, spatial=True) if spatial else (self.trunk(x),)
         with full_fp32(self.device):
-            return self.head(maps.float())
+            return *self.head(maps.float()), *(features.float() for features in more)
 
     @property
     def made(self):
@@ -82,15 +86,19 @@ class FeatureNet:
 
 
 def assemble(network, precision, device, **fields):
-    """Makes a FeatureNet of `network`, whose last layer is `fc`. Raises ValueError for an unknown precision."""
+    """Makes a FeatureNet of `network`. Raises ValueError for an unknown precision.
+
+    The sizes of its last layer, `fc`, are those of the features and the logits, unless fields has them.
+    """
     if precision not in PRECISIONS:
         raise ValueError(f'precision must be one of {sorted(PRECISIONS)}, got {precision!r}')
     device = torch.device(device)
     network = network.to(device)
     if precision == 'bf16':  # fp32 keeps the layout of the reference, because another one reorders its sums
         network = network.to(memory_format=torch.channels_last)
-    size = {'dim': network.fc.in_features, 'num_classes': network.fc.out_features}
-    return FeatureNet(precision=precision, device=device, trunk=network, head=network.head, **size, **fields)
+    if 'dim' not in fields:
+        fields |= {'dim': network.fc.in_features, 'num_classes': network.fc.out_features}
+    return FeatureNet(precision=precision, device=device, trunk=network, head=network.head, **fields)
 
 
 def inception_net(weights=None, *, protocol='pytorch', precision='fp32', device='cpu', sha256=inception.WEIGHTS_SHA256):
@@ -105,6 +113,8 @@ def inception_net(weights=None, *, protocol='pytorch', precision='fp32', device=
         raise ValueError(f'protocol must be one of {sorted(inception.PROTOCOLS)}, got {protocol!r}')
     network, digest = inception.load_inception(weights, sha256)
     how = {'protocol': protocol, 'prepare': inception.PROTOCOLS[protocol]}
+    if protocol == 'tf':  # sFID is published under this protocol alone
+        how['spatial_dim'] = network.spatial_dim
     return assemble(network, precision, device, name='inception', weights_hash=digest, **how)
 
 
@@ -134,6 +144,19 @@ def classifier_net(weights, *, precision='fp32', device='cpu', data=None, source
     return assemble(network, precision, device, name='classifier', weights_hash=digest, test_accuracy=accuracy, **how)
 
 
+def dinov2_net(weights=None, *, precision='fp32', device='cpu', sha256=dinov2.WEIGHTS_SHA256):
+    """Makes a FeatureNet of DINOv2 ViT-L/14: 1024 features, no classes. FID of them is FD-DINOv2 (arXiv:2306.04675).
+
+    weights: the path of the published weights, by default torch's hub cache, into which they are downloaded once.
+    precision: a key of PRECISIONS. sha256: see `load_dinov2`.
+
+    Raises ScoreError for unusable weights or without timm, ValueError for an unknown precision.
+    """
+    network, digest = dinov2.load_dinov2(weights, sha256)
+    how = {'protocol': 'dgm-eval', 'prepare': dinov2.dinov2_input, 'dim': network.dim, 'num_classes': 0}
+    return assemble(network, precision, device, name='dinov2', weights_hash=digest, **how)
+
+
 def _unusable(path, source):
     """Says why the classifier at `path` must be trained, such as 'is missing'; '' if it can be used."""
     if not Path(path).is_file():
@@ -145,7 +168,7 @@ def _unusable(path, source):
     return ''
 
 
-FEATURE_NETS = {'inception': inception_net, 'classifier': classifier_net}
+FEATURE_NETS = {'inception': inception_net, 'classifier': classifier_net, 'dinov2': dinov2_net}
 
 
 def standard_pass(name, images, num_images, batch_size, verbose, parallel, net):

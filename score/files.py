@@ -73,6 +73,51 @@ def download(url, path, sha256=None):
         socket.setdefaulttimeout(timeout)
 
 
+def published_file(what, url, name, sha256, path=None):
+    """Returns the path of published weights: `path` or, by default, that in torch's hub cache, downloaded once.
+
+    what: whose weights they are. name: that of the file in the cache. sha256: see `download`.
+
+    Raises ScoreError, saying where to get the file and where to put it, if there is none and it cannot be downloaded.
+    """
+    if path is not None:
+        file = Path(path).expanduser()
+        if not file.is_file():
+            raise ScoreError(f'{file}: no such file; get the {what} weights from {url} and put them there')
+        return file
+    file = Path(torch.hub.get_dir(), 'checkpoints', name)
+    if not file.is_file():
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # This writes to a temporary name, checks the hash, and renames. It leaves nothing if there is an error.
+            download(url, file, sha256)
+        except (OSError, RuntimeError) as error:
+            raise ScoreError(
+                f'no {what} weights ({error}): get {url} elsewhere and put it at {file}, or give its path'
+            ) from None
+    return file
+
+
+def checked_digest(file, sha256, url):
+    """Returns the SHA-256 of a file. Raises ScoreError if it does not begin with these digits; '' admits any file."""
+    digest = file_digest(file)
+    if not digest.startswith(sha256):
+        raise ScoreError(
+            f'{file}: sha256 begins with {digest[:8]}, not {sha256[:8]}: truncated, or not the published weights; '
+            f'replace it by {url}'
+        )
+    return digest
+
+
+def fill(network, state, file, what):
+    """Loads a state dict into a network on the meta device. Raises ScoreError if it is not `what` it should be."""
+    try:
+        network.load_state_dict(state, strict=True, assign=True)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = ' '.join(str(error).split())[:160]
+        raise ScoreError(f'{file}: not {what} ({reason})') from None
+
+
 def load_torch(path):
     """Loads tensors and plain containers on the CPU, nothing else. Raises ScoreError for a missing or damaged file."""
     try:

@@ -1,11 +1,9 @@
 """Prepares the input of the FID Inception and loads its weights. The network is in inception_network.py."""
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 
-from .files import ScoreError, download, file_digest, load_torch
+from .files import checked_digest, fill, load_torch, published_file
 from .images import eight_bit, rgb, unit_range
 
 INPUT_SIZE = 299
@@ -55,26 +53,8 @@ PROTOCOLS = {'pytorch': pytorch_input, 'tf': tf_input}
 
 
 def weights_file(path=None):
-    """Returns the path of the weights: `path` or, if it is None, that in torch's hub cache. They are downloaded once.
-
-    Raises ScoreError, saying where to get the file and where to put it, if there is none and it cannot be downloaded.
-    """
-    if path is not None:
-        file = Path(path).expanduser()
-        if not file.is_file():
-            raise ScoreError(f'{file}: no such file; get the Inception weights from {WEIGHTS_URL} and put them there')
-        return file
-    file = Path(torch.hub.get_dir(), 'checkpoints', WEIGHTS_NAME)
-    if not file.is_file():
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            # This writes to a temporary name, checks the hash, and renames. It leaves nothing if there is an error.
-            download(WEIGHTS_URL, file, WEIGHTS_SHA256)
-        except (OSError, RuntimeError) as error:
-            raise ScoreError(
-                f'no Inception weights ({error}): get {WEIGHTS_URL} elsewhere and put it at {file}, or give its path'
-            ) from None
-    return file
+    """Returns the path of the weights, as `published_file` does."""
+    return published_file('Inception', WEIGHTS_URL, WEIGHTS_NAME, WEIGHTS_SHA256, path)
 
 
 def load_inception(path=None, sha256=WEIGHTS_SHA256):
@@ -86,20 +66,11 @@ def load_inception(path=None, sha256=WEIGHTS_SHA256):
     Raises ScoreError if the file is missing, damaged or a different one.
     """
     file = weights_file(path)
-    digest = file_digest(file)
-    if not digest.startswith(sha256):
-        raise ScoreError(
-            f'{file}: sha256 begins with {digest[:8]}, not {sha256}: truncated, or not the published weights; '
-            f'replace it by {WEIGHTS_URL}'
-        )
+    digest = checked_digest(file, sha256, WEIGHTS_URL)
     from .inception_network import FIDInception  # imported here because torchvision takes a second
 
     state = load_torch(file)
     with torch.device('meta'):  # these weights are replaced: spend no memory, time or draw from the generator
         network = FIDInception()
-    try:
-        network.load_state_dict(state, strict=True, assign=True)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        reason = ' '.join(str(error).split())[:160]
-        raise ScoreError(f"{file}: not the FID Inception's state dict ({reason}); get {WEIGHTS_URL}") from None
+    fill(network, state, file, f"the FID Inception's state dict; get {WEIGHTS_URL}")
     return network.float().eval().requires_grad_(False), digest

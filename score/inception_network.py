@@ -55,7 +55,10 @@ class FIDInception(v3.Inception3):
     `head(net(x))` gives features and logits.
 
     forward: [N, 3, 299, 299] in [-1, 1] -> maps [N, 2048, 8, 8]; head: maps -> features [N, 2048], logits [N, 1008].
+    With spatial=True, forward returns (maps, spatial features [N, 2023]).
     """
+
+    spatial_dim = 17 * 17 * 7
 
     def __init__(self, num_classes=1008):
         blocks = [v3.BasicConv2d, BlockA, v3.InceptionB, BlockC, v3.InceptionD, BlockE, v3.InceptionAux]
@@ -63,12 +66,27 @@ class FIDInception(v3.Inception3):
         # The published graph pools its last block like this, and published scores rest on it.
         self.Mixed_7c.pool = max_pool
 
-    def forward(self, x):
+    def forward(self, x, spatial=False):
         # torchvision registers its layers in the order that they run in.
         *layers, _avgpool, _dropout, _fc = self.children()
+        features = None
         for layer in layers:
+            if spatial and layer is self.Mixed_6d:
+                features = self._spatial(x)
             x = layer(x)
-        return x  # [N, 2048, 8, 8]
+        return (x, features) if spatial else x  # [N, 2048, 8, 8]
+
+    def _spatial(self, x):
+        """Computes the features of sFID (Nash et al. 2021, arXiv:2103.03841) from the input of Mixed_6d.
+
+        They are the first 7 channels of the graph's mixed_6/conv, the 1x1 convolution of the block that torchvision
+        calls Mixed_6d, after its ReLU. They are laid out as in the graph, channels last, as in the statistics that
+        guided-diffusion publishes.
+
+        x: [N, 768, 17, 17]. Returns [N, 2023]: row, column, channel.
+        """
+        maps = self.Mixed_6d.branch1x1(x)[:, :7]  # [N, 7, 17, 17]
+        return maps.permute(0, 2, 3, 1).flatten(1)
 
     def head(self, maps):
         """Computes features = mean over space, and logits = W features, without the bias of fc.

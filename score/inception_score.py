@@ -11,15 +11,18 @@ class SplitSums:
     """Sums p, p log p and the count of each split, in float64. The Inception Score needs nothing else of the images.
 
     Split s holds the images [s N // splits, (s + 1) N // splits) in the order of generation. So N, the number of
-    images, must be known at the start.
+    images, must be known at the start. If a size takes the place of the number of splits, every split but the last
+    holds that many images, as in guided-diffusion's evaluator.
 
     Raises Unscorable if a split would be empty.
     """
 
-    def __init__(self, num_images, splits, num_classes, device='cpu'):
+    def __init__(self, num_images, splits, num_classes, device='cpu', *, size=None):
+        if size:
+            splits = -(-num_images // size)
         if not 1 <= splits <= num_images:
             raise Unscorable(f'{splits} splits need at least {max(splits, 1)} images, got {num_images}')
-        ends = [(s + 1) * num_images // splits for s in range(splits)]
+        ends = [min((s + 1) * size, num_images) if size else (s + 1) * num_images // splits for s in range(splits)]
         self.num_images = num_images
         self.ends = torch.tensor(ends, device=device)
         self.p = torch.zeros(splits, num_classes, dtype=torch.float64, device=device)

@@ -22,7 +22,8 @@ class Gathered:
 
     mu, sigma: the mean [d] and the covariance [d, d] of the features, float64. sample: some of the features, [m, d].
     features: all of them, up to 50,000, [m, d].
-    class_probabilities: the sums of p(y|x) and of p(y|x) log p(y|x) over each split.
+    class_probabilities: the sums of p(y|x) and of p(y|x) log p(y|x) over each split. probabilities_of_5000: the same
+    over splits of 5,000 images. mu_s, sigma_s: the mean and the covariance of the spatial features, float64.
     """
 
     mu: np.ndarray | None = None
@@ -30,6 +31,9 @@ class Gathered:
     sample: torch.Tensor | None = None
     features: torch.Tensor | None = None
     class_probabilities: SplitSums | None = None
+    probabilities_of_5000: SplitSums | None = None
+    mu_s: np.ndarray | None = None
+    sigma_s: np.ndarray | None = None
 
 
 class Metric(NamedTuple):
@@ -37,8 +41,8 @@ class Metric(NamedTuple):
 
     figures: {name: how its value is printed}. A text that starts with a colon follows the name of the figure. Any other
         follows the figure before, as that of a standard deviation or a standard error does.
-    needs: the fields of `Gathered` that compute uses. Those that a `Statistics` has too (mu, sigma, sample, features)
-        are needed of the reference as well. Some are of a `Statistics` alone (training, held_out).
+    needs: the fields of `Gathered` that compute uses. Those that a `Statistics` has too (mu, sigma, sample, features,
+        mu_s, sigma_s) are needed of the reference as well. Some are of a `Statistics` alone (training, held_out).
     compute: the function (ours, reference, use_torch) of a `Gathered` and a `Statistics` that returns one value per
         figure. use_torch: whether to do the linear algebra on the GPU.
     about: what is printed behind the figures on a line of their own, with the numbers of features that
@@ -60,8 +64,17 @@ def _fid(ours, reference, use_torch):
     return (distance,)
 
 
+def _sfid(ours, reference, use_torch):
+    theirs = reference.mu_s, reference.sigma_s
+    return (calculate_frechet_distance(ours.mu_s, ours.sigma_s, *theirs, use_torch=use_torch),)
+
+
 def _inception_score(ours, reference, use_torch):
     return ours.class_probabilities.score()
+
+
+def _inception_score_of_5000(ours, reference, use_torch):
+    return ours.probabilities_of_5000.score()[:1]
 
 
 def _beside(features, array):
@@ -80,14 +93,28 @@ def _prdc(ours, reference, use_torch):
     return prdc(ours.features, _beside(ours.features, reference.features))
 
 
+def _precision_recall(ours, reference, use_torch):
+    return _prdc(ours, reference, use_torch)[:4]
+
+
 def _authenticity(ours, reference, use_torch):
     real = reference.training, reference.held_out
     return authenticity(ours.features, *(_beside(ours.features, side) for side in real))
 
 
+def _with_errors(*names):
+    return {figure: text for name in names for figure, text in ((name, ': {:.4f}'), (f'{name}_se', '({:.4f})'))}
+
+
+MANIFOLD = f'Precision_k{MANIFOLD_K}', f'Recall_k{MANIFOLD_K}'
+
 METRICS = {
     'is': Metric({'IS': ':{:7.3f}', 'IS_std': '({:.3f})'}, needs=('class_probabilities',), compute=_inception_score),
+    'is_5000': Metric(
+        {'IS_splits_of_5000': ':{:7.3f}'}, needs=('probabilities_of_5000',), compute=_inception_score_of_5000
+    ),
     'fid': Metric({'FID': ':{:8.3f}'}, needs=('mu', 'sigma'), compute=_fid),
+    'sfid': Metric({'sFID': ':{:8.3f}'}, needs=('mu_s', 'sigma_s'), compute=_sfid),
     'kid': Metric({'KID': ': {:.5f}', 'KID_std': '({:.5f})'}, needs=('sample',), compute=_kid),
     'kid_interval': Metric(
         {'KID_all': ': {:.5f}', 'KID_all_low': ' (95%: {:.5f}', 'KID_all_high': ' to {:.5f})'},
@@ -95,17 +122,14 @@ METRICS = {
         compute=_kid_interval,
         about=' (n {n_sample} against {n_reference_sample})',
     ),
+    'precision_recall': Metric(
+        _with_errors(*MANIFOLD),
+        needs=('features',),
+        compute=_precision_recall,
+        about=' (n {n_features} against {n_reference})',
+    ),
     'prdc': Metric(
-        {
-            figure: text
-            for name in (
-                f'Precision_k{MANIFOLD_K}',
-                f'Recall_k{MANIFOLD_K}',
-                f'Density_k{DENSITY_K}',
-                f'Coverage_k{DENSITY_K}',
-            )
-            for figure, text in ((name, ': {:.4f}'), (f'{name}_se', '({:.4f})'))
-        },
+        _with_errors(*MANIFOLD, f'Density_k{DENSITY_K}', f'Coverage_k{DENSITY_K}'),
         needs=('features',),
         compute=_prdc,
         about=' (n {n_features} against {n_reference})',
@@ -118,6 +142,8 @@ METRICS = {
     ),
 }
 USUAL = ('fid', 'is', 'kid')  # those that are computed if none are named
+# A name for several: what guided-diffusion's evaluator prints, in its order.
+ALIASES = {'openai': ['is_5000', 'fid', 'sfid', 'precision_recall']}
 
 
 def needs_of(metrics):
@@ -132,18 +158,19 @@ def that_need(need, metrics):
 
 def figure_names():
     """Lists the figures of all metrics."""
-    return tuple(figure for metric in METRICS.values() for figure in metric.figures)
+    return tuple(dict.fromkeys(figure for metric in METRICS.values() for figure in metric.figures))
 
 
-def describe_figures(result, label):
+def describe_figures(result, label, metrics=None):
     """Lists the lines to print: the figures that have a value, in the order of `METRICS`.
 
     A metric that says more of its figures has a line of its own. The other metrics share the first line.
 
     result: {figure: value}, as `Scorer.result` returns it. label: a function that gives the printed name of a figure.
+    metrics: the names of those that were computed, by default of all.
     """
     shared, lines = [], []
-    for metric in METRICS.values():
+    for metric in (metric for name, metric in METRICS.items() if metrics is None or name in metrics):
         parts = []
         for name, text in metric.figures.items():
             if result.get(name) is not None:
@@ -188,4 +215,5 @@ def compare_statistics(statistics, reference, use_torch=False, *, metrics=USUAL)
     The figures that need the images themselves, such as the Inception Score, are None.
     """
     sample = None if statistics.sample is None else torch.from_numpy(statistics.sample)
-    return compute_figures(metrics, Gathered(statistics.mu, statistics.sigma, sample), reference, use_torch)
+    moments = {key: getattr(statistics, key) for key in ('mu', 'sigma', 'mu_s', 'sigma_s')}
+    return compute_figures(metrics, Gathered(sample=sample, **moments), reference, use_torch)

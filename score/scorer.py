@@ -2,10 +2,12 @@
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
+from .files import Unscorable
 from .inception_score import SplitSums
 from .kid import FeatureSample
 from .metrics import METRICS, USUAL, Gathered, compute_figures, needs_of
@@ -17,7 +19,8 @@ class Part(NamedTuple):
     """Describes what a `Scorer` gathers in one object, which has the methods update and reduce.
 
     make: the function of the scorer and the number of splits that makes the object. takes: what its update takes of a
-    batch: features, logits or index. gives: {field of `Gathered`: the function of the object that computes it}.
+    batch: features, logits, spatial or index. gives: {field of `Gathered`: the function of the object that computes
+    it}.
     """
 
     make: Callable
@@ -35,6 +38,16 @@ PARTS = {
         lambda scorer, splits: SplitSums(scorer.num_images, splits, scorer.net.num_classes, scorer.device),
         ('logits', 'index'),
         {'class_probabilities': lambda part: part},
+    ),
+    'sums_of_5000': Part(
+        lambda scorer, splits: SplitSums(scorer.num_images, None, scorer.net.num_classes, scorer.device, size=5000),
+        ('logits', 'index'),
+        {'probabilities_of_5000': lambda part: part},
+    ),
+    'spatial_moments': Part(
+        lambda scorer, splits: Moments(scorer.net.spatial_dim, scorer.device),
+        ('spatial',),
+        {'mu_s': lambda part: part.mean.cpu().numpy(), 'sigma_s': lambda part: part.covariance().cpu().numpy()},
     ),
     'sample': Part(
         lambda scorer, splits: FeatureSample(scorer.num_images, scorer.net.dim, scorer.device),
@@ -58,7 +71,8 @@ class Scorer:
     net: a FeatureNet. num_images: how many images will come, over all processes. splits: the number of splits of the
     Inception Score. metrics: keys of `METRICS`; only what they need is gathered, once for all of them.
 
-    Raises ValueError if a metric is not known, or if there are fewer images than splits.
+    Raises ValueError if a metric is not known, if it needs spatial features and the net gives none, or if there are
+    fewer images than splits.
     """
 
     def __init__(self, net, num_images, splits=10, *, metrics=USUAL):
@@ -66,9 +80,15 @@ class Scorer:
         if unknown := [name for name in self.metrics if name not in METRICS]:
             raise ValueError(f'metrics must be some of {", ".join(METRICS)}, not {unknown[0]}')
         needs = needs_of(self.metrics)
+        if 'mu_s' in needs and not net.spatial_dim:
+            raise Unscorable(f'{net.name} gives no spatial features under the {net.protocol} protocol')
         self.net, self.num_images = net, num_images
         self.seen = 0  # images of this process and, after `reduce`, of all
         self.device = exact_device(net.device)
+        if not net.num_classes:
+            needs -= {'class_probabilities', 'probabilities_of_5000'}
+            if self.metrics and not needs:
+                raise Unscorable(f'{net.name} tells no classes, which {", ".join(self.metrics)} needs')
         self.parts = {name: part.make(self, splits) for name, part in PARTS.items() if needs & part.gives.keys()}
 
     def update(self, images, index=None):
@@ -85,8 +105,8 @@ class Scorer:
             raise ValueError(f'{len(images)} images came with {len(index)} indices')
         if len(index) and not 0 <= index.min() <= index.max() < self.num_images:
             raise ValueError(f'images {index.min()} to {index.max()} came, {self.num_images} were announced, from 0')
-        features, logits = self.net(images)
-        batch = {'features': features, 'logits': logits, 'index': index}
+        features, logits, *spatial = self.net(images, spatial='spatial_moments' in self.parts)
+        batch = {'features': features, 'logits': logits, 'index': index} | ({'spatial': spatial[0]} if spatial else {})
         batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
         for name, part in self.parts.items():
             part.update(*(batch[key] for key in PARTS[name].takes))
@@ -117,8 +137,8 @@ class Scorer:
         """
         ours = self.gathered()
         sample, features = (None if x is None else x.cpu().numpy() for x in (ours.sample, ours.features))
-        made = {'n': self.num_images, **self.net.made}
-        return Statistics(ours.mu, ours.sigma, made, sample, features=features)
+        made, spatial = {'n': self.num_images, **self.net.made}, {'mu_s': ours.mu_s, 'sigma_s': ours.sigma_s}
+        return Statistics(ours.mu, ours.sigma, made, sample, features=features, **spatial)
 
     def inception_score(self):
         """Returns (IS, its standard deviation over the splits)."""
@@ -128,30 +148,39 @@ class Scorer:
         """Returns the FID against `reference`, a Statistics. use_torch: whether to do the linear algebra on the GPU."""
         return compute_figures(['fid'], self.gathered(), reference, use_torch)['FID']
 
-    def result(self, reference, use_torch=False):
+    def result(self, reference, use_torch=False, known=None):
         """Returns the figures of all metrics against `reference`, a Statistics, and the number of images as 'n'.
 
         By default: {'FID', 'IS', 'IS_std', 'KID', 'KID_std', 'n'}. A figure is None, with a warning, if the reference
-        lacks what it needs.
+        or the net lacks what it needs. known: a Statistics whose moments take the place of those of the images, with n.
         """
-        ours = self.gathered()
+        ours, n = self.gathered(), self.num_images
+        if known:
+            moments = {key: getattr(known, key) for key in ('mu', 'sigma', 'mu_s', 'sigma_s')}
+            ours = replace(ours, **{key: value for key, value in moments.items() if value is not None})
+            n = known.made.get('n')
         for name in self.metrics:
-            if lacks := METRICS[name].lacks(reference):
-                held = 'mu and sigma only' if 'sample' in lacks else 'no features'
+            if METRICS[name].lacks(ours):
+                why = f'{self.net.name} tells no classes'
+            elif lacks := METRICS[name].lacks(reference):
+                held = 'no features' if 'features' in lacks else f'no {" and no ".join(lacks)}'
+                held = 'mu and sigma only' if 'sample' in lacks else held
                 why = f'the statistics hold {held}; build them anew to have it'
-                warnings.warn(f'no {next(iter(METRICS[name].figures))}: {why}', stacklevel=2)
-        return compute_figures(self.metrics, ours, reference, use_torch) | {'n': self.num_images}
+            else:
+                continue
+            warnings.warn(f'no {next(iter(METRICS[name].figures))}: {why}', stacklevel=2)
+        return compute_figures(self.metrics, ours, reference, use_torch) | {'n': n}
 
 
-def build_statistics(net, image_batches, num_images, *, features=False):
+def build_statistics(net, image_batches, num_images, *, features=False, spatial=False):
     """Computes the Statistics of a data set, which must give every image once, in any order.
 
     image_batches: iterable of [n, C, H, W], uint8 or float in [0, 1], num_images in all. features: whether
-    to keep them, up to 50,000.
+    to keep them, up to 50,000. spatial: whether to compute the moments of spatial features too.
 
     Raises ValueError for unusable images, fewer than two, or another number of them.
     """
-    scorer = Scorer(net, num_images, metrics=('fid', 'kid', 'prdc') if features else ('fid', 'kid'))
+    scorer = Scorer(net, num_images, metrics=['fid', 'kid', *['prdc'] * features, *['sfid'] * spatial])
     for images in image_batches:
         scorer.update(images)
     return scorer.statistics()

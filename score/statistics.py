@@ -2,6 +2,7 @@
 
 import json
 import warnings
+import zipfile
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -68,7 +69,8 @@ class Statistics:
     mu: [d], sigma: [d, d], float64. made: how the features were computed, a dict with any of MADE_KEYS. sample: float32
     [m, d], some of the features themselves, which KID needs, or None. source: a dict that says what the images were,
     for `check_source`, or None. features: float32 [m, d], all features, up to 50,000, or None. They have a file of
-    their own. training, held_out: the same of the training set and of images that no model was trained on.
+    their own. training, held_out: the same of the training set and of images that no model was trained on. mu_s,
+    sigma_s: the moments of the spatial features, which sFID needs, or None.
     """
 
     mu: np.ndarray
@@ -79,6 +81,8 @@ class Statistics:
     features: np.ndarray | None = None
     training: np.ndarray | None = None
     held_out: np.ndarray | None = None
+    mu_s: np.ndarray | None = None
+    sigma_s: np.ndarray | None = None
 
 
 def check_gaussian(mu, sigma):
@@ -95,11 +99,16 @@ def check_gaussian(mu, sigma):
 def save_statistics(path, statistics):
     """Writes statistics to an npz file, whole or not at all; pytorch-ddpm and pytorch-fid can read mu and sigma.
 
+    The spatial moments have guided-diffusion's names, mu_s and sigma_s.
+
     Raises ValueError if mu and sigma are no Gaussian.
     """
     check_gaussian(statistics.mu, statistics.sigma)
     more = {} if statistics.sample is None else {'sample': statistics.sample}
     more |= {} if statistics.source is None else {'source': json.dumps(statistics.source)}
+    if statistics.mu_s is not None:
+        check_gaussian(statistics.mu_s, statistics.sigma_s)
+        more |= {'mu_s': statistics.mu_s, 'sigma_s': statistics.sigma_s}
     with atomic_write(path) as f:
         np.savez(f, mu=statistics.mu, sigma=statistics.sigma, **statistics.made, **more)
 
@@ -108,26 +117,42 @@ def load_statistics(path, net=None):
     """Reads the statistics that `save_statistics` wrote, or any npz with mu and sigma. float32 is cast, with a warning.
 
     net: the FeatureNet that they will be compared with. What the file says about how it was made must agree with the
-    net. If a file says nothing, as pytorch-ddpm's do, only the number of features is checked.
+    net. If a file says nothing, as pytorch-ddpm's do, only the number of features is checked. guided-diffusion's are
+    told by their spatial moments: they are Inception's, under the tf protocol.
 
     Raises ScoreError if the file is missing, damaged or no Gaussian, StaleError if it was made in another way.
     """
-    arrays, made, source = _read(path, ('mu', 'sigma'), ('sample',), FILE_BYTES)
-    mu, sigma, sample = arrays['mu'], arrays['sigma'], arrays.get('sample')
-    if {mu.dtype, sigma.dtype} != {np.dtype(np.float64)}:
-        warnings.warn(f'{path}: {sigma.dtype} statistics limit FID to about 3 decimals; build them anew', stacklevel=2)
+    spatial = 'mu_s', 'sigma_s'
+    arrays, made, source = _read(path, ('mu', 'sigma'), ('sample', *spatial), FILE_BYTES)
+    sample, pairs = arrays.get('sample'), [('mu', 'sigma')] + [spatial] * any(key in arrays for key in spatial)
+    if spatial in pairs:
+        made = {'feature_net': 'inception', 'protocol': 'tf'} | made
     try:
-        if {mu.dtype.kind, sigma.dtype.kind} != {'f'}:
-            raise ValueError(f'mu and sigma must be floats, not {mu.dtype} and {sigma.dtype}')
-        mu, sigma = mu.astype(np.float64), sigma.astype(np.float64)
-        check_gaussian(mu, sigma)
+        mu, sigma, *spatial = (part for names in pairs for part in _gaussian(path, arrays, *names))
         if sample is not None and (sample.shape[1:] != mu.shape or sample.dtype.kind != 'f'):
             raise ValueError(f'sample must be floats [m, {len(mu)}], got {sample.dtype} {list(sample.shape)}')
     except ValueError as error:
         raise ScoreError(f'{path}: {error}; build it anew') from None
     if net is not None:
         check_made(path, len(mu), made, net)
-    return Statistics(mu, sigma, made, sample, source)
+        if spatial and net.spatial_dim not in (0, len(spatial[0])):
+            raise ScoreError(f'{path}: {len(spatial[0])} spatial features, not {net.spatial_dim}; build it anew')
+    return Statistics(mu, sigma, made, sample, source, **dict(zip(('mu_s', 'sigma_s'), spatial, strict=False)))
+
+
+def _gaussian(path, arrays, *names):
+    """Returns the mean and the covariance of these names in float64. Raises ValueError if they are no Gaussian."""
+    mu, sigma = (arrays.get(name) for name in names)
+    if mu is None or sigma is None:
+        raise ValueError('it holds only one of {} and {}'.format(*names))
+    if {mu.dtype.kind, sigma.dtype.kind} != {'f'}:
+        raise ValueError('{} and {} must be floats, not {} and {}'.format(*names, mu.dtype, sigma.dtype))
+    if sigma.dtype != np.float64:
+        text = f'{path}: {sigma.dtype} statistics limit FID to about 3 decimals; build them anew'
+        warnings.warn(text, stacklevel=4)
+    mu, sigma = mu.astype(np.float64), sigma.astype(np.float64)
+    check_gaussian(mu, sigma)
+    return mu, sigma
 
 
 class Features(NamedTuple):
@@ -157,6 +182,15 @@ def load_features(path, net):
         raise ScoreError(f'{path}: features must be float32 [m, d], got {found}; build it anew')
     check_made(path, rows.shape[1], made, net)
     return Features(rows, made, source)
+
+
+def holds(path, *names):
+    """Returns whether a file is an npz with arrays of these names."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {f'{name}.npy' for name in names} <= set(archive.namelist())
+    except Exception:  # a broken table of contents makes zipfile raise nearly anything
+        return False
 
 
 def _read(path, needed, optional, limit):

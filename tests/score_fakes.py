@@ -26,8 +26,8 @@ def random_inception_state(seed=0):
     return net.state_dict()
 
 
-def small_net(dim=6, num_classes=5, seed=0, **fields):
-    """Return a FeatureNet that costs nothing: f(x) = relu(W x) of 4x4 images, logits V f(x).
+def small_net(dim=6, num_classes=5, seed=0, *, spatial_dim=0, **fields):
+    """Return a FeatureNet that costs nothing: f(x) = relu(W x) of 4x4 images, logits V f(x), spatial features U x.
 
     It computes in float64: on some CPUs the last bits of a float32 product depend on the batch size, and tests compare
     results of the same images up to float64's rounding.
@@ -35,13 +35,20 @@ def small_net(dim=6, num_classes=5, seed=0, **fields):
     generator = torch.Generator().manual_seed(seed)
     w = torch.randn(48, dim, generator=generator).double()
     v = torch.randn(dim, num_classes, generator=generator).double()
+    u = torch.randn(48, spatial_dim, generator=generator).double()
     made = {'name': 'inception', 'weights_hash': 'w', 'protocol': 'pytorch', 'precision': 'fp32', **fields}
+
+    def trunk(x, spatial=False):
+        x = x.double().flatten(1)
+        return ((x @ w).relu(), x @ u) if spatial else (x @ w).relu()
+
     return FeatureNet(
         dim=dim,
         num_classes=num_classes,
+        spatial_dim=spatial_dim,
         device=torch.device('cpu'),
         prepare=unit_range,
-        trunk=lambda x: (x.double().flatten(1) @ w).relu(),
+        trunk=trunk,
         head=lambda maps: (maps, (maps.double() @ v).float()),
         **made,
     )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from score_fakes import random_inception_state
 
-from score import FEATURE_NETS, PROTOCOLS, ScoreError
+from score import FEATURE_NETS, PROTOCOLS, ScoreError, build_statistics
 from score.features import PRECISIONS
 from score.inception import WEIGHTS_NAME, WEIGHTS_SHA256, WEIGHTS_URL, load_inception, tensorflow_bilinear, weights_file
 
@@ -73,6 +73,32 @@ def test_tf_protocol_end_to_end_against_torch_fidelity(nets, torch_fidelity_net,
     assert largest_error(features, expected) < 1e-5
     assert largest_error(logits, unbiased) < 1e-5
     assert largest_error(logits, biased) > 1e-2  # fc's bias would show
+
+
+def test_spatial_features_are_those_of_the_graphs_mixed_6_conv(nets, torch_fidelity_net, images):
+    # torch-fidelity's conversion of the graph gives the weights of mixed_6/conv to Mixed_6d.branch1x1.
+    seen = []
+    handle = torch_fidelity_net.Mixed_6d.branch1x1.register_forward_hook(lambda _, __, maps: seen.append(maps))
+    torch_fidelity_net(images)
+    handle.remove()
+    expected = seen[0].permute(0, 2, 3, 1)[..., :7].reshape(6, -1)  # as in the graph, channels are last
+    features, logits, spatial = nets['tf'](images, spatial=True)
+    assert spatial.shape == (6, nets['tf'].spatial_dim) == (6, 2023) and spatial.dtype == torch.float32
+    assert largest_error(spatial, expected) < 1e-5 and (spatial.std(0) > 0).float().mean() > 0.5
+    assert all(torch.equal(*pair) for pair in zip(nets['tf'](images), (features, logits), strict=True))
+    assert nets['pytorch'].spatial_dim == 0  # sFID is not defined there
+
+
+def test_spatial_features_equal_pytorch_fids_network_bit_for_bit(nets, pytorch_fid_net, images):
+    blocks = torch.nn.Sequential(*pytorch_fid_net.blocks[:2], *pytorch_fid_net.blocks[2][:6])  # up to Mixed_6c
+    mixed_6d = pytorch_fid_net.blocks[2][6]
+    with torch.no_grad():
+        expected = mixed_6d.branch1x1(blocks(PROTOCOLS['tf'](images)))[:, :7]  # [6, 7, 17, 17]
+    spatial = nets['tf'](images, spatial=True)[2]
+    assert torch.equal(spatial.view(6, 17, 17, 7).permute(0, 3, 1, 2), expected)
+    built, theirs = build_statistics(nets['tf'], [images], 6, spatial=True), spatial.double()
+    assert largest_error(torch.from_numpy(built.mu_s), theirs.mean(0)) < 1e-5
+    assert largest_error(torch.from_numpy(built.sigma_s), theirs.T.cov()) < 1e-5
 
 
 def test_tf_input_is_torch_fidelitys_bit_for_bit(images):

@@ -294,7 +294,7 @@ def test_a_scorer_gathers_what_its_metrics_need_and_no_more(reference, metrics, 
 
 
 def test_an_unknown_metric_is_refused():
-    with pytest.raises(ValueError, match='metrics must be some of is, fid, kid.*, not fod'):
+    with pytest.raises(ValueError, match='metrics must be some of is, is_5000, fid, sfid, kid.*, not fod'):
         Scorer(small_net(), 30, metrics=['fid', 'fod'])
 
 
