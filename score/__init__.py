@@ -12,7 +12,19 @@ from .files import ScoreError, check_writable
 from .inception import PROTOCOLS
 from .inception_score import get_inception_score
 from .kid import kept_indices, kernel_inception_distance, kid_interval
-from .metrics import METRICS, USUAL, Metric, compare_statistics, describe_figures, figure_names, needs_of, that_need
+from .metrics import (
+    METRICS,
+    USUAL,
+    Metric,
+    compare_statistics,
+    describe_figures,
+    figure_names,
+    main_figures,
+    needs_of,
+    ranking,
+    that_need,
+)
+from .monge import mind
 from .neighbours import KEPT, authenticity, nearest, prdc
 from .points import sliced_wasserstein
 from .scorer import Scorer, build_statistics
