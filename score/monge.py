@@ -15,10 +15,9 @@ def mind(x, y, directions=DIRECTIONS, resamples=RESAMPLES, seed=SEED):
     This is 3 d times the squared sliced Wasserstein-2 distance of n features to n others (Berthet et al. 2026). If a
     side has more, n of them are chosen at random. The choice and the directions are torch-fidelity's of the same seed.
 
-    The interval is that of the bootstrap, in which each side is drawn anew from itself with replacement: it holds the
-    mean over other images of the same number with 95%, if their values scatter as the resampled ones do around their
-    own mean. It is not around the limit for many images, which lies lower: the bias of n images is left in. For equal
-    distributions it is too wide rather than too narrow.
+    The interval is a bootstrap's: each side is drawn anew from itself with replacement, and the values that this gives
+    are shifted so that their mean is MIND. It holds the mean over other n images, for these directions, with 95%, and
+    for equal distributions with more. It does not hold the limit for many images, which lies lower.
 
     x, y: [n, d] and [m, d], on the same device. Returns (MIND, low, high), floats. Raises Unscorable for fewer than two
     features on a side, and for features that are not finite.
@@ -42,7 +41,7 @@ def mind(x, y, directions=DIRECTIONS, resamples=RESAMPLES, seed=SEED):
     if not value.isfinite():
         raise Unscorable('the features hold NaN or infinity')
     resampled = torch.stack(resampled)
-    high, low = value + resampled.mean() - resampled.quantile(resampled.new_tensor([0.025, 0.975]))
+    low, high = value - resampled.mean() + resampled.quantile(resampled.new_tensor([0.025, 0.975]))
     return value.item(), low.item(), high.item()
 
 
