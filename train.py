@@ -339,7 +339,7 @@ class Run:
             state['best'] = best
             kept.append(checkpoint.best(self.path))
         if not distributed.rank():
-            checkpoint.save(self.path, state, kept)
+            checkpoint.save(self.path, state, *kept)
         self.saved = self.step
 
     def digest(self):

@@ -32,7 +32,7 @@ def best(path):
     return '.best'.join(os.path.splitext(path))
 
 
-def save(path, state, kept=()):
+def save(path, state, *kept):
     """Write `state` to `path` so that a crash at any moment leaves a whole checkpoint at `path` or at `previous(path)`.
 
     kept: more paths for it, linked to the same bytes if the file system has links.
