@@ -31,6 +31,7 @@ class Best:
             self.entry = checkpoint.read(self.path).get('best', {})
             if not set(ENTRY) <= self.entry.keys():
                 raise checkpoint.CheckpointError(f'{self.path} was not kept by --keep_best: {remedy}')
+            self.entry['measured'] = records.measured(self.entry['measured'])  # with flags that are newer than it
 
     def note(self, record):
         """Return whether a record of --eval_step is the best so far; of equal ones the first is.
@@ -42,7 +43,7 @@ class Best:
         if value is None or not math.isfinite(value):
             logging.warning('%s of step %s is %s: it is not compared', self.figure, record['step'], value)
             return False
-        if self.entry and (self.entry['figure'], records.measured(self.entry['measured'])) != (self.figure, measured):
+        if self.entry and (self.entry['figure'], self.entry['measured']) != (self.figure, measured):
             self._set_aside()
         pick = score.ranking(score.METRICS)[self.figure]
         if self.entry and pick(self.entry['value'], value) == self.entry['value']:
