@@ -20,10 +20,11 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dataset import loader
-from draw import picture, walk
+from draw import picture, scores, walk
 from draw.inference import Inference
 from draw.noise import Noise, derive_seed
-from run import build, checkpoint, checks, compiling, distributed, files, hardware, inputs, labels
+from run import build, checkpoint, checks, compiling, distributed, files, hardware, inputs, labels, records
+from run.best import Best
 from run.config import disagreements, in_few_steps, replace
 from run.errors import memory
 from run.events import Log, Silence
@@ -57,6 +58,10 @@ def train(config, flagfile='', interrupted=lambda: False, evaluate=None):
             )
         if config.num_classes:
             inputs.go_on_with_classes(config, data)
+        if config.keep_best and not distributed.rank():
+            run.best = Best(config.keep_best, run.path)
+        if config.eval_step and run.saved < 0 and records.read(config.logdir):
+            logging.warning('%s/eval.txt is of a run before this one: eval.png may show its scores too', config.logdir)
         write_flagfile(config, flagfile)
         first_step = run.step
         loop(run, data, flagfile, interrupted, evaluate)
@@ -135,7 +140,9 @@ def loop(run, data, flagfile='', interrupted=lambda: False, evaluate=None):
                 with memory('lower --sample_batch_size'):
                     record = evaluate(averaged, run.ema, run.step, interrupted)
                 if record:
-                    log.scores(record)
+                    show_scores(run, log, record)
+                    if run.best and run.best.note(record):
+                        run.save(run.best.entry)
                 log.restart_clock()
         log.flush()
     if run.saved != run.step:
@@ -150,6 +157,19 @@ def show(log, name, x, path=None):
     if path:
         picture.save(path, drawn)
     log.image(name, drawn)
+
+
+def show_scores(run, log, record):
+    """Send a record of --eval_step to TensorBoard, and draw it with those before it in logdir/eval.png."""
+    log.scores(record)
+    path = os.path.join(run.config.logdir, 'eval.png')
+    try:
+        drawn = scores.curves(records.while_training(run.config.logdir, record))
+    except ImportError as error:
+        logging.warning('no %s: %s; pip install -r requirements.txt', path, error)
+        return
+    if drawn:
+        picture.save(path, drawn)
 
 
 def lr_factor(config, step):
@@ -222,6 +242,7 @@ class Run:
         self.sched = torch.optim.lr_scheduler.LambdaLR(self.optim, lambda step: lr_factor(config, step))
         self.step = 0
         self.saved = -1
+        self.best = None  # with --keep_best, a `Best` on rank 0
         self.x_T = torch.randn(config.sample_size, *build.shape(config)).to(self.device)
         self.trained = [p for p in self.net.parameters() if p.requires_grad]
         self.averaged = [p for p in self.ema.parameters() if p.requires_grad]
@@ -299,8 +320,11 @@ class Run:
             x_0 = walk.denoise(config, sampler, sampler.start(x_0), y, noise, interrupted)
         return None if distributed.any_rank(x_0 is None) else distributed.whole(x_0, share, n)
 
-    def save(self):
-        """Write the checkpoint, on rank 0 only. Raises CheckpointError if it cannot be written."""
+    def save(self, best=None):
+        """Write the checkpoint, on rank 0 only. Raises CheckpointError if it cannot be written.
+
+        best: the entry of `Best`, if this is the best checkpoint so far; then it is kept as ckpt.best.pt too.
+        """
         state = {
             'net_model': self.net.state_dict(),
             'ema_model': self.ema.state_dict(),
@@ -313,9 +337,14 @@ class Run:
         }
         if t_sampler := self.trainer.t_sampler.state_dict():
             state['t_sampler'] = t_sampler
+        kept = []
+        if self.step and self.is_at(self.config.keep_every):
+            kept.append(checkpoint.numbered(self.path, self.step))
+        if best:
+            state['best'] = best
+            kept.append(checkpoint.best(self.path))
         if not distributed.rank():
-            keep = self.step and self.is_at(self.config.keep_every)
-            checkpoint.save(self.path, state, checkpoint.numbered(self.path, self.step) if keep else None)
+            checkpoint.save(self.path, state, *kept)
         self.saved = self.step
 
     def digest(self):

@@ -107,11 +107,14 @@ def plot(rows, titles=(), names=(), arrows=()):
     return _rendered(figure)
 
 
-def curves(*panels, title=None):
-    """Draw line plots side by side. A panel is a dict of x, y and arguments of matplotlib's `Axes.set`."""
-    figure, axes = _panels(1, len(panels), 4.5, 3.8)
+def curves(*panels, title=None, columns=3):
+    """Draw line plots side by side, in rows. A panel is a dict of x, y and arguments of matplotlib's `Axes.set`."""
+    columns = min(columns, len(panels))
+    figure, axes = _panels(math.ceil(len(panels) / columns), columns, 4.5, 3.8)
     figure.suptitle(title)
-    for ax, panel in zip(axes[0], panels, strict=True):
+    for ax in axes.flat[len(panels) :]:
+        ax.remove()
+    for ax, panel in zip(axes.flat, panels, strict=False):
         ax.plot(panel['x'], panel['y'], marker='.', markersize=4, linewidth=1)
         ax.set(**{key: value for key, value in panel.items() if key not in ('x', 'y')})
         ax.grid(alpha=0.3)

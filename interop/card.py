@@ -1,11 +1,11 @@
 """Writes the model card of an export: the README.md of its folder."""
 
-import json
 import os
 from pathlib import Path
 
 import score
 from interop.drawing_code import drawing_code
+from run import records
 from run.config import recorded_keys
 from run.restore import run_folder
 
@@ -48,8 +48,8 @@ def model_card(config, net, step):
     config, net, step: as `restore` gives them.
     """
     folder = run_folder(config)
-    paths = (Path(folder, name) for name in ('flagfile.txt', 'eval.txt'))
-    flagfile, scores = (path.read_text() if path.exists() else '' for path in paths)
+    path = Path(folder, 'flagfile.txt')
+    flagfile = path.read_text() if path.exists() else ''
     filled = {
         **vars(config),
         'title': os.path.basename(os.path.abspath(folder)),
@@ -60,21 +60,20 @@ def model_card(config, net, step):
         'step': f', after {step} training steps' if step else '',
         'code': drawing_code(vars(config)),
         'flags': flagfile.strip() if step else 'weights from elsewhere: not known',
-        'scores': _scores_table(scores),
+        'scores': _scores_table(records.read(folder)),
     }
     return CARD.format(**filled)
 
 
-def _scores_table(text):
-    """Makes a table of the scores that --eval wrote, with how each was measured. text: that of eval.txt."""
-    records = [json.loads(line) for line in text.splitlines()]
-    if not records:
+def _scores_table(scores):
+    """Makes a table of the scores that --eval wrote, with how each was measured. scores: the records of eval.txt."""
+    if not scores:
         return 'None were measured.'
     lines = ['| after step | images | scores | sampler | measured with |', '| --- | --- | --- | --- | --- |']
     figures, columns = score.figure_names(), (recorded_keys(), ('reference', 'feature_net', 'protocol', 'precision'))
-    for record in records:
+    for record in scores:
         known = {key: value for key, value in record.items() if key.startswith(figures) and value is not None}
-        scores = ', '.join(f'{key} {value:.4g}' for key, value in known.items())
+        values = ', '.join(f'{key} {value:.4g}' for key, value in known.items())
         how = [', '.join(f'{key} {record[key]}' for key in column if key in record) for column in columns]
-        lines.append(f'| {record["step"]} | {record["n"]} | {scores} | {" | ".join(how)} |')
+        lines.append(f'| {record["step"]} | {record["n"]} | {values} | {" | ".join(how)} |')
     return '\n'.join(lines)

@@ -27,17 +27,22 @@ def numbered(path, step):
     return f'-{step}'.join(os.path.splitext(path))
 
 
-def save(path, state, kept=None):
+def best(path):
+    """Return where the checkpoint with the best score is kept: ckpt.pt -> ckpt.best.pt."""
+    return '.best'.join(os.path.splitext(path))
+
+
+def save(path, state, *kept):
     """Write `state` to `path` so that a crash at any moment leaves a whole checkpoint at `path` or at `previous(path)`.
 
-    kept: a second path for it, linked to the same bytes if the file system has links.
+    kept: more paths for it, linked to the same bytes if the file system has links.
 
     Raises CheckpointError if the disk is full or the folder cannot be written; older checkpoints are left as they were.
     """
 
     def rotate(temporary):
-        if kept:
-            files.link(temporary, kept)
+        for other in kept:
+            files.link(temporary, other)
         if os.path.exists(path):
             files.replace(path, previous(path))
 

@@ -8,7 +8,7 @@ import torch
 from run import build, compiling, distributed, hardware
 from run.config import in_few_steps
 from run.errors import usage
-from score import METRICS, that_need
+from score import METRICS, ranking, that_need
 
 
 @usage()
@@ -36,6 +36,8 @@ def check(config, training=False, drawing=True):
         build.network(config)
     if training:
         _check_batch(config)
+        if config.keep_best:
+            _check_keep_best(config)
         build.trainer(config, None)
         for steps in (config.preview_steps, config.eval_sample_steps):
             build.sampler(in_few_steps(config, steps), None)
@@ -63,3 +65,16 @@ def _check_batch(config):
         raise ValueError(f'batch_size {config.batch_size} gives nothing to some of {distributed.world()} processes')
     if config.batch_size % config.grad_accum:
         raise ValueError(f'grad_accum {config.grad_accum} must divide batch_size {config.batch_size}')
+
+
+def _check_keep_best(config):
+    figure, known = config.keep_best, ' '.join(ranking(METRICS))
+    if build.is_points(config):
+        raise ValueError(f'--keep_best={figure}: points are scored by none of {known}')
+    if figure not in ranking(METRICS):
+        raise ValueError(f'--keep_best={figure} ranks no checkpoints: take one of {known}')
+    if figure not in ranking(config.metrics):
+        metric = next(name for name in METRICS if figure in METRICS[name].best)
+        raise ValueError(f'--keep_best={figure} is not computed: add --metrics={",".join([*config.metrics, metric])}')
+    if not config.eval_step:
+        raise ValueError(f'--keep_best={figure} needs --eval_step, the training steps between evaluations')

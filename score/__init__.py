@@ -20,9 +20,12 @@ from .metrics import (
     compare_statistics,
     describe_figures,
     figure_names,
+    main_figures,
     needs_of,
+    ranking,
     that_need,
 )
+from .monge import mind
 from .neighbours import KEPT, authenticity, nearest, prdc
 from .points import sliced_wasserstein
 from .scorer import Scorer, build_statistics

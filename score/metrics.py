@@ -5,6 +5,7 @@ A new metric is one entry in `METRICS`.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from .fid import calculate_frechet_distance
 from .inception_score import SplitSums
 from .kid import kernel_inception_distance, kid_interval
+from .monge import DIRECTIONS, RESAMPLES, mind
 from .neighbours import DENSITY_K, MANIFOLD_K, authenticity, prdc
 
 
@@ -47,12 +49,15 @@ class Metric(NamedTuple):
         figure. use_torch: whether to do the linear algebra on the GPU.
     about: what is printed behind the figures on a line of their own, with the numbers of features that
         `compute_figures` returns filled in. Without it they are on the first line.
+    best: {name of a figure: min or max}, the function that picks the better one of two values. A figure that is left
+        out ranks nothing, as Delta_T, which is best in between.
     """
 
     figures: dict
     needs: tuple
     compute: Callable
     about: str = ''
+    best: dict = MappingProxyType({})
 
     def lacks(self, known):
         """Lists the needs that a `Gathered` or a `Statistics` does not have."""
@@ -89,6 +94,10 @@ def _kid_interval(ours, reference, use_torch):
     return kid_interval(ours.sample, _beside(ours.sample, reference.sample))
 
 
+def _mind(ours, reference, use_torch):
+    return mind(ours.sample, _beside(ours.sample, reference.sample))
+
+
 def _prdc(ours, reference, use_torch):
     return prdc(ours.features, _beside(ours.features, reference.features))
 
@@ -107,32 +116,52 @@ def _with_errors(*names):
 
 
 MANIFOLD = f'Precision_k{MANIFOLD_K}', f'Recall_k{MANIFOLD_K}'
+PRDC = *MANIFOLD, f'Density_k{DENSITY_K}', f'Coverage_k{DENSITY_K}'
 
 METRICS = {
-    'is': Metric({'IS': ':{:7.3f}', 'IS_std': '({:.3f})'}, needs=('class_probabilities',), compute=_inception_score),
-    'is_5000': Metric(
-        {'IS_splits_of_5000': ':{:7.3f}'}, needs=('probabilities_of_5000',), compute=_inception_score_of_5000
+    'is': Metric(
+        {'IS': ':{:7.3f}', 'IS_std': '({:.3f})'},
+        needs=('class_probabilities',),
+        compute=_inception_score,
+        best={'IS': max},
     ),
-    'fid': Metric({'FID': ':{:8.3f}'}, needs=('mu', 'sigma'), compute=_fid),
-    'sfid': Metric({'sFID': ':{:8.3f}'}, needs=('mu_s', 'sigma_s'), compute=_sfid),
-    'kid': Metric({'KID': ': {:.5f}', 'KID_std': '({:.5f})'}, needs=('sample',), compute=_kid),
+    'is_5000': Metric(
+        {'IS_splits_of_5000': ':{:7.3f}'},
+        needs=('probabilities_of_5000',),
+        compute=_inception_score_of_5000,
+        best={'IS_splits_of_5000': max},
+    ),
+    'fid': Metric({'FID': ':{:8.3f}'}, needs=('mu', 'sigma'), compute=_fid, best={'FID': min}),
+    'sfid': Metric({'sFID': ':{:8.3f}'}, needs=('mu_s', 'sigma_s'), compute=_sfid, best={'sFID': min}),
+    'kid': Metric({'KID': ': {:.5f}', 'KID_std': '({:.5f})'}, needs=('sample',), compute=_kid, best={'KID': min}),
     'kid_interval': Metric(
         {'KID_all': ': {:.5f}', 'KID_all_low': ' (95%: {:.5f}', 'KID_all_high': ' to {:.5f})'},
         needs=('sample',),
         compute=_kid_interval,
         about=' (n {n_sample} against {n_reference_sample})',
+        best={'KID_all': min},
+    ),
+    'mind': Metric(
+        {'MIND': ': {:.3f}', 'MIND_low': ' (95%: {:.3f}', 'MIND_high': ' to {:.3f})'},
+        needs=('sample',),
+        compute=_mind,
+        about=f' ({DIRECTIONS} directions, {RESAMPLES} resamples, n {{n_sample}} against {{n_reference_sample}}, the '
+        'larger cut to the smaller)',
+        best={'MIND': min},
     ),
     'precision_recall': Metric(
         _with_errors(*MANIFOLD),
         needs=('features',),
         compute=_precision_recall,
         about=' (n {n_features} against {n_reference})',
+        best=dict.fromkeys(MANIFOLD, max),
     ),
     'prdc': Metric(
-        _with_errors(*MANIFOLD, f'Density_k{DENSITY_K}', f'Coverage_k{DENSITY_K}'),
+        _with_errors(*PRDC),
         needs=('features',),
         compute=_prdc,
         about=' (n {n_features} against {n_reference})',
+        best=dict.fromkeys(PRDC, max),
     ),
     'authenticity': Metric(
         {'AuthPct': ': {:.2f}', 'AuthPct_se': '({:.2f})', 'Delta_T': ': {:.4f}', 'Delta_T_se': '({:.4f})'},
@@ -159,6 +188,17 @@ def that_need(need, metrics):
 def figure_names():
     """Lists the figures of all metrics."""
     return tuple(dict.fromkeys(figure for metric in METRICS.values() for figure in metric.figures))
+
+
+def main_figures():
+    """Lists the figures of all metrics but those that belong to one before, such as a standard error."""
+    texts = ((figure, text) for metric in METRICS.values() for figure, text in metric.figures.items())
+    return tuple(dict.fromkeys(figure for figure, text in texts if text.startswith(':')))
+
+
+def ranking(metrics):
+    """Returns {figure: min or max}, which value is the better one, for the figures of metrics, by their names."""
+    return {figure: best for name in metrics for figure, best in METRICS[name].best.items()}
 
 
 def describe_figures(result, label, metrics=None):

@@ -21,8 +21,10 @@ from absl.testing import flagsaver
 from PIL import Image
 from runs import config_of
 
+import dataset
 import main
 import score
+from dataset import loader
 from model import UNet
 from run import inputs
 
@@ -112,6 +114,14 @@ def classifier(tmp_path_factory):
     with filelock.FileLock(f'{path}.lock'):
         score.FEATURE_NETS['classifier'](path, data=lambda: inputs.labelled(config_of(*TINY)))
     return path
+
+
+@pytest.fixture(scope='session')
+def digits(classifier):
+    """Return the digits in random order, uint8, and the function that gives the classifier's features of them."""
+    images = torch.cat([loader.decode_all(dataset.load('digits', '', 8, split))[0] for split in ('train', 'test')])
+    net = score.FEATURE_NETS['classifier'](classifier)
+    return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))], lambda x: net(x)[0]
 
 
 @pytest.fixture

@@ -130,6 +130,17 @@ def test_scores_are_the_same_whatever_the_number_of_ranks(trained, tmp_path, mon
         assert many[key] == pytest.approx(one[key], rel=1e-6), key
 
 
+def test_one_rank_keeps_the_best_checkpoint(here):
+    flags = [*TINY, '--train', '--logdir=run', '--eval_step=1', '--num_images=20', '--feature_net=classifier']
+    ranks = Ranks(2, *flags, '--metrics=fid', '--keep_best=FID', '--lr=0.01', log=here / 'log')
+    assert ranks.status() == [0, 0], ranks.error()
+    records = [json.loads(line) for line in (here / 'run' / 'eval.txt').read_text().splitlines()]
+    best = min(records, key=lambda record: record['FID(classifier)'])
+    assert [record['step'] for record in records] == [1, 2, 3, 4] and (here / 'run' / 'eval.png').exists()
+    state = load('run', 'ckpt.best.pt')
+    assert state['step'] == state['best']['step'] == best['step'] and load('run')['step'] == 4
+
+
 def test_bits_per_dim_are_the_same_whatever_the_number_of_ranks(trained, tmp_path):
     flags = ['--nll', '--logdir', trained, '--device=cpu', '--precision=fp32', '--nll_steps=4']
     for world in (1, 3):

@@ -170,7 +170,7 @@ def test_the_card_of_an_export_has_the_figures_that_were_chosen(trained, cli):
     assert cli(*argv)[0] == 0
     lines = (trained / 'run' / 'eval.txt').read_text()
     record = json.loads(lines) | {'Precision_k3(classifier)': 0.0, 'Recall_k3(classifier)': None}
-    (line,) = card._scores_table(json.dumps(record)).splitlines()[2:]
+    (line,) = card._scores_table([record]).splitlines()[2:]
     assert 'Precision_k3(classifier) 0, ' in line and 'Recall_k3(classifier)' not in line
     assert f'Coverage_k5(classifier) {record["Coverage_k5(classifier)"]:.4g}, ' in line and 'precision fp32' in line
 

@@ -50,6 +50,20 @@ USAGE = [
     (['--train', '--cond=maybe'], 'cond'),
     (['--eval', '--feature_net=vgg'], 'feature_net'),
     (['--eval', '--fid_protocol=jax'], 'fid_protocol'),
+    (['--train', '--keep_best=FID'], '--keep_best=FID needs --eval_step'),
+    (['--train', '--eval_step=2', '--keep_best=fid'], '--keep_best=fid ranks no checkpoints: take one of IS FID KID'),
+    (
+        ['--train', '--eval_step=2', '--keep_best=Delta_T', '--metrics=authenticity'],
+        'ranks no checkpoints: take one of',
+    ),
+    (
+        ['--train', '--eval_step=2', '--keep_best=MIND'],
+        '--keep_best=MIND is not computed: add --metrics=fid,is,kid,mind',
+    ),
+    (
+        ['--train', '--eval_step=2', '--keep_best=FID', '--net=point_mlp', '--dataset=moons'],
+        'points are scored by none of',
+    ),
     (['--train', '--device=gpu'], '--device=gpu: no device of torch; here it is one of auto, cpu'),
     (['--train', '--device=cpu:x'], '--device=cpu:x'),
     (['--train', '--device=cuda:99'], 'no CUDA device'),
