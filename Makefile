@@ -42,7 +42,7 @@ test-avx2: $(STAMP)
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(RUN) -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal \
 	    tests/test_model.py tests/test_diffusion.py tests/test_sample.py tests/test_score*.py tests/test_speed.py -k "not compiled"
 
-test-browser: $(STAMP)-browser
+test-browser: $(STAMP)-demo $(STAMP)-browser
 	$(RUN) -m pytest -m browser
 	@echo "Look at logs/screenshots"
 
@@ -56,7 +56,7 @@ lint: $(STAMP)
 
 $(STAMP): $(wildcard requirements*.txt)
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet -r requirements-test.txt
+	$(RUN) -m pip install --quiet -r requirements.txt -r requirements-test.txt
 	touch $@
 
 $(STAMP)-%: requirements-%.txt $(STAMP)

@@ -119,3 +119,17 @@ def test_the_flags_of_the_verb_that_is_asked_for_come_first():
 def test_the_page_of_flags_is_what_is_declared():
     page = commandline.flags_page(main.own_flags())
     assert (ROOT / 'docs' / 'flags.md').read_text(encoding='utf-8') == page, 'run make flags'
+
+
+def test_the_package_holds_all_modules_and_each_requirements_file():
+    tomllib = pytest.importorskip('tomllib', reason='needs Python 3.11')
+    root = Path(main.__file__).parent
+    project = tomllib.loads((root / 'pyproject.toml').read_text())['tool']['setuptools']
+    assert set(project['py-modules']) == {path.stem for path in root.glob('*.py')}
+    packages = {path.parent.name for path in root.glob('*/__init__.py')}
+    assert set(project['packages']['find']['include']) == {f'{package}*' for package in packages}
+    extras = {name: made['file'] for name, made in project['dynamic']['optional-dependencies'].items()}
+    assert {f'requirements-{name}.txt' for name in extras} == {path.name for path in root.glob('requirements-*.txt')}
+    assert all(f'requirements-{name}.txt' in files for name, files in extras.items())
+    for path in root.glob('requirements*.txt'):  # setuptools reads no options such as -r
+        assert not any(line.startswith('-') for line in path.read_text().splitlines())
