@@ -22,8 +22,8 @@ def curves(points):
             panels.append({'x': list(known), 'y': list(known.values()), 'xlabel': 'training steps', 'ylabel': figure})
     if not panels:
         return None
-    how = [f'{last["n"]} {"points" if "SW" in last else "images"}']
-    how.append(f'{last["sample_steps"] or last["T"]} sampling steps, order {last["order"]}')
+    items, steps = 'points' if 'SW' in last else 'images', last['sample_steps'] or last['T']
+    how = [f'{last["n"]} {items}, {steps} sampling steps, order {last["order"]}']
     if 'reference' in last:
-        how.append(f'{last["feature_net"]} features, {last["protocol"]} protocol, against {last["reference"]}')
-    return picture.curves(*panels, title=', '.join(how).replace('$', r'\$'))
+        how += [f'{last["feature_net"]} features, {last["protocol"]} protocol', f'against {last["reference"]}']
+    return picture.curves(*panels, title='\n'.join(how).replace('$', r'\$'))

@@ -162,8 +162,8 @@ def test_each_figure_has_a_panel(panels, here, cli):
     assert cli(*ARGV, *argv, '--cond')[0] == 0
     drawn, how = panels[-1]
     assert [panel['ylabel'] for panel in drawn] == ['IS', 'FID', 'KID', 'KID_all', 'label_accuracy']
-    ending = 'classifier features, native protocol, against stats/digits.train.classifier.npz'
-    assert how['title'] == f'20 images, 8 sampling steps, order 1, {ending}'
+    ending = 'classifier features, native protocol\nagainst stats/digits.train.classifier.npz'
+    assert how['title'] == f'20 images, 8 sampling steps, order 1\n{ending}'
     assert Image.open('run/eval.png').size == (3 * 450, 2 * 380)
 
 
