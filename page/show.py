@@ -1,0 +1,233 @@
+"""Show a walk: its controls, the state at hand, and what the next step is made of."""
+
+import pandas as pd
+import streamlit as st
+
+from dataset.files import EXTENSIONS
+from draw.noise import Noise
+from page import opening, pictures, settings, step
+from page.texts import say
+from page.walk import Walk
+from run import build, hardware, labels
+from run.config import replace
+
+PACES = 1, 2, 5, 10, 20  # pictures a second
+BUDGET = 0.08  # seconds that a click may compute before the page shows how far it is
+
+
+def view(opened, config):
+    """Show the walk of a visitor. It lives in the session, and a changed setting begins another from the same noise."""
+    state = st.session_state
+    settings.own(n=(1, range(1, config.T + 1)), pace=(10, PACES), show_x0=(True, None), show_step=(True, None))
+    state.n = min(state.n, config.T)
+    _choose_start(opened, config)
+    try:
+        walk = _current(opened, config)
+    except opening.FAULTS as error:
+        st.error(say('no_start', why=' '.join(str(error).split())))
+        st.stop()
+    st.fragment(_page, run_every=1 / state.pace if state.play else None)(opened, config, walk)
+
+
+def _choose_start(opened, config):
+    """Show what the walk starts from: noise, an item of the training set, or a file."""
+    state, side, points = st.session_state, st.sidebar, build.is_points(config)
+    names = {'noise': say('start_noise'), 'image': say('start_points' if points else 'start_image')}
+    if not points:
+        names['upload'] = say('start_upload')
+    side.radio(say('start'), list(names), key='start', format_func=names.get)
+    if state.start == 'upload':
+        side.file_uploader(say('file'), [name[1:] for name in EXTENSIONS], key='file')
+    elif state.start == 'image':
+        try:
+            data, numbers = opening.training_data(opened.path, opened.modified, opened.config)
+        except opening.FAULTS:
+            return  # `_current` says why
+        if numbers is not None:
+            options = [None, *data.classes]
+            side.selectbox(say('item_class'), options, key='item_class', format_func=lambda name: name or say('any'))
+        side.number_input(say('item'), 0, len(data) - 1, key='item')
+
+
+def _current(opened, config):
+    """Return the walk of the session, or a new one if a setting has changed; the first one goes as the address says.
+
+    Raise one of `opening.FAULTS` if there is nothing to start from.
+    """
+    state = st.session_state
+    file = state.get('file') if state.start == 'upload' else None
+    place = (state.get('item_class'), state.get('item')) if state.start == 'image' else getattr(file, 'file_id', None)
+    values = [getattr(config, name) for name in settings.FLAGS]
+    key = opened.path, opened.modified, config.weights, *values, state.start, place
+    if state.get('walk_key') == key:
+        return state.walk
+    x, n = None, config.num_images
+    if state.start == 'image':
+        x = opening.real(opened, state.get('item_class'), state.get('item', 0), n)
+    elif state.start == 'upload':
+        if file is None:
+            st.info(say('choose_file'))
+            st.stop()
+        x = opening.uploaded(config, file, n)
+    noise = Noise(config.seed, range(n), build.shape(config), hardware.device(config))
+    sampler = build.sampler(config, opened.model).to(hardware.device(config))
+    walk = Walk(sampler, noise, labels.of_indices(config, range(n)), x)
+    walk.canvas, walk.unit = opening.canvases(opened, sampler)
+    state.direction = 'denoise' if x is None else 'diffuse'
+    state.walk, state.walk_key, state.play, state.target, state.bounds = walk, key, False, None, None
+    if path := state.link.pop('walk', ''):
+        with st.spinner(say('replaying')):
+            walk.replay(read_path(path))
+        state.direction = path.rsplit('.')[-1].rstrip('0123456789')
+    return walk
+
+
+def read_path(path):
+    """Return the runs of `Walk.replay` that a path says: denoise20.diffuse5. Raise ValueError if it says none."""
+    runs = []
+    for part in path.split('.'):
+        name = part.rstrip('0123456789')
+        if name not in ('denoise', 'diffuse') or name == part:
+            raise ValueError(say('bad_path', path=path))
+        runs.append((name == 'denoise', int(part[len(name) :])))
+    return runs
+
+
+def write_path(runs):
+    """Return the path that `read_path` reads."""
+    return '.'.join(f'{"denoise" if denoise else "diffuse"}{steps}' for denoise, steps in runs)
+
+
+def _page(opened, config, walk):
+    """Show everything that changes with a step. Streamlit runs this anew at each click, and at each tick of a play."""
+    state = st.session_state
+    denoise = state.direction == 'denoise'
+    end = walk.end(denoise)
+    if state.play and walk.at >= end:
+        state.play = False
+        st.rerun()
+    target = state.target if state.target is not None else walk.at + state.n * state.play
+    walk.go(target, denoise, BUDGET)
+    walk.taken()
+    arrived = walk.at == max(0, min(target, end))
+    if arrived:
+        state.target = None
+    _controls(walk, denoise, end, arrived)
+    _status(walk, config)
+    _states(walk)
+    _timeline(walk)
+    if st.toggle(say('show_step'), key='show_step'):
+        step.show(walk)
+    _keep(opened, config, walk)
+    if not arrived:
+        st.rerun(scope='fragment')
+    if not state.play:
+        st.query_params.from_dict(_address(opened, walk))
+
+
+def _address(opened, walk):
+    state, own = st.session_state, {'n': 1, 'pace': 10, 'show_x0': True, 'show_step': True}
+    more = {name: state[name] for name, default in own.items() if state[name] != default}
+    return settings.address(opened, walk=write_path(walk.runs) or None, **more)
+
+
+def _controls(walk, denoise, end, arrived):
+    """Show the controls of time. All of them hold values, so that no click can be lost while a step is computed."""
+    state = st.session_state
+    bounds = end, state.n
+    if state.bounds != bounds:  # these make new widgets of them
+        state.bounds = bounds
+        state.step = state.position = walk.at
+    if arrived and state.step != walk.at:
+        state.step = walk.at
+    if state.position != walk.at:
+        state.position = walk.at
+
+    def go(name):
+        state.target, state.play = state[name], False
+
+    def turn():
+        state.target, state.play = None, False
+
+    def play():
+        state.target = None
+        if state.play and walk.at == walk.end(state.direction == 'denoise'):
+            walk.at = 0
+        state.restart = True
+
+    with st.container(horizontal=True, vertical_alignment='bottom'):
+        names = {'denoise': say('denoise'), 'diffuse': say('diffuse')}
+        style = {'horizontal': True, 'label_visibility': 'collapsed', 'width': 'content'}
+        st.radio(say('direction'), list(names), key='direction', format_func=names.get, on_change=turn, **style)
+        n = state.n
+        how = {'key': 'step', 'on_change': go, 'args': ('step',), 'width': 150}
+        st.number_input(say('step_of', end=end), 1 - n, end + n - 1, step=n, **how)  # so that + and - reach both ends
+        st.toggle(say('play'), key='play', on_change=play)
+        with st.popover(say('pace')):
+            st.number_input(say('n'), 1, walk.sampler.T, key='n', help=say('n_help'))
+            st.select_slider(say('speed'), PACES, key='pace', on_change=play)
+            st.toggle(say('show_x0'), key='show_x0')
+    if end:
+        how = {'key': 'position', 'on_change': go, 'args': ('position',), 'label_visibility': 'collapsed'}
+        st.slider(say('position'), 0, end, **how)
+    if state.pop('restart', False):  # the whole script sets the clock
+        st.rerun()
+
+
+def _status(walk, config):
+    """Say where the walk is."""
+    state, T = walk.state, walk.sampler.T
+    text = say('status', t=state.t, T=T, k=walk.at)
+    if not walk.at and 0 < state.t < T and not state.denoised:
+        text += ' ' + say('starts_below', t=state.t, T=T, S=len(walk.sampler.timesteps))
+    st.markdown(text)
+
+
+def _states(walk):
+    """Show x_t and the x_0 predicted from it."""
+    x, t, taken = walk.state.x, walk.state.t, walk.taken()
+    field = step.field(walk)
+    halves = [walk.canvas.draw(x) if field is None else walk.canvas.draw(x, field=field), None]
+    caption = say('x_t', t=t)
+    if st.session_state.show_x0:
+        halves[1] = walk.canvas.draw(taken.x0_hats[0] if taken else x)
+        caption += ' · ' + (say('x0_hat', t=t) if taken else say('x_0'))
+    drawn = pictures.beside(*halves)
+    st.image(drawn, caption, width=drawn.width)
+
+
+def _timeline(walk):
+    """Mark the states that the sampler passes through, those that have been walked, and the one at hand."""
+    walked = {state.t for state in walk.states[: walk.at + 1]}
+    rows = [(t, 'walked' if t in walked else 'to come') for t in sorted({*walk.sampler.states, *walked})]
+    rows.append((walk.state.t, 'here'))
+    x = {'field': 't', 'type': 'quantitative', 'title': say('noisings'), 'scale': {'domain': [walk.sampler.T, 0]}}
+    colour = {'domain': ['to come', 'walked', 'here'], 'range': ['#a0a4b0', '#1f6fc4', pictures.MARK]}
+    spec = {
+        'height': 60,
+        'encoding': {
+            'x': x,
+            'color': {'field': 'kind', 'type': 'nominal', 'scale': colour, 'legend': None},
+        },
+        'layer': [
+            {'mark': {'type': 'tick', 'thickness': 1.5}, 'transform': [{'filter': 'datum.kind != "here"'}]},
+            {'mark': {'type': 'point', 'filled': True, 'size': 140}, 'transform': [{'filter': 'datum.kind == "here"'}]},
+        ],
+    }
+    st.vega_lite_chart(pd.DataFrame(rows, columns=['t', 'kind']), spec, width='stretch')
+
+
+def _keep(opened, config, walk):
+    """Offer the pictures to save, and the address and the command that make them again."""
+    x = walk.state.x
+    with st.container(horizontal=True):
+        how = {'on_click': 'ignore'}
+        st.download_button(say('png'), lambda: pictures.png(walk.canvas.draw(x)), 'x_t.png', 'image/png', **how)
+        states = [each.x for each in walk.states[: walk.at + 1]]
+        st.download_button(say('gif'), lambda: pictures.gif(walk.canvas, states), 'walk.gif', 'image/gif', **how)
+    with st.expander(say('same_again')):
+        same = {'sample': True} if st.session_state.start == 'noise' else {'figure': 'forward'}
+        st.code(settings.command(replace(config, **same), opened), language='bash', wrap_lines=True)
+        st.code(settings.link(_address(opened, walk)), language=None, wrap_lines=True)
+        if st.session_state.start == 'upload':
+            st.caption(say('no_upload_in_link'))
