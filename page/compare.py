@@ -111,7 +111,7 @@ def _show(sides, drawn):
             if drawn:
                 one = drawn[name]
                 canvas = opening.canvases(opened, build.sampler(config, None))[0]
-                st.image(canvas.draw(one.x), width=pictures.WIDTH)
+                st.image(pictures.url(canvas.draw(one.x)))
                 st.markdown(say('took', seconds=f'{one.seconds:.2f}', steps=one.steps))
     if drawn:
         a, b = (one.x for one in drawn.values())

@@ -1,8 +1,10 @@
 """Draw the states of a walk quickly, all on one scale, and save them as PNG and GIF."""
 
+import base64
 import io
 import math
 
+import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -19,6 +21,8 @@ MARK = '#e4572e'
 
 class Tiles:
     """Images in a grid, each in [-1, 1]."""
+
+    paper = 'white'
 
     def draw(self, x, width=WIDTH, mark=None):
         """Draw images [N, C, H, W]. mark: (row, column) of a pixel to frame, if there is one image."""
@@ -39,9 +43,9 @@ class Plane:
     """
 
     def __init__(self, data, reach, dark=False):
-        self.reach, ink, paper = reach, *(('#fafafa', '#0e1117') if dark else ('#31333f', '#ffffff'))
-        figure = Figure(figsize=(WIDTH / 100, WIDTH / 100), dpi=100, facecolor=paper)
-        self.axes = figure.add_axes([0.12, 0.08, 0.85, 0.89], facecolor=paper)
+        self.reach, ink, self.paper = reach, *(('#fafafa', '#0e1117') if dark else ('#31333f', '#ffffff'))
+        figure = Figure(figsize=(WIDTH / 100, WIDTH / 100), dpi=100, facecolor='none')  # the page shows through
+        self.axes = figure.add_axes([0.12, 0.08, 0.85, 0.89], facecolor='none')
         self.axes.set(xlim=(-reach, reach), ylim=(-reach, reach))
         self.axes.tick_params(labelsize=11, colors=ink)
         self.axes.spines[:].set_color(ink)
@@ -50,7 +54,9 @@ class Plane:
             density = torch.histogramdd(data.cpu(), [lines, lines])[0].T.sqrt()  # [y, x]
             extent = [-reach, reach, -reach, reach]
             look = {'cmap': 'gray' if dark else 'gray_r', 'vmax': 2.5 * density.max().item() or 1}
-            self.axes.imshow(density.numpy(), origin='lower', extent=extent, aspect='auto', **look)
+            self.axes.imshow(
+                np.ma.masked_equal(density.numpy(), 0), origin='lower', extent=extent, aspect='auto', **look
+            )
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         self.canvas, self.empty = canvas, canvas.copy_from_bbox(figure.bbox)
@@ -83,7 +89,7 @@ class Plane:
             self.axes.draw_artist(arrows)
             arrows.remove()
         size = self.canvas.get_width_height()
-        drawn = Image.frombuffer('RGBA', size, self.canvas.buffer_rgba()).convert('RGB')
+        drawn = Image.frombuffer('RGBA', size, self.canvas.buffer_rgba()).copy()
         return drawn if width == WIDTH else drawn.resize((width, width), Image.Resampling.BILINEAR)
 
 
@@ -96,18 +102,29 @@ def beside(left, right):
     return drawn
 
 
-def png(image):
-    """Return a PIL image as the bytes of a PNG."""
+def flat(canvas, x, width=WIDTH):
+    """Return the picture of a state, RGB, on a background of its own."""
+    drawn = canvas.draw(x, width).convert('RGBA')
+    return Image.alpha_composite(Image.new('RGBA', drawn.size, canvas.paper), drawn).convert('RGB')
+
+
+def png(image, effort=9):
+    """Return a PIL image as the bytes of a PNG. effort: of its compression, 0 to 9."""
     file = io.BytesIO()
-    image.save(file, 'PNG', optimize=True)
+    image.save(file, 'PNG', compress_level=effort)
     return file.getvalue()
+
+
+def url(image):
+    """Return a picture as an address that holds it, so that it comes with the page and not by a request of its own."""
+    return f'data:image/png;base64,{base64.b64encode(png(image, effort=3)).decode()}'
 
 
 def gif(canvas, states):
     """Return a GIF of up to FRAMES of these states [N, ...], evenly spread, that rests on the last one."""
     n = min(FRAMES, len(states))
     picked = [states[round(i * (len(states) - 1) / max(1, n - 1))] for i in range(n)]
-    frames = [canvas.draw(x, FRAME_WIDTH).quantize(COLOURS, dither=Image.Dither.NONE) for x in picked]
+    frames = [flat(canvas, x, FRAME_WIDTH).quantize(COLOURS, dither=Image.Dither.NONE) for x in picked]
     file = io.BytesIO()
     rest = [*[60] * (n - 1), 2000]  # milliseconds
     frames[0].save(file, 'GIF', save_all=True, append_images=frames[1:], duration=rest, loop=0)

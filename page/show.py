@@ -74,7 +74,7 @@ def _current(opened, config):
     walk = Walk(sampler, noise, labels.of_indices(config, range(n)), x)
     walk.canvas, walk.unit = opening.canvases(opened, sampler)
     state.direction = 'denoise' if x is None else 'diffuse'
-    state.walk, state.walk_key, state.play, state.target, state.bounds = walk, key, False, None, None
+    state.walk, state.walk_key, state.play, state.target, state.numbers = walk, key, False, None, {}
     if path := state.link.pop('walk', ''):
         with st.spinner(say('replaying')):
             walk.replay(read_path(path))
@@ -113,7 +113,7 @@ def _page(opened, config, walk):
     if arrived:
         state.target = None
     _controls(walk, denoise, end, arrived)
-    _status(walk, config)
+    _status(walk)
     _states(walk)
     _timeline(walk)
     if st.toggle(say('show_step'), key='show_step'):
@@ -131,50 +131,63 @@ def _address(opened, walk):
     return settings.address(opened, walk=write_path(walk.runs) or None, **more)
 
 
+def _key(name, value):
+    """Return a key for a widget that shows `value`: a new one if the page itself has changed the value.
+
+    A click may be under way while the page does so, and brings what a widget with an older key showed.
+    """
+    state = st.session_state
+    number = state.numbers.get(name, 0)
+    if state.get(f'{name} {number}') != value:
+        number = state.numbers[name] = number + 1
+        state[f'{name} {number}'] = value
+    return f'{name} {number}'
+
+
+def _is_current(key):
+    name, _, number = key.rpartition(' ')
+    return st.session_state.numbers.get(name) == int(number)
+
+
 def _controls(walk, denoise, end, arrived):
     """Show the controls of time. All of them hold values, so that no click can be lost while a step is computed."""
-    state = st.session_state
-    bounds = end, state.n
-    if state.bounds != bounds:  # these make new widgets of them
-        state.bounds = bounds
-        state.step = state.position = walk.at
-    if arrived and state.step != walk.at:
-        state.step = walk.at
-    if state.position != walk.at:
-        state.position = walk.at
+    state, n = st.session_state, st.session_state.n
 
-    def go(name):
-        state.target, state.play = state[name], False
+    def go(key):
+        if _is_current(key):
+            state.target, state.play = state[key], False
 
     def turn():
         state.target, state.play = None, False
 
-    def play():
-        state.target = None
-        if state.play and walk.at == walk.end(state.direction == 'denoise'):
-            walk.at = 0
-        state.restart = True
+    def play(key):
+        if _is_current(key):
+            state.target, state.play, state.restart = None, state[key], True
+            if state.play and walk.at == walk.end(denoise):
+                walk.at = 0
 
+    if state.pop('restart', False):  # the whole script sets the clock
+        st.rerun()
     with st.container(horizontal=True, vertical_alignment='bottom'):
         names = {'denoise': say('denoise'), 'diffuse': say('diffuse')}
         style = {'horizontal': True, 'label_visibility': 'collapsed', 'width': 'content'}
         st.radio(say('direction'), list(names), key='direction', format_func=names.get, on_change=turn, **style)
-        n = state.n
-        how = {'key': 'step', 'on_change': go, 'args': ('step',), 'width': 150}
+        key = _key(f'step {end} {n}', walk.at if arrived else state.target)
+        how = {'key': key, 'on_change': go, 'args': (key,), 'width': 150, 'disabled': state.play}
         st.number_input(say('step_of', end=end), 1 - n, end + n - 1, step=n, **how)  # so that + and - reach both ends
-        st.toggle(say('play'), key='play', on_change=play)
+        key = _key('play', state.play)
+        st.toggle(say('play'), key=key, on_change=play, args=(key,))
         with st.popover(say('pace')):
             st.number_input(say('n'), 1, walk.sampler.T, key='n', help=say('n_help'))
-            st.select_slider(say('speed'), PACES, key='pace', on_change=play)
+            st.select_slider(say('speed'), PACES, key='pace', on_change=lambda: state.update(restart=True))
             st.toggle(say('show_x0'), key='show_x0')
     if end:
-        how = {'key': 'position', 'on_change': go, 'args': ('position',), 'label_visibility': 'collapsed'}
+        key = _key(f'position {end}', walk.at)
+        how = {'key': key, 'on_change': go, 'args': (key,), 'label_visibility': 'collapsed', 'disabled': state.play}
         st.slider(say('position'), 0, end, **how)
-    if state.pop('restart', False):  # the whole script sets the clock
-        st.rerun()
 
 
-def _status(walk, config):
+def _status(walk):
     """Say where the walk is."""
     state, T = walk.state, walk.sampler.T
     text = say('status', t=state.t, T=T, k=walk.at)
@@ -193,7 +206,7 @@ def _states(walk):
         halves[1] = walk.canvas.draw(taken.x0_hats[0] if taken else x)
         caption += ' · ' + (say('x0_hat', t=t) if taken else say('x_0'))
     drawn = pictures.beside(*halves)
-    st.image(drawn, caption, width=drawn.width)
+    st.image(pictures.url(drawn), caption)
 
 
 def _timeline(walk):
@@ -201,16 +214,19 @@ def _timeline(walk):
     walked = {state.t for state in walk.states[: walk.at + 1]}
     rows = [(t, 'walked' if t in walked else 'to come') for t in sorted({*walk.sampler.states, *walked})]
     rows.append((walk.state.t, 'here'))
-    x = {'field': 't', 'type': 'quantitative', 'title': say('noisings'), 'scale': {'domain': [walk.sampler.T, 0]}}
+    x = {'field': 't', 'type': 'quantitative', 'title': None, 'scale': {'domain': [walk.sampler.T, 0]}}
     colour = {'domain': ['to come', 'walked', 'here'], 'range': ['#a0a4b0', '#1f6fc4', pictures.MARK]}
     spec = {
-        'height': 60,
+        'height': 56,
         'encoding': {
             'x': x,
             'color': {'field': 'kind', 'type': 'nominal', 'scale': colour, 'legend': None},
         },
         'layer': [
-            {'mark': {'type': 'tick', 'thickness': 1.5}, 'transform': [{'filter': 'datum.kind != "here"'}]},
+            {
+                'mark': {'type': 'tick', 'thickness': 2, 'size': 18, 'orient': 'vertical'},
+                'transform': [{'filter': 'datum.kind != "here"'}],
+            },
             {'mark': {'type': 'point', 'filled': True, 'size': 140}, 'transform': [{'filter': 'datum.kind == "here"'}]},
         ],
     }
@@ -222,7 +238,9 @@ def _keep(opened, config, walk):
     x = walk.state.x
     with st.container(horizontal=True):
         how = {'on_click': 'ignore'}
-        st.download_button(say('png'), lambda: pictures.png(walk.canvas.draw(x)), 'x_t.png', 'image/png', **how)
+        st.download_button(
+            say('png'), lambda: pictures.png(pictures.flat(walk.canvas, x)), 'x_t.png', 'image/png', **how
+        )
         states = [each.x for each in walk.states[: walk.at + 1]]
         st.download_button(say('gif'), lambda: pictures.gif(walk.canvas, states), 'walk.gif', 'image/gif', **how)
     with st.expander(say('same_again')):

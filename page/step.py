@@ -103,7 +103,7 @@ def _pictures(walk, taken, mean, item, place):
                 drawn = canvas.draw(x[item : item + 1], SMALL, mark=place[1:])
             else:
                 drawn = canvas.draw(x, 2 * SMALL, mark=item)
-            st.image(drawn, say(f'of_{name}', t=before or taken.t, s=taken.s), width=drawn.width)
+            st.image(pictures.url(drawn), say(f'of_{name}', t=before or taken.t, s=taken.s), width=drawn.width)
 
 
 def _table(taken, parts, item, place):
