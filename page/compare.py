@@ -46,7 +46,8 @@ def view(opened, config):
         state.drawn = key, {name: _draw(*side) for name, side in sides.items()}
     drawn = state.drawn[1] if state.get('drawn', (None,))[0] == key else None
     _show(sides, drawn)
-    st.query_params.from_dict(settings.address(opened, **{name: state[name] for name in OWN}))
+    commands = [replace(of, sample=True) for _, of in sides.values()]
+    settings.same_again(opened, commands, settings.address(opened, **{name: state[name] for name in OWN}))
 
 
 def _other(opened, config, what):
@@ -116,9 +117,6 @@ def _show(sides, drawn):
     if drawn:
         a, b = (one.x for one in drawn.values())
         st.markdown(say('differ', rms=f'{(a - b).square().mean().sqrt().item():.3f}'))
-    with st.expander(say('same_again')):
-        for opened, config in sides.values():
-            st.code(settings.command(replace(config, sample=True), opened), language='bash', wrap_lines=True)
 
 
 def _described(opened, config):

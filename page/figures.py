@@ -47,8 +47,7 @@ def view(opened, config):
         drawn = state.figure_drawn[1]
         st.image(drawn)
         st.download_button('PNG', lambda: pictures.png(drawn), f'{config.figure}.png', 'image/png', on_click='ignore')
-    st.code(settings.command(config, opened), language='bash', wrap_lines=True)
-    st.query_params.from_dict(settings.address(opened, figure=state.figure))
+    settings.same_again(opened, [config], settings.address(opened, **changes))
 
 
 def _draw(opened, config):

@@ -52,8 +52,9 @@ class Plane:
         if data is not None:
             lines = torch.linspace(-reach, reach, 65)
             density = torch.histogramdd(data.cpu(), [lines, lines])[0].T.sqrt()  # [y, x]
+            peak = density.max().item() or 1
             extent = [-reach, reach, -reach, reach]
-            look = {'cmap': 'gray' if dark else 'gray_r', 'vmax': 2.5 * density.max().item() or 1}
+            look = {'cmap': 'gray' if dark else 'gray_r', 'vmin': -0.5 * peak, 'vmax': 2.5 * peak}
             self.axes.imshow(
                 np.ma.masked_equal(density.numpy(), 0), origin='lower', extent=extent, aspect='auto', **look
             )

@@ -226,6 +226,14 @@ def address(opened, **more):
     return {name: str(value) for name, value in {**query, **more}.items() if value is not None}
 
 
-def link(query):
-    """Return the whole address of the page with these query parameters."""
-    return f'{(st.context.url or "").partition("?")[0]}?{urlencode(query)}'
+def same_again(opened, configs, query, resting=True):
+    """Show the command line of each config, and the link with these query parameters, which the browser shows too.
+
+    resting: whether to change what the browser shows.
+    """
+    with st.expander(say('same_again')):
+        for config in configs:
+            st.code(command(config, opened), language='bash', wrap_lines=True)
+        st.code(f'{(st.context.url or "").partition("?")[0]}?{urlencode(query)}', language=None, wrap_lines=True)
+    if resting:
+        st.query_params.from_dict(query)

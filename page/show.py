@@ -118,17 +118,21 @@ def _page(opened, config, walk):
     _timeline(walk)
     if st.toggle(say('show_step'), key='show_step'):
         step.show(walk)
-    _keep(opened, config, walk)
+    _save(walk)
+    _same_again(opened, config, walk)
     if not arrived:
         st.rerun(scope='fragment')
-    if not state.play:
-        st.query_params.from_dict(_address(opened, walk))
 
 
-def _address(opened, walk):
+def _same_again(opened, config, walk):
+    """Show the command line and the link that make this state again."""
     state, own = st.session_state, {'n': 1, 'pace': 10, 'show_x0': True, 'show_step': True}
     more = {name: state[name] for name, default in own.items() if state[name] != default}
-    return settings.address(opened, walk=write_path(walk.runs) or None, **more)
+    address = settings.address(opened, walk=write_path(walk.runs) or None, **more)
+    same = {'sample': True} if state.start == 'noise' else {'figure': 'forward'}
+    settings.same_again(opened, [replace(config, **same)], address, resting=not state.play)
+    if state.start == 'upload':
+        st.caption(say('no_upload_in_link'))
 
 
 def _key(name, value):
@@ -233,8 +237,8 @@ def _timeline(walk):
     st.vega_lite_chart(pd.DataFrame(rows, columns=['t', 'kind']), spec, width='stretch')
 
 
-def _keep(opened, config, walk):
-    """Offer the pictures to save, and the address and the command that make them again."""
+def _save(walk):
+    """Offer the state and the walk as files."""
     x = walk.state.x
     with st.container(horizontal=True):
         how = {'on_click': 'ignore'}
@@ -243,9 +247,3 @@ def _keep(opened, config, walk):
         )
         states = [each.x for each in walk.states[: walk.at + 1]]
         st.download_button(say('gif'), lambda: pictures.gif(walk.canvas, states), 'walk.gif', 'image/gif', **how)
-    with st.expander(say('same_again')):
-        same = {'sample': True} if st.session_state.start == 'noise' else {'figure': 'forward'}
-        st.code(settings.command(replace(config, **same), opened), language='bash', wrap_lines=True)
-        st.code(settings.link(_address(opened, walk)), language=None, wrap_lines=True)
-        if st.session_state.start == 'upload':
-            st.caption(say('no_upload_in_link'))

@@ -7,7 +7,7 @@ import torch
 from page import pictures
 from page.texts import say
 
-SMALL = 120  # width of a picture, in pixels
+SMALL = 110  # width of a picture, in pixels
 POINTS = 200  # of a curve
 
 
@@ -65,7 +65,7 @@ def _number(name, size, start=0):
     state, key = st.session_state, f'at_{name}'
     if state.get(key, size) >= size:
         state[key] = min(start, size - 1)
-    return st.number_input(say(name), 0, size - 1, key=key, width=130)
+    return st.number_input(say(name), 0, size - 1, key=key, width=150)
 
 
 def _equation(taken, parts, item, place):
