@@ -8,7 +8,7 @@ Figures draws what `main.py --figure` draws. Streamlit runs this script anew at 
 import streamlit as st
 
 from page import compare, figures, settings, show
-from page.texts import say
+from page.texts import Stop, say
 
 VIEWS = {'walk': show.view, 'compare': compare.view, 'figures': figures.view}
 
@@ -18,20 +18,27 @@ def page():
     st.set_page_config('Step through a diffusion', layout='wide')
     settings.begin()
     st.markdown(f'### {say("title")}')
-    opened = settings.checkpoint()
-    settings.settle(opened)
-    state = st.session_state
-    names = {name: say(f'view_{name}') for name in VIEWS}
-    if 'view' not in state:
-        wanted = state.link.pop('view', 'walk')
-        state.view = wanted if wanted in VIEWS else 'walk'
-    st.radio(say('view'), list(names), key='view', format_func=names.get, horizontal=True, label_visibility='collapsed')
-    if complaint := state.pop('complaint', None):
-        st.warning(complaint)
-    config = settings.choose(opened)
-    VIEWS[state.view](opened, config)
+    try:
+        opened = settings.checkpoint()
+        settings.settle(opened)
+        view = choose_view()
+        view(opened, settings.choose(opened))
+    except Stop as stop:
+        getattr(st, stop.show)(str(stop))
+        return
     size = sum(p.numel() for p in opened.net.parameters())
-    st.caption(say('caption', path=opened.path, size=f'{size:,}', T=config.T, step=opened.step))
+    st.caption(say('caption', path=opened.path, size=f'{size:,}', T=opened.config.T, step=opened.step))
+
+
+def choose_view():
+    """Show the choice of a view and return its function."""
+    state, names = st.session_state, {name: say(f'view_{name}') for name in VIEWS}
+    if 'view' not in state:
+        wanted = state.kept.get('view') or state.link.pop('view', 'walk')
+        state.view = wanted if wanted in VIEWS else 'walk'
+    state.kept['view'] = state.view
+    st.radio(say('view'), list(names), key='view', format_func=names.get, horizontal=True, label_visibility='collapsed')
+    return VIEWS[state.view]
 
 
 page()

@@ -10,7 +10,7 @@ import torch
 from draw import walk
 from draw.noise import Noise
 from page import opening, pictures, settings
-from page.texts import say
+from page.texts import Stop, one_line, say
 from run import build, hardware, labels
 from run.config import replace
 
@@ -38,8 +38,7 @@ def view(opened, config):
             raise ValueError(say('other_shape'))
         labels.chosen(changed)
     except ValueError as error:
-        st.error(say('does_not_fit', why=' '.join(str(error).split())))
-        st.stop()
+        raise Stop(say('does_not_fit', why=one_line(error))) from error
     sides = {'A': (opened, config), 'B': (other, changed)}
     key = [(each.path, each.modified, vars(of)) for each, of in sides.values()]
     if st.button(say('draw_both'), type='primary'):

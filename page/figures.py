@@ -6,7 +6,7 @@ import streamlit as st
 
 import figure
 from page import opening, pictures, settings
-from page.texts import say
+from page.texts import Stop, one_line, say
 from run import build
 from run.config import replace
 from run.errors import OutOfMemory, memory
@@ -51,7 +51,7 @@ def view(opened, config):
 
 
 def _draw(opened, config):
-    """Return the figure. Show why and stop if it cannot be drawn."""
+    """Return the figure. Raise Stop if it cannot be drawn."""
     place, began, shown = st.empty(), time.monotonic(), 0.0
 
     def interrupted():
@@ -66,7 +66,7 @@ def _draw(opened, config):
         with memory(say('fewer')):
             drawn = figure.FIGURES[config.figure](config, opened.net, interrupted)
     except (*opening.FAULTS, ScoreError, OutOfMemory) as error:
-        place.error(say('cannot_draw', why=' '.join(str(error).split())))
-        st.stop()
-    place.empty()
+        raise Stop(say('cannot_draw', why=one_line(error))) from error
+    finally:
+        place.empty()
     return drawn

@@ -18,7 +18,7 @@ from dataset.files import FORMATS, PIXELS, Survey
 from draw import picture
 from draw.inference import Inference
 from page import pictures
-from page.texts import say
+from page.texts import Stop, one_line, say
 from run import build, hardware, inputs
 from run.checkpoint import CheckpointError
 from run.restore import restore
@@ -28,7 +28,10 @@ FAULTS = CheckpointError, DataError, OSError, ValueError
 
 
 def found():
-    """Return {name on the page: path} of the checkpoints to choose from: that of --ckpt first, then those of --logs."""
+    """Return {name on the page: path} of the checkpoints to choose from: that of --ckpt first, then those of --logs.
+
+    Raise Stop if there is none.
+    """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument('--ckpt')
     parser.add_argument('--logs', default='logs')
@@ -44,19 +47,18 @@ def found():
         name = same[0] if same else first
         paths = {name: first, **paths}
     if not paths:
-        st.info(say('no_checkpoint', folder=given.logs))
+        raise Stop(say('no_checkpoint', folder=given.logs), 'info')
     return paths
 
 
 def opened(path, weights):
-    """Return `load` of the checkpoint as it is now, with `path`. Show why in one line and stop if it cannot be used."""
+    """Return `load` of the checkpoint as it is now, with `path`. Raise Stop if it cannot be used."""
     try:
         return load(path, os.stat(path).st_mtime_ns, weights)
-    except FileNotFoundError:
-        st.error(say('missing', path=path))
+    except FileNotFoundError as error:
+        raise Stop(say('missing', path=path)) from error
     except FAULTS as error:
-        st.error(say('unusable', why=' '.join(str(error).split())))
-    st.stop()
+        raise Stop(say('unusable', why=one_line(error))) from error
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
@@ -96,13 +98,13 @@ def _numbers(data):
 
 
 def real(opened, name, first, n):
-    """Return n training items from the `first` one on, [n, ...] as the network sees them, all of class `name` or any.
+    """Return n training items from the `first` one on, [n, ...] as the network sees them.
 
-    opened: from `load`. Raise DataError if they cannot be read. After the last item comes the first.
+    name: their class, or '' for any. opened: from `load`. Raise DataError if they cannot be read. After the last item comes the first.
     """
     data, numbers = training_data(opened.path, opened.modified, opened.config)
     rows = torch.arange(len(data))
-    if name is not None:
+    if name:
         rows = (numbers == data.classes.index(name)).nonzero()[:, 0]
     rows = rows[(first + torch.arange(n)) % len(rows)]
     return data.prepare(loader.pick(data, rows)).to(hardware.device(opened.config))

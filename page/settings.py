@@ -11,7 +11,7 @@ import streamlit as st
 
 import main
 from page import opening
-from page.texts import LANGUAGES, say
+from page.texts import LANGUAGES, Stop, one_line, say
 from page.walk import most_items
 from process.schedules import SPACINGS
 from process.solvers import SOLVERS
@@ -32,7 +32,7 @@ FLAGS = (
     'labels', 'guidance', 'seed', 'num_images',
 )  # fmt: skip
 STARTS = 'noise', 'image', 'upload'
-START = {'start': 'noise', 'item_class': None, 'item': 0}
+START = {'start': 'noise', 'item_class': '', 'item': 0}
 IMAGES = 64  # the most images
 DEFAULT_IMAGES, DEFAULT_POINTS = 9, 2000
 
@@ -66,8 +66,8 @@ def own(**settings):
                 value = PARSERS[type(default)](text)
             except ValueError:
                 value = None
-            if choices is not None and value not in choices:
-                state.complaint = say('bad_link', why=f'{name}={text}')
+            if value is None or (choices is not None and value not in choices):
+                st.warning(say('bad_link', why=f'{name}={text}'))
                 value = default
         state[name] = state.kept[name] = value
 
@@ -80,12 +80,10 @@ def checkpoint():
     state, paths = st.session_state, opening.found()
     if state.get('ckpt') and state.ckpt not in paths:
         paths[state.ckpt] = state.gone  # it has been deleted since
-    if not paths:
-        st.stop()
     if 'ckpt' not in state:
         wanted = state.link.pop('ckpt', None)
         if wanted and wanted not in paths:
-            state.complaint = say('link_checkpoint', name=wanted)
+            st.warning(say('link_checkpoint', name=wanted))
             state.link = {}
         state.ckpt = wanted if wanted in paths else next(iter(paths))
         state.weights = 'net' if state.link.pop('weights', '') == 'net' else 'ema'
@@ -101,19 +99,20 @@ def checkpoint():
 def settle(opened):
     """Put the settings into the session: when it begins those of the address, else what the checkpoint suggests."""
     state, config = st.session_state, suggested(opened.config)
-    if state.shown == (opened.path, opened.modified) and 'order' in state:  # no error has hidden the widgets since
+    if state.shown == (opened.path, opened.modified):
+        for name in (*FLAGS, *START):  # those of which an error has hidden the widgets
+            state.setdefault(name, state.kept[name])
         return
     state.shown = opened.path, opened.modified
-    for name in FLAGS:
-        state[name] = getattr(config, name)
-    state.update(START)
+    proposed = {**{name: getattr(config, name) for name in FLAGS}, **START}
+    state.update(proposed)
     try:
         _follow(opened)
     except ValueError as error:
-        for name in FLAGS:
-            state[name] = getattr(config, name)
-        state.update(START)
-        state.complaint, state.link = say('bad_link', why=' '.join(str(error).split())), {}
+        state.update(proposed)
+        state.link = {}
+        st.warning(say('bad_link', why=one_line(error)))
+    state.kept.update({name: state[name] for name in proposed})
 
 
 def _follow(opened):
@@ -152,8 +151,9 @@ def most_images(opened, sampler):
 
 def chosen(opened, **changes):
     """Return the config of the settings in the session."""
-    values = {name: st.session_state[name] for name in FLAGS if name in st.session_state}
-    values['sample_steps'] %= opened.config.T  # all T are 0, as on the command line
+    values = {name: st.session_state[name] for name in FLAGS}
+    if values['sample_steps'] == opened.config.T:
+        values['sample_steps'] = 0  # all, as on the command line
     return replace(suggested(opened.config), **{**values, **changes})
 
 
@@ -169,7 +169,7 @@ def name_of(config):
 
 
 def choose(opened):
-    """Show the settings in the sidebar and return the config that they make. Stop, saying why, if they do not fit."""
+    """Show the settings in the sidebar and return the config that they make. Raise Stop if they do not fit."""
     state, side, config = st.session_state, st.sidebar, opened.config
     if not state.sample_steps:
         state.sample_steps = config.T
@@ -189,8 +189,7 @@ def choose(opened):
     try:
         sampler = build.sampler(chosen(opened), None)
     except ValueError as error:
-        st.error(say('does_not_fit', why=' '.join(str(error).split())))
-        st.stop()
+        raise Stop(say('does_not_fit', why=one_line(error))) from error
     points, most = build.is_points(config), most_images(opened, sampler)
     if state.num_images > most:  # longer walks keep fewer images
         state.num_images = most

@@ -6,7 +6,7 @@ import streamlit as st
 from dataset.files import EXTENSIONS
 from draw.noise import Noise
 from page import opening, pictures, settings, step
-from page.texts import say
+from page.texts import Stop, one_line, say
 from page.walk import Walk
 from run import build, hardware, labels
 from run.config import replace
@@ -24,8 +24,7 @@ def view(opened, config):
     try:
         walk = _current(opened, config)
     except opening.FAULTS as error:
-        st.error(say('no_start', why=' '.join(str(error).split())))
-        st.stop()
+        raise Stop(say('no_start', why=one_line(error))) from error
     st.fragment(_page, run_every=1 / state.pace if state.play else None)(opened, config, walk)
 
 
@@ -44,7 +43,7 @@ def _choose_start(opened, config):
         except opening.FAULTS:
             return  # `_current` says why
         if numbers is not None:
-            options = [None, *data.classes]
+            options = ['', *data.classes]
             side.selectbox(say('item_class'), options, key='item_class', format_func=lambda name: name or say('any'))
         side.number_input(say('item'), 0, len(data) - 1, key='item')
 
@@ -66,8 +65,7 @@ def _current(opened, config):
         x = opening.real(opened, state.get('item_class'), state.get('item', 0), n)
     elif state.start == 'upload':
         if file is None:
-            st.info(say('choose_file'))
-            st.stop()
+            raise Stop(say('choose_file'), 'info')
         x = opening.uploaded(config, file, n)
     noise = Noise(config.seed, range(n), build.shape(config), hardware.device(config))
     sampler = build.sampler(config, opened.model).to(hardware.device(config))
@@ -76,9 +74,13 @@ def _current(opened, config):
     state.direction = 'denoise' if x is None else 'diffuse'
     state.walk, state.walk_key, state.play, state.target, state.numbers = walk, key, False, None, {}
     if path := state.link.pop('walk', ''):
-        with st.spinner(say('replaying')):
-            walk.replay(read_path(path))
-        state.direction = path.rsplit('.')[-1].rstrip('0123456789')
+        try:
+            runs = read_path(path)
+            with st.spinner(say('replaying')):
+                walk.replay(runs)
+            state.direction = 'denoise' if runs[-1][0] else 'diffuse'
+        except ValueError as error:
+            st.warning(say('bad_link', why=str(error)))
     return walk
 
 

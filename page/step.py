@@ -76,7 +76,7 @@ def _equation(taken, parts, item, place):
     for name, weight, _ in parts:
         weight = _at(weight, item, place)
         numbers += f'{"-" if weight < 0 else "+" if numbers else ""} {abs(weight):.4f}\\, {name} '
-    st.latex(rf'\begin{{aligned}} x_{{{taken.s}}} &= {letters} \\ &= {numbers} \end{{aligned}}')
+    st.markdown(f'##### $x_{{{taken.s}}} = {letters}$\n##### $\\hphantom{{x_{{{taken.s}}}}} = {numbers}$')
     if taken.z is None:
         st.caption(say('no_noise'))
 
@@ -108,12 +108,13 @@ def _pictures(walk, taken, mean, item, place):
 
 def _table(taken, parts, item, place):
     """Show the numbers of one pixel or coordinate, exact enough to add them up."""
-    rows = [f'| {say("term")} | {say("weight")} | {say("value")} | {say("product")} |', '| --- | ---: | ---: | ---: |']
+    rows = {}
     for name, weight, x in parts:
         weight, value = _at(weight, item, place), _at(x, item, place)
-        rows.append(f'| ${name}$ | {weight:.8f} | {value:.8f} | {weight * value:.8f} |')
-    rows.append(f'| $x_{{{taken.s}}}$ | {say("sum")} | | **{_at(taken.x_s, item, place):.8f}** |')
-    st.markdown('\n'.join(rows))
+        rows[f'${name}$'] = [f'{number:.8f}' for number in (weight, value, weight * value)]
+    rows[f'$x_{{{taken.s}}}$'] = [say('sum'), '', f'{_at(taken.x_s, item, place):.8f}']
+    columns = [say('weight'), say('value'), say('product')]
+    st.table(pd.DataFrame.from_dict(rows, orient='index', columns=columns))
 
 
 def _curves(walk, taken):

@@ -115,7 +115,6 @@ TEXTS = {
     'row': ('Row', '行'),
     'column': ('Column', '列'),
     'coordinate': ('Coordinate', '坐标'),
-    'term': ('term', '项'),
     'weight': ('weight', '权重'),
     'value': ('value at the mark', '标记处的值'),
     'product': ('product', '乘积'),
@@ -200,6 +199,22 @@ TEXTS = {
     ),
     'bad_path': ('walk={path} is no path such as denoise20.diffuse5', 'walk={path} 不是 denoise20.diffuse5 这样的路径'),
 }
+
+
+class Stop(Exception):
+    """The page cannot go on, and shows the message in place of what would follow: (message, kind of box).
+
+    st.stop() would not do: after it, Streamlit and the browser disagree on the values of widgets not shown.
+    """
+
+    def __init__(self, message, show='error'):
+        super().__init__(message)
+        self.show = show
+
+
+def one_line(error):
+    """Return the message of an error on one line."""
+    return ' '.join(str(error).split())
 
 
 def say(key, *, otherwise=None, **values):
