@@ -125,6 +125,6 @@ def _described(opened, config):
         say('in_steps', steps=config.sample_steps or config.T),
         say('ema' if config.weights == 'ema' else 'raw'),
         *([f'{say("guidance")} {config.guidance:g}'] if config.num_classes else []),
-        opened.path,
+        next(name for name, path in st.session_state.paths.items() if path == opened.path),
     ]
     return ' · '.join(words)

@@ -100,7 +100,9 @@ def _numbers(data):
 def real(opened, name, first, n):
     """Return n training items from the `first` one on, [n, ...] as the network sees them.
 
-    name: their class, or '' for any. opened: from `load`. Raise DataError if they cannot be read. After the last item comes the first.
+    name: their class, or '' for any. opened: from `load`. After the last item comes the first.
+
+    Raise DataError if they cannot be read, ValueError if there is no such class.
     """
     data, numbers = training_data(opened.path, opened.modified, opened.config)
     rows = torch.arange(len(data))

@@ -6,16 +6,13 @@ import os
 import re
 import shlex
 import shutil
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from browsing import chromium, served, settled
 from conftest import ROOT, TINY
 from PIL import Image
 from runs import Forked, config_of
@@ -31,7 +28,6 @@ from run.config import replace
 from run.restore import restore
 
 expect = sync_api.expect
-CHROMIUM = os.environ.get('CHROMIUM') or shutil.which('chromium') or shutil.which('google-chrome')
 SEEN = ROOT / 'logs' / 'screenshots'
 PHONE = {'viewport': {'width': 390, 'height': 844}, 'has_touch': True}
 N, TILE, T = 9, 160, 40  # images, pixels of one in a picture, and the steps of the first run
@@ -58,36 +54,18 @@ def logs(tmp_path_factory):
 @pytest.fixture(scope='module')
 def address(logs):
     """Serve the page with the run of images chosen, and return its address."""
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    argv = [sys.executable, '-m', 'streamlit', 'run', 'demo.py', f'--server.port={port}', '--']
-    argv += [f'--ckpt={logs / "images"}', f'--logs={logs}']
-    with open(logs / 'server.log', 'wb') as log, subprocess.Popen(argv, cwd=ROOT, stdout=log, stderr=log) as server:
-        try:
-            for _ in range(300):
-                try:
-                    urllib.request.urlopen(f'http://127.0.0.1:{port}/_stcore/health')
-                    break
-                except OSError:
-                    assert server.poll() is None, (logs / 'server.log').read_text()
-                    time.sleep(0.1)
-            yield f'http://127.0.0.1:{port}'
-        finally:
-            server.terminate()
+    with served(logs / 'server.log', f'--ckpt={logs / "images"}', f'--logs={logs}') as address:
+        yield address
     log = (logs / 'server.log').read_text()
-    assert f'http://127.0.0.1:{port}' in log and 'Traceback' not in log, log
+    assert address in log and 'Traceback' not in log, log
 
 
 @pytest.fixture(scope='module')
 def browser():
     """Start the browser. Fails if there is no chromium."""
-    if not CHROMIUM:
-        pytest.fail('no chromium: apt-get install chromium, or set CHROMIUM')
     SEEN.mkdir(parents=True, exist_ok=True)
     with sync_api.sync_playwright() as playwright:
-        args = ['--no-sandbox', '--disable-gpu', '--disable-background-networking']
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=args)
+        browser = chromium(playwright)
         expect.set_options(timeout=30_000)
         yield browser
         browser.close()
@@ -110,16 +88,6 @@ def visit(address, browser):
     yield load
     for context in contexts:
         context.close()
-
-
-def settled(page):
-    """Wait until the script behind the page rests. It also pauses between a click and its run, and between two runs."""
-    page.evaluate('window.restingSince = performance.now()')
-    page.wait_for_function("""() => {
-        const state = document.querySelector('[data-testid=stApp]').dataset.testScriptState
-        if (state !== 'notRunning') window.restingSince = performance.now()
-        return performance.now() - window.restingSince > 300
-    }""")
 
 
 def at(page, t):
