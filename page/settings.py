@@ -176,13 +176,13 @@ def choose(opened):
     state.preset = name_of(chosen(opened))
     side.selectbox(say('sampler'), list(SAMPLERS), key='preset', on_change=_use_preset, placeholder=say('own_sampler'))
     side.number_input(say('sample_steps'), 1, config.T, key='sample_steps')
-    with side.expander(say('sampler_details')):
-        st.selectbox(say('order'), list(SOLVERS), key='order', help=say('order_help'))
-        st.toggle(say('corrector'), key='corrector', help=say('corrector_help'))
-        st.slider('eta', 0.0, 1.0, key='eta', help=say('eta_help'))
-        st.selectbox(say('spacing'), ['auto', *SPACINGS], key='spacing', help=say('spacing_help'))
-        st.number_input('eps_scale', 0.5, 2.0, step=0.001, format='%.3f', key='eps_scale', help=say('eps_scale_help'))
-        st.toggle(say('clip'), key='clip_denoised', help=say('clip_help'))
+    # No expander here, nor popover elsewhere: what they hide forgets the values that the page sets.
+    side.selectbox(say('order'), list(SOLVERS), key='order', help=say('order_help'))
+    side.toggle(say('corrector'), key='corrector', help=say('corrector_help'))
+    side.slider('eta', 0.0, 1.0, key='eta', help=say('eta_help'))
+    side.selectbox(say('spacing'), ['auto', *SPACINGS], key='spacing', help=say('spacing_help'))
+    side.number_input('eps_scale', 0.5, 2.0, step=0.001, format='%.3f', key='eps_scale', help=say('eps_scale_help'))
+    side.toggle(say('clip'), key='clip_denoised', help=say('clip_help'))
     if config.num_classes:
         side.selectbox(say('label'), ['all', *labels.names(config)], key='labels', format_func=_label)
         side.slider(say('guidance'), 0.0, 10.0, step=0.5, key='guidance', help=say('guidance_help'))

@@ -12,7 +12,7 @@ from run import build, hardware, labels
 from run.config import replace
 
 PACES = 1, 2, 5, 10, 20  # pictures a second
-BUDGET = 0.08  # seconds that a click may compute before the page shows how far it is
+BUDGET = 0.25  # seconds that may pass until the page shows how far a long way has come
 
 
 def view(opened, config):
@@ -118,7 +118,8 @@ def _page(opened, config, walk):
     _status(walk)
     _states(walk)
     _timeline(walk)
-    if st.toggle(say('show_step'), key='show_step'):
+    _pace(walk)
+    if state.show_step:
         step.show(walk)
     _save(walk)
     _same_again(opened, config, walk)
@@ -183,14 +184,20 @@ def _controls(walk, denoise, end, arrived):
         st.number_input(say('step_of', end=end), 1 - n, end + n - 1, step=n, **how)  # so that + and - reach both ends
         key = _key('play', state.play)
         st.toggle(say('play'), key=key, on_change=play, args=(key,))
-        with st.popover(say('pace')):
-            st.number_input(say('n'), 1, walk.sampler.T, key='n', help=say('n_help'))
-            st.select_slider(say('speed'), PACES, key='pace', on_change=lambda: state.update(restart=True))
-            st.toggle(say('show_x0'), key='show_x0')
     if end:
         key = _key(f'position {end}', walk.at)
         how = {'key': key, 'on_change': go, 'args': (key,), 'label_visibility': 'collapsed', 'disabled': state.play}
         st.slider(say('position'), 0, end, **how)
+
+
+def _pace(walk):
+    """Show what a click does, how fast a play is, and what is shown beside the state."""
+    with st.container(horizontal=True, vertical_alignment='bottom'):
+        st.number_input(say('n'), 1, walk.sampler.T, key='n', help=say('n_help'), width=170)
+        how = {'key': 'pace', 'on_change': lambda: st.session_state.update(restart=True), 'width': 170}
+        st.select_slider(say('speed'), PACES, **how)
+        st.toggle(say('show_x0'), key='show_x0')
+        st.toggle(say('show_step'), key='show_step')
 
 
 def _status(walk):

@@ -24,7 +24,6 @@ TEXTS = {
     'own_sampler': ('a mixture of your own', '自定义'),
     'sample_steps': ('Sampling steps', '采样步数'),
     'in_steps': ('{steps} steps', '{steps} 步'),
-    'sampler_details': ('More of the sampler', '采样器的更多设置'),
     'order': ('Order', '阶数'),
     'order_help': (
         'How many predictions of x_0 a step is made of. 3 is for eta = 0.',
@@ -81,7 +80,6 @@ TEXTS = {
     'step_of': ('Step, of {end}', '第几步（共 {end} 步）'),
     'play': ('Play', '播放'),
     'position': ('Position in the walk', '行走中的位置'),
-    'pace': ('Pace', '速度'),
     'n': ('Steps a click', '每次点击的步数'),
     'n_help': ('How many steps + and - and each picture of a play take.', '“+”“-”以及播放的每一帧走多少步。'),
     'speed': ('Pictures a second', '每秒画面数'),
