@@ -158,8 +158,10 @@ def chosen(opened, **changes):
 
 
 def _use_preset():
-    state = st.session_state
+    state, before = st.session_state, st.session_state.order
     state.order, state.corrector, state.eta = SAMPLERS[state.preset]
+    if state.order != before:  # as on the command line, the spacing goes with the order
+        state.spacing = 'auto'
 
 
 def name_of(config):

@@ -164,8 +164,9 @@ def _controls(walk, denoise, end, arrived):
         if _is_current(key):
             state.target, state.play = state[key], False
 
-    def turn():
-        state.target, state.play = None, False
+    def turn(key):
+        if _is_current(key):
+            state.direction, state.target, state.play = state[key], None, False
 
     def play(key):
         if _is_current(key):
@@ -177,8 +178,9 @@ def _controls(walk, denoise, end, arrived):
         st.rerun()
     with st.container(horizontal=True, vertical_alignment='bottom'):
         names = {'denoise': say('denoise'), 'diffuse': say('diffuse')}
-        style = {'horizontal': True, 'label_visibility': 'collapsed', 'width': 'content'}
-        st.radio(say('direction'), list(names), key='direction', format_func=names.get, on_change=turn, **style)
+        key = _key('direction', state.direction)
+        how = {'horizontal': True, 'label_visibility': 'collapsed', 'width': 'content', 'format_func': names.get}
+        st.radio(say('direction'), list(names), key=key, on_change=turn, args=(key,), **how)
         key = _key(f'step {end} {n}', walk.at if arrived else state.target)
         how = {'key': key, 'on_change': go, 'args': (key,), 'width': 150, 'disabled': state.play}
         st.number_input(say('step_of', end=end), 1 - n, end + n - 1, step=n, **how)  # so that + and - reach both ends
