@@ -4,6 +4,7 @@ LOGS, relative to the root of the project, holds the runs of config/DIGITS.txt a
 """
 
 import sys
+import tempfile
 from pathlib import Path
 
 from browsing import chromium, served, settled
@@ -21,8 +22,11 @@ PICTURES = {
 
 def main(logs, folder):
     """Write each of PICTURES as a PNG."""
-    log = Path(folder) / 'page_pictures.log'
-    with served(log, f'--logs={logs}') as address, sync_playwright() as playwright:
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        served(Path(temporary) / 'log', f'--logs={logs}') as address,
+        sync_playwright() as playwright,
+    ):
         browser = chromium(playwright)
         for name, (query, button, height, colours) in PICTURES.items():
             page = browser.new_page(viewport={'width': 1280, 'height': height}, color_scheme=colours)
@@ -31,14 +35,13 @@ def main(logs, folder):
             settled(page)
             if button:
                 page.get_by_role('button', name=button).click()
-                page.get_by_text('Root mean square').wait_for()
+            page.locator('[data-testid=stImage]').first.wait_for()
             page.wait_for_timeout(2000)  # charts are drawn last
             settled(page)
             path = Path(folder) / f'{name}.png'
             page.screenshot(path=path)
             Image.open(path).convert('RGB').quantize(COLOURS, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
         browser.close()
-    log.unlink()
 
 
 if __name__ == '__main__':
