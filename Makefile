@@ -5,7 +5,7 @@ PICTURES = logs/pictures
 # One stamp for each set of requirements: a changed list makes the environment stale; a shared VENV is not rebuilt.
 STAMP = $(VENV)/.made-from-$(shell cat requirements*.txt | sha256sum | cut -c1-16)
 
-.PHONY: venv demo demo-page pictures test test-avx2 test-browser flags lint
+.PHONY: venv demo demo-page pictures page-pictures test test-avx2 test-browser flags lint
 
 venv: $(STAMP)
 
@@ -18,7 +18,7 @@ demo: $(STAMP)
 demo-page: $(STAMP)-demo
 	$(RUN) -m streamlit run demo.py
 
-# Draw the pictures of docs/ that need no download. Takes about ten minutes.
+# Draw the pictures of docs/ that need no download, those of the page with Chromium. Takes about ten minutes.
 pictures: $(STAMP)
 	$(RUN) main.py --flagfile config/DIGITS.txt --train --figure=progressive --out=$(PICTURES)/digits
 	$(RUN) main.py --flagfile config/DIGITS.txt --sample --order=2 --sample_steps=20 --out=$(PICTURES)/samples
@@ -32,6 +32,11 @@ pictures: $(STAMP)
 	cp $(PICTURES)/guided/grid.png docs/digits_guided.png
 	cp $(PICTURES)/s_curve/figure.png docs/s_curve.png
 	cp $(PICTURES)/digits/progressive.png $(PICTURES)/digits/interpolate.png $(PICTURES)/hybrid/nll.png docs
+	$(MAKE) page-pictures
+
+# Take the pictures of the page with the runs that pictures has trained.
+page-pictures: $(STAMP)-demo $(STAMP)-browser
+	$(RUN) tests/page_pictures.py logs docs
 
 # Run one process per core: each test uses one thread.
 test: $(STAMP)

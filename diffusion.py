@@ -16,6 +16,7 @@ and move with the module, because some devices have no float64.
 """
 
 from collections import deque
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -23,7 +24,7 @@ from torch import nn
 from process.losses import LOSSES, T_SAMPLERS
 from process.parameterisations import Parameterisation, extract
 from process.schedules import known, make_betas, make_timesteps, spacing_for
-from process.solvers import VAR_TYPES, encoding_steps, learns_variance, posterior_table, solver_steps
+from process.solvers import VAR_TYPES, Step, encoding_steps, learns_variance, posterior_table, solver_steps
 
 
 def standard_normal(x):
@@ -143,6 +144,23 @@ class GaussianDiffusionTrainer(nn.Module):
         return self.t_sampler.weigh(self.loss.of(self, x_0, x_t, t, out, target), t)
 
 
+class Taken(NamedTuple):
+    """A step as it was taken: x_s = cx x_t + c_0 x0_hats[0] + c_1 x0_hats[1] + ... + std z, by the numbers of `row`.
+
+    t, s: the noisings in x_t and x_s. x0_hats: the newest first, as many as there are, at most one for each c. std:
+    that of `row` or, if the variance is learned, a tensor in the shape of x_t. z: None if the step adds no noise.
+    """
+
+    t: int
+    s: int
+    row: Step
+    x_t: torch.Tensor
+    x0_hats: tuple
+    std: float | torch.Tensor
+    z: torch.Tensor | None
+    x_s: torch.Tensor
+
+
 class GaussianDiffusionSampler(nn.Module):
     """Algorithm 2 and its relatives: a sampler that is ancestral (eta = 1), DDIM (eta = 0) or anything between.
 
@@ -238,6 +256,12 @@ class GaussianDiffusionSampler(nn.Module):
         """Return the x_0 whose posterior mean in the full chain (paper eq. 7) is xprev, in the shape of x_t."""
         return Parameterisation('xprev', self.alphas_bar).to(x_t.device).to_x0(xprev, x_t, t)
 
+    def predict_eps_from_xstart(self, x_t, t, x_0):
+        """eps = (x_t - sqrt(ab_t) x_0) / sqrt(1 - ab_t) (paper eq. 9), in the shape of x_t."""
+        tables = self.alphas_bar.sqrt(), (1 - self.alphas_bar).sqrt()
+        alpha, sigma = (extract(table.float().to(t.device), t, x_t.shape) for table in tables)
+        return (x_t - alpha * x_0) / sigma
+
     def split(self, out, x_t, t):
         """Return (x0_hat, v) from the network's output at x_t. With clip_denoised, x0_hat is clipped to [-1, 1].
 
@@ -278,12 +302,25 @@ class GaussianDiffusionSampler(nn.Module):
         x_T: [B, ...]. y: int64 [B] or None. noise: x -> z. project: (t, x_t, x0_hat) -> x_t, called after each step to
         change the state, as inpainting does. Raise ValueError unless 0 <= stop < start <= T.
         """
+        for taken in self.walk(x_T, y, start, stop, noise, project):
+            yield taken.s, taken.x_s, taken.x0_hats[0]
+
+    def route(self, start=None, stop=0):
+        """Return the steps of a trajectory in the order in which it takes them: (timestep, noisings after it, `Step`).
+
+        Raise ValueError as `trajectory` does.
+        """
         start = self.timesteps[-1] + 1 if start is None else start
         if not 0 <= stop < start <= self.T:
             raise ValueError(f'a trajectory needs 0 <= stop < start <= T = {self.T}, not start {start}, stop {stop}')
         chain = sorted({start - 1, *(t for t in self.timesteps if t < start), *([stop - 1] if stop else [])})
         route = zip(chain, [0, *(t + 1 for t in chain)], self._steps(chain), strict=False)
-        yield from self._follow([part for part in route if part[0] >= stop][::-1], x_T, y, noise, project)
+        return [part for part in route if part[0] >= stop][::-1]
+
+    @torch.no_grad()
+    def walk(self, x_T, y=None, start=None, stop=0, noise=standard_normal, project=None):
+        """Walk as `trajectory` does, and yield each step as `Taken`, with all that it was made of."""
+        yield from self._follow(self.route(start, stop), x_T, y, noise, project)
 
     @torch.no_grad()
     def encode(self, x_0, y=None):
@@ -299,12 +336,14 @@ class GaussianDiffusionSampler(nn.Module):
         if len(chain) < 2:
             raise ValueError('encoding needs a timestep above 0')
         steps = encoding_steps(self.alphas_bar, chain, self.order, self.corrector)[::-1]
-        yield from self._follow(list(zip(chain, [t + 1 for t in chain[1:]], steps, strict=False)), x_0, y)
+        for taken in self._follow(list(zip(chain, [t + 1 for t in chain[1:]], steps, strict=False)), x_0, y):
+            yield taken.s, taken.x_s, taken.x0_hats[0]
 
     def _follow(self, route, x_t, y, noise=None, project=None):
-        """Take the steps of a route, a list of (timestep, noisings after it, `Step`), as `trajectory` does."""
+        """Take the steps of a route, as `route` returns it, and yield each as `Taken`."""
         x0_hats = deque(maxlen=len(route[0][-1].c))  # the newest first
-        for timestep, left, (cx, c, std, slope) in route:
+        for timestep, left, row in route:
+            (cx, c, std, slope), before, z = row, x_t, None
             t = torch.full((1,), timestep, device=x_t.device).expand(len(x_t))
             x0_hat, v = self.split(_apply(self.model, x_t, t, y), x_t, t)
             x0_hats.appendleft(x0_hat)
@@ -312,10 +351,11 @@ class GaussianDiffusionSampler(nn.Module):
             for c_j, m_j in list(zip(c, x0_hats, strict=False))[1:]:  # the first steps have fewer x0_hats before them
                 x_t = x_t + c_j * m_j
             if std > 0:
-                x_t = x_t + (std * torch.exp(0.5 * slope * v) if self.learns_variance else std) * noise(x_t)
+                std, z = std * torch.exp(0.5 * slope * v) if self.learns_variance else std, noise(x_t)
+                x_t = x_t + std * z
             if project:
                 x_t = project(left, x_t, x0_hat)
-            yield left, x_t, x0_hat
+            yield Taken(timestep + 1, left, row, before, tuple(x0_hats), std, z, x_t)
 
     @torch.no_grad()
     def diffuse(self, x_0, start=0, stop=None, noise=standard_normal):

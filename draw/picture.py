@@ -81,17 +81,13 @@ def table(rows, titles, names, group=None):
 
 
 def plot(rows, titles=(), names=(), arrows=()):
-    """Draw scatter plots of points [N, 2], one list of tensors per row, all on one scale.
+    """Draw scatter plots of points [N, 2], one list of tensors per row, all on one `scale`.
 
-    The plots show the narrowest cloud whole. They may cut the widest, but show most of it: a scale that held all of it
-    could make the narrowest too small to see. arrows: the direction of time above each row, as matplotlib's arrow
-    styles '->' and '<-'.
+    arrows: the direction of time above each row, as matplotlib's arrow styles '->' and '<-'.
     """
     side = 4 if len(rows) == len(rows[0]) == 1 else 1.6
     figure, axes = _panels(len(rows), len(rows[0]), side, side + 0.2 * bool(arrows))
-    extents = [panel.abs().flatten().sort().values for row in rows for panel in row]
-    whole, most = ([extent[math.ceil(share * len(extent)) - 1] for extent in extents] for share in (0.995, 0.85))
-    reach = 1.1 * max(min(whole), max(most)).item()
+    reach = scale([panel for row in rows for panel in row])
     for row, panels in enumerate(rows):
         for ax, panel in zip(axes[row], panels, strict=True):
             ax.scatter(*panel.T.cpu().numpy(), s=min(8, 4000 / len(panel)), linewidths=0, color=f'C{row}', alpha=0.6)
@@ -105,6 +101,17 @@ def plot(rows, titles=(), names=(), arrows=()):
     for panels, style in zip(axes, arrows, strict=False):
         _arrow(figure, panels, style)
     return _rendered(figure)
+
+
+def scale(clouds):
+    """Return how far from the origin the axes of plots of these points [N, 2] reach.
+
+    The plots show the narrowest cloud whole. They may cut the widest, but show most of it: a scale that held all of it
+    could make the narrowest too small to see.
+    """
+    extents = [cloud.abs().flatten().sort().values for cloud in clouds]
+    whole, most = ([extent[math.ceil(share * len(extent)) - 1] for extent in extents] for share in (0.995, 0.85))
+    return 1.1 * max(min(whole), max(most)).item()
 
 
 def curves(*panels, title=None, columns=3):

@@ -1,241 +1,496 @@
 """Drive the page of demo.py in a real browser. `make test-browser` runs these tests and keeps screenshots."""
 
+import base64
+import contextlib
+import io
 import os
 import re
+import shlex
 import shutil
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
+from browsing import chromium, served, settled
 from conftest import ROOT, TINY
+from PIL import Image
+from runs import Forked, config_of
 
 sync_api = pytest.importorskip('playwright.sync_api', reason='needs requirements-browser.txt')
+
+# ruff: noqa: E402
+from draw import picture
+from draw.inference import Inference
+from draw.noise import Noise
+from run import build, hardware, labels
+from run.config import replace
+from run.restore import restore
+
 expect = sync_api.expect
-CHROMIUM = os.environ.get('CHROMIUM') or shutil.which('chromium') or shutil.which('google-chrome')
 SEEN = ROOT / 'logs' / 'screenshots'
+PHONE = {'viewport': {'width': 390, 'height': 844}, 'has_touch': True}
+N, TILE, T = 9, 160, 40  # images, pixels of one in a picture, and the steps of the first run
 pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope='module')
 def logs(tmp_path_factory):
-    """Make logs/ with a run of many steps, a conditional one of few, one of points, and a broken checkpoint."""
+    """Make logs/ with a run of images, a conditional one and one of points, and a broken checkpoint."""
     folder = tmp_path_factory.mktemp('logs')
-    wide = [flag.replace('--ch_mult=1', '--ch_mult=1,2') for flag in TINY]
-    points = ['--dataset=circles', '--net=point_mlp', '--T=20']
-    for name, extra in {
-        'long': ['--T=1000', '--beta_T=0.02'],
-        'labels': ['--cond', '--T=50'],
-        'points': points,
+    common = [*TINY, '--train', '--lr=0.01', '--total_steps=20', '--feature_net=classifier']
+    wide = [flag.replace('--ch_mult=1', '--ch_mult=1,2').replace('--T=8', f'--T={T}') for flag in common]
+    for name, argv in {
+        'images': [*wide, '--beta_T=0.2', '--save_step=10', '--var_type=fixedsmall'],
+        'labels': [*wide, '--beta_T=0.2', '--cond'],
+        'points': [*wide, '--dataset=moons', '--net=point_mlp'],
     }.items():
-        argv = [*wide, '--train', '--lr=0.01', '--total_steps=20', *extra, f'--logdir={folder / name}']
-        subprocess.run([sys.executable, str(ROOT / 'main.py'), *argv], check=True, capture_output=True)
+        assert Forked(*argv, f'--logdir={folder / name}', log=folder / f'{name}.log').status() == 0
     (folder / 'broken').mkdir()
-    (folder / 'broken' / 'ckpt.pt').write_bytes((folder / 'long' / 'ckpt.pt').read_bytes()[:5000])
+    (folder / 'broken' / 'ckpt.pt').write_bytes((folder / 'images' / 'ckpt.pt').read_bytes()[:5000])
     return folder
 
 
 @pytest.fixture(scope='module')
 def address(logs):
-    """Serve the page with the long run chosen, and return its address."""
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    argv = [sys.executable, '-m', 'streamlit', 'run', 'demo.py', f'--server.port={port}', '--']
-    argv += [f'--ckpt={logs / "long" / "ckpt.pt"}', f'--logs={logs}']
-    with open(logs / 'server.log', 'wb') as log, subprocess.Popen(argv, cwd=ROOT, stdout=log, stderr=log) as server:
-        try:
-            for _ in range(300):
-                try:
-                    urllib.request.urlopen(f'http://127.0.0.1:{port}/_stcore/health')
-                    break
-                except OSError:
-                    assert server.poll() is None, (logs / 'server.log').read_text()
-                    time.sleep(0.1)
-            yield f'http://127.0.0.1:{port}'
-        finally:
-            server.terminate()
+    """Serve the page with the run of images chosen, and return its address."""
+    with served(logs / 'server.log', f'--ckpt={logs / "images"}', f'--logs={logs}') as address:
+        yield address
     log = (logs / 'server.log').read_text()
-    assert f'http://127.0.0.1:{port}' in log and 'Traceback' not in log, log
+    assert address in log and 'Traceback' not in log, log
 
 
-@pytest.fixture
-def page(address):
-    """Load the page in a new browser. Fails if there is no chromium."""
+@pytest.fixture(scope='module')
+def browser():
+    """Start the browser. Fails if there is no chromium."""
+    SEEN.mkdir(parents=True, exist_ok=True)
     with sync_api.sync_playwright() as playwright:
-        if not CHROMIUM:
-            pytest.fail('no chromium: apt-get install chromium, or set CHROMIUM')
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=['--no-sandbox', '--disable-gpu', '--disable-background-networking']
-        )
-        page = browser.new_page(viewport={'width': 1280, 'height': 1000})
-        page.set_default_timeout(60_000)
-        expect.set_options(timeout=60_000)
-        page.goto(address)
-        expect(page.get_by_text('Step t = ')).to_be_visible()
-        yield page
-        SEEN.mkdir(parents=True, exist_ok=True)
+        browser = chromium(playwright)
+        expect.set_options(timeout=30_000)
+        yield browser
         browser.close()
 
 
-def settled(page):
-    """Wait until the script behind the page rests. It also pauses between a click and its run, and between two runs."""
-    page.evaluate('window.restingSince = performance.now()')
-    page.wait_for_function("""() => {
-        const state = document.querySelector('[data-testid=stApp]').dataset.testScriptState
-        if (state !== 'notRunning') window.restingSince = performance.now()
-        return performance.now() - window.restingSince > 500
-    }""")
+@pytest.fixture
+def visit(address, browser):
+    """Return a function that loads the page as a new visitor: visit(query, **options of the browser)."""
+    contexts = []
 
+    def load(query='', **options):
+        contexts.append(browser.new_context(**{'viewport': {'width': 1280, 'height': 1000}, **options}))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(30_000)
+        page.goto(query if query.startswith('http') else f'{address}/?{query}')
+        expect(page.locator('[data-testid=stRadio]').first).to_be_visible()
+        settled(page)
+        return page
 
-def step(page):
-    """Return the current step that the page names."""
-    return int(re.search(r'Step t = (\d+)', page.get_by_text('Step t = ').inner_text())[1])
+    yield load
+    for context in contexts:
+        context.close()
 
 
 def at(page, t):
-    """Wait for the page to be at rest at a step."""
-    expect(page.get_by_text(re.compile(rf'Step t = {t}\b'))).to_be_visible()
+    """Wait for the page to be at rest at a state with t noisings."""
+    expect(page.get_by_text(re.compile(rf'^t = {t}\b'))).to_be_visible()
     settled(page)
 
 
-def pictures(page):
-    """Return the addresses of the pictures, which are hashes of their content."""
-    images = page.locator('[data-testid=stImage] img')
-    return [images.nth(i).get_attribute('src') for i in range(images.count())]
+def shown(page, i=0):
+    """Return the picture i on the page as an array."""
+    src = page.locator('[data-testid=stMain] [data-testid=stImage] img').nth(i).get_attribute('src')
+    return np.asarray(
+        Image.open(io.BytesIO(base64.b64decode(src.removeprefix('data:image/png;base64,')))).convert('RGB')
+    )
+
+
+def halves(page):
+    """Return the pictures of x_t and of the predicted x_0 as arrays."""
+    both = shown(page)
+    width = (both.shape[1] - 16) // 2
+    return both[:, :width], both[:, width + 16 :]
+
+
+def drawn(x):
+    return np.asarray(picture.of(x, TILE))
 
 
 def fill(page, label, value):
     """Enter a number into a field."""
-    field = page.get_by_label(label, exact=True)
+    field = page.get_by_role('spinbutton', name=label, exact=isinstance(label, str)).first
     field.fill(str(value))
     field.press('Enter')
     settled(page)
 
 
+def go(page, k):
+    """Go to step k by typing its number."""
+    fill(page, re.compile('^Step, of'), k)
+
+
 def choose(page, label, option):
     """Choose an option of a select box, by part of its name."""
-    page.get_by_role('combobox', name=label).click()
-    page.get_by_role('option').filter(has_text=option).click()
+    box, found = page.get_by_role('combobox', name=label), page.get_by_role('option').filter(has_text=option).first
+    for _ in range(5):  # a list closes again if the page is redrawn at this moment
+        box.fill(option)
+        with contextlib.suppress(sync_api.TimeoutError):
+            found.wait_for(timeout=3000)
+            box.press('Enter')
+            break
+    settled(page)
 
 
-def click(page, name):
-    """Click a button."""
-    button(page, name).click()
-
-
-def button(page, name):
-    """Find a button of ours: Streamlit shows its own Stop while the script runs."""
-    return page.locator('[data-testid=stMain]').get_by_role('button', name=name)
+def pick(page, text):
+    """Click on a radio button or a toggle by its text."""
+    page.get_by_text(text, exact=True).first.click()
+    settled(page)
 
 
 def keep(page, name):
     """Save a screenshot for a person to look at."""
-    SEEN.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=SEEN / f'{name}.png', full_page=True)
 
 
-def test_denoise_diffuse_and_reset(page):
-    at(page, 1000)
-    noise = pictures(page)
-    assert len(noise) == 1
-    expect(button(page, 'Diffuse')).to_be_disabled()
-    fill(page, 'Steps a click', 5)
-    click(page, 'Denoise 5 steps')
-    at(page, 995)
-    denoised = pictures(page)
-    assert denoised != noise
-    click(page, 'Diffuse 5 steps')
-    at(page, 1000)
-    assert pictures(page) not in (noise, denoised)
-    keep(page, 'diffused')
-    click(page, 'Reset')
-    expect(page.locator('[data-testid=stImage] img')).to_have_attribute('src', noise[0])
-    click(page, 'Denoise 5 steps')
-    at(page, 995)
-    assert pictures(page) == denoised  # the seed decides
+def walked(logs, run, y=None, **changes):
+    """Return what the sampler itself makes of a run with these settings: the walk, and (t, x, prediction at x)."""
+    config = replace(config_of(), ckpt=str(logs / run), weights=changes.pop('weights', 'ema'))
+    config, net, _ = restore(config, {'weights'})
+    config = replace(config, num_images=N, **changes)
+    device = hardware.device(config)
+    noise = Noise(config.seed, range(N), build.shape(config), device)
+    sampler = build.sampler(config, Inference(net, hardware.precision(config))).to(device)
+    x, t, states = sampler.start(noise()), sampler.states[-1], []
+    for s, x_s, x0_hat in sampler.trajectory(x, labels.of_indices(config, range(N)), noise=noise):
+        states.append((t, x, x0_hat))
+        t, x = s, x_s
+    return SimpleNamespace(config=config, sampler=sampler, states=[*states, (0, x, x)])
 
 
-def test_stopping_keeps_what_was_walked(page):
-    fill(page, 'Steps a click', 1000)
-    click(page, 'Denoise 1000 steps')
-    expect(page.get_by_text(re.compile(r'step \d+ of 1000'))).to_be_visible()
-    expect(page.get_by_text(re.compile('Step t = [1-9]\\d\\d\\b'))).to_be_visible()  # shown while it runs
-    keep(page, 'running')
-    click(page, 'Stop')
-    expect(button(page, 'Download the animation')).to_be_visible()
+def same(page, state):
+    """Check that the page shows a state, (t, x, prediction), exactly as the sampler has it."""
+    t, x, x0_hat = state
+    at(page, t)
+    for _ in range(50):  # the browser may still be drawing
+        equal = [(seen == drawn(expected)).all() for seen, expected in zip(halves(page), (x, x0_hat), strict=True)]
+        if all(equal):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"t = {t}: x_t and the prediction are equal to the sampler's: {equal}")
+
+
+def table(page):
+    """Return the rows of the table of a step, [[term, weight, value, product], ...]."""
+    rows = page.locator('[data-testid=stTable] tbody tr')
+    return [rows.nth(i).locator('th, td').all_inner_texts() for i in range(rows.count())]
+
+
+def test_no_click_is_lost_and_what_was_walked_is_kept(visit, logs):
+    page, ours = visit(), walked(logs, 'images')
+    assert page.get_by_role('combobox', name='Checkpoint').input_value() == 'images'  # not its spare
+    same(page, ours.states[0])
+    up, down = (
+        page.locator(f'[data-testid=stMain] [data-testid=stNumberInputStep{way}]').first for way in ('Up', 'Down')
+    )
+    for _ in range(9):
+        up.click()
+    same(page, ours.states[9])
+    for _ in range(4):
+        down.click()
+    same(page, ours.states[5])
+    keep(page, 'walk')
+    slider = page.get_by_role('slider', name='Position in the walk')
+    slider.press('ArrowRight')
+    same(page, ours.states[6])
+    slider.press('End')
+    same(page, ours.states[T])
+    go(page, 0)
+    same(page, ours.states[0])
+    fill(page, 'Steps a click', 15)
+    for k in (15, 30, T):  # the last one is shorter
+        up.click()
+        same(page, ours.states[k])
+    down.click()
+    same(page, ours.states[T - 15])
+
+
+def test_play_goes_to_the_end_and_pauses(visit, logs):
+    page, ours = visit(), walked(logs, 'images')
+    top = page.locator('[data-testid=stImage]').first.bounding_box()
+    page.get_by_text('Play', exact=True).click()
+    expect(page.get_by_text(re.compile(rf'^t = (?!{T}\b)'))).to_be_visible()
+    assert page.locator('[data-testid=stImage]').first.bounding_box() == top  # nothing moves
+    page.get_by_text('Play', exact=True).click()
     settled(page)
-    stopped = step(page)
-    assert 0 < stopped < 1000
-    keep(page, 'stopped')
-    fill(page, 'Steps a click', 5)
-    click(page, 'Denoise 5 steps')
-    at(page, stopped - 5)
-    with page.expect_download() as download:
-        click(page, 'Download the animation')
-    with open(download.value.path(), 'rb') as file:
-        assert file.read(6) == b'GIF89a'
+    t = int(re.search(r't = (\d+)', page.get_by_text(re.compile(r'^t = ')).inner_text())[1])
+    assert 0 < t < T
+    same(page, ours.states[T - t])
+    page.get_by_role('slider', name='Pictures a second').press('End')
+    page.get_by_text('Play', exact=True).click()
+    same(page, ours.states[T])
+    time.sleep(0.5)
+    same(page, ours.states[T])  # it does not begin again by itself
+    page.get_by_text('Play', exact=True).click()  # but it does if asked to
+    expect(page.get_by_text(re.compile(r'^t = [1-9]'))).to_be_visible()
 
 
-def test_the_predicted_image_and_the_other_weights(page):
-    fill(page, 'Steps a click', 5)
-    page.get_by_text('Show predicted x0').click()
-    expect(page.get_by_text('No prediction yet')).to_be_visible()
-    click(page, 'Denoise 5 steps')
-    at(page, 995)
-    assert len(pictures(page)) == 2
-    keep(page, 'predicted')
-    page.get_by_text('Show predicted x0').click()
-    expect(page.locator('[data-testid=stImage] img')).to_have_count(1)
-    settled(page)
-    assert step(page) == 995  # the state survives
-    page.get_by_text('raw', exact=True).click()
-    settled(page)
-    click(page, 'Denoise 5 steps')
-    at(page, 990)
+@pytest.mark.parametrize('query', ['', 'order=2&sample_steps=8&', 'order=3&corrector=true&eta=0&sample_steps=8&'])
+def test_the_numbers_of_a_step_add_up_to_the_next_state(visit, logs, query):
+    options = {name: int(value) for name, value in re.findall(r'(order|sample_steps)=(\d+)', query)}
+    if 'corrector' in query:
+        options |= {'corrector': True, 'eta': 0.0}
+    page, ours = visit(f'{query}walk=denoise3'), walked(logs, 'images', **options)
+    fill(page, 'Image', 4)
+    fill(page, 'Row', 6)
+    fill(page, 'Column', 2)
+    *rows, (_, _, _, total) = table(page)
+    weights, values, products = ([float(row[i]) for row in rows] for i in (1, 2, 3))
+    assert abs(sum(np.multiply(weights, values)) - float(total)) < 1e-5
+    assert abs(sum(products) - float(total)) < 1e-5
+    assert float(total) == pytest.approx(ours.states[4][1][4, 0, 6, 2].item(), abs=1e-6)
+    (_, _, row) = ours.sampler.route()[3]
+    assert weights[0] == pytest.approx(row.cx, abs=1e-8) and weights[1] == pytest.approx(row.c[0], abs=1e-8)
+    assert len(rows) == 1 + len([c for c in row.c[:4] if c or len(row.c) > 1]) + (row.std > 0)
+    equations = page.locator('.katex annotation').all_text_contents()
+    assert any(f'{row.cx:.4f}' in text and f'{row.c[0]:.4f}' in text for text in equations)
+    count = page.locator('[data-testid=stMain] [data-testid=stImage] img').count()
+    assert count == 1 + 6 + len(row.c[:4]) - 1
+    expect(page.locator('[data-testid=stVegaLiteChart]')).to_have_count(2)
+    go(page, 4)
+    assert abs(float(total) - float(table(page)[0][2])) < 1e-7  # it is the x_t of the next step
+    keep(page, f'step-{options.get("order", 1)}')
 
 
-def test_ddim_walks_to_the_image_in_its_own_steps(page):
-    page.get_by_text('DDIM').click()
-    settled(page)
-    fill(page, 'Sampling steps', 20)
-    at(page, 951)
-    fill(page, 'Steps a click', 20)
-    click(page, 'Denoise 20 steps')
+def test_a_real_image_is_diffused_and_comes_back(visit, logs, tmp_path):
+    page = visit()
+    pick(page, 'training images')
     at(page, 0)
-    expect(button(page, 'Denoise 20 steps')).to_be_disabled()
-    page.get_by_text('Schedule').click()
-    expect(page.locator('[data-testid=stVegaLiteChart]')).to_be_visible()
-    keep(page, 'ddim')
-
-
-def test_switching_to_a_conditional_model_and_to_points(page, logs):
-    assert page.get_by_text('Guidance').count() == 0
-    choose(page, 'Checkpoint', 'labels/ckpt.pt')
-    at(page, 50)
-    free = pictures(page)
-    choose(page, 'Label', '3')
-    settled(page)
-    assert pictures(page) == free  # the same noise
-    fill(page, 'Steps a click', 50)
-    click(page, 'Denoise 50 steps')
+    choose(page, 'Class', '3')
+    first = shown(page)
+    fill(page, 'From number', 5)
+    assert (shown(page) != first).any()
+    left, right = halves(page)
+    assert (left == right).all()  # x_0 itself
+    expect(page.get_by_text('no step of denoising is left')).to_be_visible()
+    go(page, 12)
+    at(page, 12)
+    left, right = halves(page)
+    assert (left != right).any()  # there is a prediction after Diffuse
+    pick(page, 'Denoise')
+    go(page, 24)
     at(page, 0)
-    keep(page, 'labels')
-    choose(page, 'Checkpoint', 'points/ckpt.pt')
-    at(page, 20)
-    fill(page, 'Steps a click', 20)
-    click(page, 'Denoise 20 steps')
+    keep(page, 'real')
+    path = tmp_path / 'own.png'
+    Image.fromarray(np.full((20, 30, 3), 255, np.uint8)).save(path)
+    pick(page, 'an image of your own')
+    expect(page.get_by_text('Choose an image')).to_be_visible()
+    page.locator('input[type=file]').set_input_files(path)
+    at(page, 0)
+    assert (halves(page)[0][20:100, 20:100] == 255).all()
+    page.get_by_text('The same again').click()
+    expect(page.get_by_text('does not hold the image')).to_be_visible()
+
+
+def test_a_changed_setting_begins_a_new_walk_at_once(visit, logs):
+    page = visit('ckpt=labels/ckpt.pt')
+    go(page, 10)
+    for act, changes in (
+        (lambda: choose(page, 'Label', '3'), {'labels': '3'}),
+        (lambda: pick(page, 'raw'), {'weights': 'net'}),
+        (lambda: choose(page, 'Sampler', 'UniPC-2'), {'order': 2, 'corrector': True, 'eta': 0.0}),
+        (lambda: fill(page, 'Sampling steps', 6), {'sample_steps': 6}),
+        (lambda: fill(page, 'Seed', 5), {'seed': 5}),
+    ):
+        act()
+        total = {**(changes if 'labels' in changes else total), **changes}  # noqa: F821 (the first one begins it)
+        ours = walked(logs, 'labels', **total)
+        same(page, ours.states[0])
+        go(page, 4)
+        same(page, ours.states[4])
+
+
+def test_every_control_of_the_sampler_counts_and_what_does_not_fit_is_said(visit, logs):
+    page = visit()
+    choose(page, 'Sampler', 'DDIM')
+    fill(page, 'Sampling steps', 4)
+    expect(page.get_by_text('begins at 31, not at 40')).to_be_visible()
+    choose(page, 'Spacing', 'trailing')
+    fill(page, 'eps_scale', 1.01)
+    pick(page, 'Clip outputs')
+    ours = walked(logs, 'images', eta=0.0, sample_steps=4, spacing='trailing', eps_scale=1.01, clip_denoised=True)
+    go(page, 3)
+    same(page, ours.states[3])
+    pick(page, 'Corrector')
+    choose(page, 'Order', '3')
+    page.get_by_role('slider', name='eta').press('ArrowRight')
+    settled(page)
+    expect(page.get_by_text('These settings do not go together')).to_be_visible()
+    page.get_by_role('slider', name='eta').press('Home')
+    settled(page)
+    ours = walked(
+        logs, 'images', eta=0.0, sample_steps=4, spacing='trailing', eps_scale=1.01, clip_denoised=True,
+        order=3, corrector=True,
+    )  # fmt: skip
+    go(page, 4)
+    same(page, ours.states[4])
+    left = halves(page)[0]
+    pick(page, 'Show predicted x_0')
+    hidden = halves(page)
+    assert (hidden[0] == left).all() and (hidden[1] == 0).all()  # x_t keeps its place and size
+
+
+def test_points_have_one_scale_and_go_to_the_image(visit, logs):
+    page = visit('ckpt=points/ckpt.pt&num_images=500')
+    axes = halves(page)[0][446:, :]
+    assert (axes == halves(page)[1][446:, :]).all()
+    go(page, T)
+    at(page, 0)
+    assert (halves(page)[0][446:, :] == axes).all()
+    go(page, T // 2)
+    fill(page, 'Point', 7)
+    *rows, (_, _, _, total) = table(page)
+    assert abs(sum(float(row[1]) * float(row[2]) for row in rows) - float(total)) < 1e-5
+    pick(page, 'training points')
     at(page, 0)
     keep(page, 'points')
+    pick(page, 'Figures')
+    expect(page.get_by_text('Figures are of images')).to_be_visible()
 
 
-def test_a_broken_checkpoint_shows_a_message(page):
-    choose(page, 'Checkpoint', 'broken/ckpt.pt')
-    expect(page.get_by_text('This checkpoint cannot be used')).to_be_visible()
+def test_two_settings_are_compared_from_one_noise(visit, logs):
+    page = visit('ckpt=labels/ckpt.pt')
+    pick(page, 'Compare')
+    fill(page, re.compile('^Sampling steps'), T)
+    many = walked(logs, 'labels').states[-1][1].clamp(-1, 1)
+    few = {'order': 2, 'eta': 0.0, 'sample_steps': 10}
+    for what, changes in (
+        ('the sampler', few),
+        ('the weights', {'weights': 'net'}),
+        ('the guidance', {'guidance': 3.0}),
+    ):
+        choose(page, 'B differs from A in', what)
+        page.get_by_role('button', name='Draw both').click()
+        expect(page.get_by_text(re.compile(r'[\d.]+ s for \d+ steps'))).to_have_count(2)
+        settled(page)
+        other = walked(logs, 'labels', **changes).states[-1][1].clamp(-1, 1)
+        assert (shown(page, 0) == drawn(many)).all() and (shown(page, 1) == drawn(other)).all(), what
+        rms = page.get_by_text('Root mean square').inner_text()
+        assert rms.endswith(f'{(many - other).square().mean().sqrt().item():.3f}')
+    keep(page, 'compare')
+    choose(page, 'B differs from A in', 'the checkpoint')
+    page.get_by_role('combobox', name='Checkpoint').last.click()
+    page.get_by_role('option').filter(has_text='points').click()
+    expect(page.get_by_text('draw images of different shapes')).to_be_visible()
+    page.get_by_role('combobox', name='Checkpoint').last.click()
+    page.get_by_role('option').filter(has_text='images').click()
+    page.get_by_role('button', name='Draw both').click()
+    expect(page.get_by_text(re.compile(r'[\d.]+ s for \d+ steps'))).to_have_count(2)
+
+
+def test_the_figures_of_the_command_line_are_drawn_by_a_button(visit, logs):
+    page = visit('view=figures&figure=interpolate')
+    page.get_by_role('button', name='Draw').click()
+    expect(page.locator('[data-testid=stMain] [data-testid=stImage] img')).to_be_visible()
+    expect(page.get_by_text('--figure=interpolate')).to_have_count(1)
+    choose(page, 'Figure', 'progressive')
+    expect(page.locator('[data-testid=stMain] [data-testid=stImage] img')).to_have_count(0)
+    page.get_by_role('button', name='Draw').click()
+    expect(page.locator('[data-testid=stMain] [data-testid=stImage] img')).to_be_visible()
+    with page.expect_download() as download:
+        page.get_by_role('button', name='PNG', exact=True).click()
+    assert Image.open(download.value.path()).width > 300
+    keep(page, 'figure')
+
+
+def test_a_link_and_a_command_make_the_same_again_and_files_are_saved(visit, logs, tmp_path):
+    page = visit('ckpt=labels/ckpt.pt&order=2&sample_steps=9&seed=3&labels=2')
+    go(page, 9)
+    final = halves(page)[0]
+    page.get_by_text('The same again').click()
+    line, link = page.locator('[data-testid=stCode] code').all_inner_texts()
+    command = shlex.split(line)
+    assert command[:2] == ['python', 'main.py']
+    assert Forked(*command[2:], f'--out={tmp_path / "out"}', log=tmp_path / 'log').status() == 0
+    images = [Image.open(tmp_path / 'out' / f'{i:06d}.png') for i in range(N)]
+    x = torch.stack([torch.from_numpy(np.asarray(image).copy()) for image in images])[:, None]
+    assert (np.asarray(picture.grid(x, tile=TILE)) == final).all()
+    pick(page, 'Diffuse')
+    go(page, 12)
+    assert page.url.split('?')[1] != link.split('?')[1]
+    other = visit(page.url)
+    at(other, 3)
+    assert (shown(other) == shown(page)).all()
+    assert other.get_by_role('spinbutton', name='Seed').input_value() == '3'
+    for name, kind in (('Save the state as PNG', 'PNG'), ('Save the walk as GIF', 'GIF')):
+        with page.expect_download() as download:
+            page.get_by_role('button', name=name).click()
+        image = Image.open(download.value.path())
+        assert image.format == kind and getattr(image, 'n_frames', 1) == (13 if kind == 'GIF' else 1)
+        assert os.path.getsize(download.value.path()) < 1e6
+
+
+@pytest.mark.parametrize(
+    'query, message',
+    [
+        ('order=7', 'order: value should be one of'),
+        ('sample_steps=400', 'between 1 and T'),
+        ('num_images=5000', 'num_images must be 1 to'),
+        ('ckpt=other/ckpt.pt', 'a checkpoint other/ckpt.pt that is not here'),
+        ('walk=sideways3', 'walk=sideways3 is no path'),
+        ('pace=7', 'pace=7'),
+    ],
+)
+def test_a_link_that_cannot_be_followed_says_so(visit, query, message):
+    page = visit(query)
+    expect(page.get_by_text(message)).to_be_visible()
+    at(page, T)
+
+
+def test_two_visitors_do_not_share_a_walk(visit, logs):
+    one, two = visit(), visit()
+    ours = walked(logs, 'images')
+    go(one, 7)
+    go(two, 2)
+    same(one, ours.states[7])
+    same(two, ours.states[2])
+
+
+def test_a_checkpoint_that_is_broken_or_deleted_is_one_line(visit, logs):
+    shutil.copytree(logs / 'images', logs / 'passing')
+    page = visit('ckpt=passing/ckpt.pt')
+    go(page, 3)
+    shutil.rmtree(logs / 'passing')
+    go(page, 5)  # the walk goes on
+    at(page, T - 5)
+    pick(page, 'raw')
+    expect(page.get_by_text('is missing: choose another checkpoint')).to_be_visible()
+    choose(page, 'Checkpoint', 'broken')
     expect(page.get_by_text('is damaged or no checkpoint')).to_be_visible()
-    assert page.get_by_text('Traceback').count() == 0
+    assert page.get_by_text('Traceback').count() == 0 and page.locator('[data-testid=stAlert]').count() == 1
     keep(page, 'broken')
-    choose(page, 'Checkpoint', 'long/ckpt.pt')
-    at(page, 1000)
+    choose(page, 'Checkpoint', 'images')
+    at(page, T)
+    page.get_by_role('combobox', name='Checkpoint').click()
+    expect(page.get_by_role('option')).to_have_count(4)  # neither the deleted one nor any spare
+
+
+def test_a_phone_shows_the_picture_and_the_controls_without_scrolling(visit):
+    page = visit('walk=denoise20', color_scheme='dark', **PHONE)
+    box = page.locator('[data-testid=stImage]').first.bounding_box()
+    assert box['y'] + box['height'] <= 844 and box['x'] >= 0 and box['x'] + box['width'] <= 390
+    assert page.evaluate('document.querySelector("[data-testid=stMain]").scrollWidth') <= 390
+    assert page.evaluate('getComputedStyle(document.documentElement).fontSize') == '18px'
+    dark = page.evaluate('getComputedStyle(document.querySelector("[data-testid=stApp]")).backgroundColor')
+    assert max(map(int, re.findall(r'\d+', dark)[:3])) < 60
+    keep(page, 'phone')
+
+
+def test_the_language_is_that_of_the_browser_and_can_be_switched(visit):
+    page = visit('walk=denoise5', locale='zh-CN')
+    expect(page.get_by_text('逐步走过扩散过程')).to_be_visible()
+    pick(page, 'English')
+    expect(page.get_by_text('Step through a diffusion')).to_be_visible()
+    at(page, T - 5)  # and the walk is where it was
+    pick(page, '中文')
+    expect(page.get_by_text('这一步里发生了什么')).to_be_visible()
+    keep(page, 'chinese')

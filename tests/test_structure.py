@@ -26,6 +26,8 @@ MAY_IMPORT = {
     'interop': BELOW_RUN | {'run', 'draw'},
     **dict.fromkeys(VERBS, BELOW_RUN | {'run', 'draw', 'interop'}),
     'main': BELOW_RUN | VERBS | {'run', 'draw', 'interop'},
+    'page': BELOW_RUN
+    | {'run', 'draw', 'figure', 'main'},  # demo.py's: it shows flags and draws figures as main.py does
 }
 LEAVES = {'demo', 'bench', 'tests'}
 

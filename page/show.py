@@ -1,0 +1,260 @@
+"""Show a walk: its controls, the state at hand, and what the next step is made of."""
+
+import pandas as pd
+import streamlit as st
+
+from dataset.files import EXTENSIONS
+from draw.noise import Noise
+from page import opening, pictures, settings, step
+from page.texts import Stop, one_line, say
+from page.walk import Walk
+from run import build, hardware, labels
+from run.config import replace
+
+PACES = 1, 2, 5, 10, 20  # pictures a second
+BUDGET = 0.25  # seconds that may pass until the page shows how far a long way has come
+
+
+def view(opened, config):
+    """Show the walk of a visitor. It lives in the session, and a changed setting begins another from the same noise."""
+    state = st.session_state
+    settings.own(n=(1, range(1, config.T + 1)), pace=(10, PACES), show_x0=(True, None), show_step=(True, None))
+    state.n = min(state.n, config.T)
+    _choose_start(opened, config)
+    try:
+        walk = _current(opened, config)
+    except opening.FAULTS as error:
+        raise Stop(say('no_start', why=one_line(error))) from error
+    st.fragment(_page, run_every=1 / state.pace if state.play else None)(opened, config, walk)
+
+
+def _choose_start(opened, config):
+    """Show what the walk starts from: noise, an item of the training set, or a file."""
+    state, side, points = st.session_state, st.sidebar, build.is_points(config)
+    names = {'noise': say('start_noise'), 'image': say('start_points' if points else 'start_image')}
+    if not points:
+        names['upload'] = say('start_upload')
+    side.radio(say('start'), list(names), key='start', format_func=names.get)
+    if state.start == 'upload':
+        side.file_uploader(say('file'), [name[1:] for name in EXTENSIONS], key='file')
+    elif state.start == 'image':
+        try:
+            data, numbers = opening.training_data(opened.path, opened.modified, opened.config)
+        except opening.FAULTS:
+            return  # `_current` says why
+        if numbers is not None:
+            options = ['', *data.classes]
+            side.selectbox(say('item_class'), options, key='item_class', format_func=lambda name: name or say('any'))
+        side.number_input(say('item'), 0, len(data) - 1, key='item')
+
+
+def _current(opened, config):
+    """Return the walk of the session, or a new one if a setting has changed; the first one goes as the address says.
+
+    Raise one of `opening.FAULTS` if there is nothing to start from.
+    """
+    state = st.session_state
+    file = state.get('file') if state.start == 'upload' else None
+    place = (state.get('item_class'), state.get('item')) if state.start == 'image' else getattr(file, 'file_id', None)
+    values = [getattr(config, name) for name in settings.FLAGS]
+    key = opened.path, opened.modified, config.weights, *values, state.start, place
+    if state.get('walk_key') == key:
+        return state.walk
+    x, n = None, config.num_images
+    if state.start == 'image':
+        x = opening.real(opened, state.get('item_class'), state.get('item', 0), n)
+    elif state.start == 'upload':
+        if file is None:
+            raise Stop(say('choose_file'), 'info')
+        x = opening.uploaded(config, file, n)
+    noise = Noise(config.seed, range(n), build.shape(config), hardware.device(config))
+    sampler = build.sampler(config, opened.model).to(hardware.device(config))
+    walk = Walk(sampler, noise, labels.of_indices(config, range(n)), x)
+    walk.canvas, walk.unit = opening.canvases(opened, sampler)
+    state.direction = 'denoise' if x is None else 'diffuse'
+    state.walk, state.walk_key, state.play, state.target, state.numbers = walk, key, False, None, {}
+    if path := state.link.pop('walk', ''):
+        try:
+            runs = read_path(path)
+            with st.spinner(say('replaying')):
+                walk.replay(runs)
+            state.direction = 'denoise' if runs[-1][0] else 'diffuse'
+        except ValueError as error:
+            st.warning(say('bad_link', why=str(error)))
+    return walk
+
+
+def read_path(path):
+    """Return the runs of `Walk.replay` that a path says: denoise20.diffuse5. Raise ValueError if it says none."""
+    runs = []
+    for part in path.split('.'):
+        name = part.rstrip('0123456789')
+        if name not in ('denoise', 'diffuse') or name == part:
+            raise ValueError(say('bad_path', path=path))
+        runs.append((name == 'denoise', int(part[len(name) :])))
+    return runs
+
+
+def write_path(runs):
+    """Return the path that `read_path` reads."""
+    return '.'.join(f'{"denoise" if denoise else "diffuse"}{steps}' for denoise, steps in runs)
+
+
+def _page(opened, config, walk):
+    """Show everything that changes with a step. Streamlit runs this anew at each click, and at each tick of a play."""
+    state = st.session_state
+    denoise = state.direction == 'denoise'
+    end = walk.end(denoise)
+    if state.play and walk.at >= end:
+        state.play = False
+        st.rerun()
+    target = state.target if state.target is not None else walk.at + state.n * state.play
+    walk.go(target, denoise, BUDGET)
+    walk.taken()
+    arrived = walk.at == max(0, min(target, end))
+    if arrived:
+        state.target = None
+    _controls(walk, denoise, end, arrived)
+    _status(walk)
+    _states(walk)
+    _timeline(walk)
+    _pace(walk)
+    if state.show_step:
+        step.show(walk)
+    _save(walk)
+    _same_again(opened, config, walk)
+    if not arrived:
+        st.rerun(scope='fragment')
+
+
+def _same_again(opened, config, walk):
+    """Show the command line and the link that make this state again."""
+    state, own = st.session_state, {'n': 1, 'pace': 10, 'show_x0': True, 'show_step': True}
+    more = {name: state[name] for name, default in own.items() if state[name] != default}
+    address = settings.address(opened, walk=write_path(walk.runs) or None, **more)
+    same = {'sample': True} if state.start == 'noise' else {'figure': 'forward'}
+    settings.same_again(opened, [replace(config, **same)], address, resting=not state.play)
+    if state.start == 'upload':
+        st.caption(say('no_upload_in_link'))
+
+
+def _key(name, value):
+    """Return a key for a widget that shows `value`: a new one if the page itself has changed the value.
+
+    A click may be under way while the page does so, and brings what a widget with an older key showed.
+    """
+    state = st.session_state
+    number = state.numbers.get(name, 0)
+    if state.get(f'{name} {number}') != value:
+        number = state.numbers[name] = number + 1
+        state[f'{name} {number}'] = value
+    return f'{name} {number}'
+
+
+def _is_current(key):
+    name, _, number = key.rpartition(' ')
+    return st.session_state.numbers.get(name) == int(number)
+
+
+def _controls(walk, denoise, end, arrived):
+    """Show the controls of time. All of them hold values, so that no click can be lost while a step is computed."""
+    state, n = st.session_state, st.session_state.n
+
+    def go(key):
+        if _is_current(key):
+            state.target, state.play = state[key], False
+
+    def turn(key):
+        if _is_current(key):
+            state.direction, state.target, state.play = state[key], None, False
+
+    def play(key):
+        if _is_current(key):
+            state.target, state.play, state.restart = None, state[key], True
+            if state.play and walk.at == walk.end(denoise):
+                walk.at = 0
+
+    if state.pop('restart', False):  # the whole script sets the clock
+        st.rerun()
+    with st.container(horizontal=True, vertical_alignment='bottom'):
+        names = {'denoise': say('denoise'), 'diffuse': say('diffuse')}
+        key = _key('direction', state.direction)
+        how = {'horizontal': True, 'label_visibility': 'collapsed', 'width': 'content', 'format_func': names.get}
+        st.radio(say('direction'), list(names), key=key, on_change=turn, args=(key,), **how)
+        key = _key(f'step {end} {n}', walk.at if arrived else state.target)
+        how = {'key': key, 'on_change': go, 'args': (key,), 'width': 150, 'disabled': state.play}
+        st.number_input(say('step_of', end=end), 1 - n, end + n - 1, step=n, **how)  # so that + and - reach both ends
+        key = _key('play', state.play)
+        st.toggle(say('play'), key=key, on_change=play, args=(key,))
+    if end:
+        key = _key(f'position {end}', walk.at)
+        how = {'key': key, 'on_change': go, 'args': (key,), 'label_visibility': 'collapsed', 'disabled': state.play}
+        st.slider(say('position'), 0, end, **how)
+
+
+def _pace(walk):
+    """Show what a click does, how fast a play is, and what is shown beside the state."""
+    with st.container(horizontal=True, vertical_alignment='bottom'):
+        st.number_input(say('n'), 1, walk.sampler.T, key='n', help=say('n_help'), width=170)
+        how = {'key': 'pace', 'on_change': lambda: st.session_state.update(restart=True), 'width': 170}
+        st.select_slider(say('speed'), PACES, **how)
+        st.toggle(say('show_x0'), key='show_x0')
+        st.toggle(say('show_step'), key='show_step')
+
+
+def _status(walk):
+    """Say where the walk is."""
+    state, T = walk.state, walk.sampler.T
+    text = say('status', t=state.t, T=T, k=walk.at)
+    if not walk.at and 0 < state.t < T and not state.denoised:
+        text += ' ' + say('starts_below', t=state.t, T=T, S=len(walk.sampler.timesteps))
+    st.markdown(text)
+
+
+def _states(walk):
+    """Show x_t and the x_0 predicted from it."""
+    x, t, taken = walk.state.x, walk.state.t, walk.taken()
+    field = step.field(walk)
+    halves = [walk.canvas.draw(x) if field is None else walk.canvas.draw(x, field=field), None]
+    caption = say('x_t', t=t)
+    if st.session_state.show_x0:
+        halves[1] = walk.canvas.draw(taken.x0_hats[0] if taken else x)
+        caption += ' · ' + (say('x0_hat', t=t) if taken else say('x_0'))
+    drawn = pictures.beside(*halves)
+    st.image(pictures.url(drawn), caption)
+
+
+def _timeline(walk):
+    """Mark the states that the sampler passes through, those that have been walked, and the one at hand."""
+    walked = {state.t for state in walk.states[: walk.at + 1]}
+    rows = [(t, 'walked' if t in walked else 'to come') for t in sorted({*walk.sampler.states, *walked})]
+    rows.append((walk.state.t, 'here'))
+    x = {'field': 't', 'type': 'quantitative', 'title': None, 'scale': {'domain': [walk.sampler.T, 0]}}
+    colour = {'domain': ['to come', 'walked', 'here'], 'range': ['#a0a4b0', '#1f6fc4', pictures.MARK]}
+    spec = {
+        'height': 56,
+        'encoding': {
+            'x': x,
+            'color': {'field': 'kind', 'type': 'nominal', 'scale': colour, 'legend': None},
+        },
+        'layer': [
+            {
+                'mark': {'type': 'tick', 'thickness': 2, 'size': 18, 'orient': 'vertical'},
+                'transform': [{'filter': 'datum.kind != "here"'}],
+            },
+            {'mark': {'type': 'point', 'filled': True, 'size': 140}, 'transform': [{'filter': 'datum.kind == "here"'}]},
+        ],
+    }
+    st.vega_lite_chart(pd.DataFrame(rows, columns=['t', 'kind']), spec, width='stretch')
+
+
+def _save(walk):
+    """Offer the state and the walk as files."""
+    x = walk.state.x
+    with st.container(horizontal=True):
+        how = {'on_click': 'ignore'}
+        st.download_button(
+            say('png'), lambda: pictures.png(pictures.flat(walk.canvas, x)), 'x_t.png', 'image/png', **how
+        )
+        states = [each.x for each in walk.states[: walk.at + 1]]
+        st.download_button(say('gif'), lambda: pictures.gif(walk.canvas, states), 'walk.gif', 'image/gif', **how)

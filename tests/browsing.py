@@ -1,0 +1,53 @@
+"""Serve the page of demo.py and open it in a browser, for its tests and its pictures."""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+CHROMIUM = os.environ.get('CHROMIUM') or shutil.which('chromium') or shutil.which('google-chrome')
+ARGS = ['--no-sandbox', '--disable-gpu', '--disable-background-networking']
+
+
+@contextlib.contextmanager
+def served(log, *argv):
+    """Serve the page with these arguments and give its address. log: a path for what the server writes."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, '-m', 'streamlit', 'run', 'demo.py', f'--server.port={port}', '--', *argv]
+    with open(log, 'wb') as file, subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file) as server:
+        try:
+            for _ in range(300):
+                try:
+                    urllib.request.urlopen(f'http://127.0.0.1:{port}/_stcore/health')
+                    break
+                except OSError:
+                    assert server.poll() is None, Path(log).read_text()
+                    time.sleep(0.1)
+            yield f'http://127.0.0.1:{port}'
+        finally:
+            server.terminate()
+
+
+def chromium(playwright):
+    """Start the browser. Raises FileNotFoundError if there is no chromium."""
+    if not CHROMIUM:
+        raise FileNotFoundError('no chromium: apt-get install chromium, or set CHROMIUM')
+    return playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
+
+
+def settled(page):
+    """Wait until the script behind the page rests. It also pauses between a click and its run, and between two runs."""
+    page.evaluate('window.restingSince = performance.now()')
+    page.wait_for_function("""() => {
+        const state = document.querySelector('[data-testid=stApp]').dataset.testScriptState
+        if (state !== 'notRunning') window.restingSince = performance.now()
+        return performance.now() - window.restingSince > 300
+    }""")
