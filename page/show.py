@@ -161,17 +161,18 @@ def _is_current(key):
 def _controls(walk, denoise, end, arrived):
     """Show the controls of time. All of them hold values, so that no click can be lost while a step is computed."""
     state, n = st.session_state, st.session_state.n
+    names = {'denoise': say('denoise'), 'diffuse': say('diffuse')}
 
     def go(key):
-        if _is_current(key):
+        if _is_current(key) and state[key] != walk.at:  # a new widget reports its value, too
             state.target, state.play = state[key], False
 
     def turn(key):
-        if _is_current(key):
+        if _is_current(key) and state[key] in names:
             state.direction, state.target, state.play = state[key], None, False
 
     def play(key):
-        if _is_current(key):
+        if _is_current(key) and state[key] != state.play:
             state.target, state.play, state.restart = None, state[key], True
             if state.play and walk.at == walk.end(denoise):
                 walk.at = 0
@@ -179,8 +180,7 @@ def _controls(walk, denoise, end, arrived):
     if state.pop('restart', False):  # the whole script sets the clock
         st.rerun()
     with st.container(horizontal=True, vertical_alignment='bottom'):
-        names = {'denoise': say('denoise'), 'diffuse': say('diffuse')}
-        key = _key('direction', state.direction)
+        key = _key(f'direction {state.lang}', state.direction)
         how = {'horizontal': True, 'label_visibility': 'collapsed', 'width': 'content', 'format_func': names.get}
         index = list(names).index(state.direction)
         st.radio(say('direction'), list(names), index, key=key, on_change=turn, args=(key,), **how)

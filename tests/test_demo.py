@@ -135,8 +135,7 @@ def choose(page, label, option):
     for _ in range(5):  # a list closes again if the page is redrawn at this moment
         box.fill(option)
         with contextlib.suppress(sync_api.TimeoutError):
-            found.wait_for(timeout=3000)
-            box.press('Enter')
+            found.click(timeout=3000)
             break
     settled(page)
 
