@@ -33,6 +33,7 @@ FLAGS = (
 )  # fmt: skip
 STARTS = 'noise', 'image', 'upload'
 START = {'start': 'noise', 'item_class': '', 'item': 0}
+TRANSLATED = {'start': STARTS, 'weights': ('ema', 'net'), 'view': ('walk', 'compare', 'figures')}
 IMAGES = 64  # the most images
 DEFAULT_IMAGES, DEFAULT_POINTS = 9, 2000
 
@@ -47,6 +48,8 @@ def begin():
         state.lang = language if language in LANGUAGES else 'en'
         state.shown, state.kept = None, {}  # the checkpoint that the settings are for, and what `own` keeps
     for name in state.kept.keys() & state.keys():
+        if name in TRANSLATED and state[name] not in TRANSLATED[name]:  # a text of the language before, still under way
+            state[name] = state.kept[name]
         state.kept[name] = state[name]
     st.sidebar.radio('Language 语言', list(LANGUAGES), key='lang', format_func=LANGUAGES.get, horizontal=True)
 
@@ -86,7 +89,7 @@ def checkpoint():
             st.warning(say('link_checkpoint', name=wanted))
             state.link = {}
         state.ckpt = wanted if wanted in paths else next(iter(paths))
-        state.weights = 'net' if state.link.pop('weights', '') == 'net' else 'ema'
+        state.weights = state.kept['weights'] = 'net' if state.link.pop('weights', '') == 'net' else 'ema'
     st.sidebar.selectbox(
         say('checkpoint'), list(paths), key='ckpt', format_func=lambda name: name.removesuffix('/ckpt.pt')
     )

@@ -19,7 +19,9 @@ def view(opened, config):
     """Show the walk of a visitor. It lives in the session, and a changed setting begins another from the same noise."""
     state = st.session_state
     settings.own(n=(1, range(1, config.T + 1)), pace=(10, PACES), show_x0=(True, None), show_step=(True, None))
-    state.n = min(state.n, config.T)
+    if state.n > config.T:
+        state.n = config.T
+    state.setdefault('numbers', {})  # of the keys of `_key`
     _choose_start(opened, config)
     try:
         walk = _current(opened, config)
@@ -72,7 +74,7 @@ def _current(opened, config):
     walk = Walk(sampler, noise, labels.of_indices(config, range(n)), x)
     walk.canvas, walk.unit = opening.canvases(opened, sampler)
     state.direction = 'denoise' if x is None else 'diffuse'
-    state.walk, state.walk_key, state.play, state.target, state.numbers = walk, key, False, None, {}
+    state.walk, state.walk_key, state.play, state.target = walk, key, False, None
     if path := state.link.pop('walk', ''):
         try:
             runs = read_path(path)
@@ -139,15 +141,15 @@ def _same_again(opened, config, walk):
 
 
 def _key(name, value):
-    """Return a key for a widget that shows `value`: a new one if the page itself has changed the value.
+    """Return the key of a widget that is to show `value`: a new one if the page itself has changed the value.
 
-    A click may be under way while the page does so, and brings what a widget with an older key showed.
+    A click may be under way while the page does so, and brings what a widget with an older key showed. A new widget
+    takes the value as its default, which the browser cannot miss.
     """
     state = st.session_state
     number = state.numbers.get(name, 0)
     if state.get(f'{name} {number}') != value:
         number = state.numbers[name] = number + 1
-        state[f'{name} {number}'] = value
     return f'{name} {number}'
 
 
@@ -159,17 +161,18 @@ def _is_current(key):
 def _controls(walk, denoise, end, arrived):
     """Show the controls of time. All of them hold values, so that no click can be lost while a step is computed."""
     state, n = st.session_state, st.session_state.n
+    names = {'denoise': say('denoise'), 'diffuse': say('diffuse')}
 
     def go(key):
-        if _is_current(key):
+        if _is_current(key) and state[key] != walk.at:  # a new widget reports its value, too
             state.target, state.play = state[key], False
 
     def turn(key):
-        if _is_current(key):
+        if _is_current(key) and state[key] in names:
             state.direction, state.target, state.play = state[key], None, False
 
     def play(key):
-        if _is_current(key):
+        if _is_current(key) and state[key] != state.play:
             state.target, state.play, state.restart = None, state[key], True
             if state.play and walk.at == walk.end(denoise):
                 walk.at = 0
@@ -177,19 +180,21 @@ def _controls(walk, denoise, end, arrived):
     if state.pop('restart', False):  # the whole script sets the clock
         st.rerun()
     with st.container(horizontal=True, vertical_alignment='bottom'):
-        names = {'denoise': say('denoise'), 'diffuse': say('diffuse')}
-        key = _key('direction', state.direction)
+        key = _key(f'direction {state.lang}', state.direction)
         how = {'horizontal': True, 'label_visibility': 'collapsed', 'width': 'content', 'format_func': names.get}
-        st.radio(say('direction'), list(names), key=key, on_change=turn, args=(key,), **how)
-        key = _key(f'step {end} {n}', walk.at if arrived else state.target)
+        index = list(names).index(state.direction)
+        st.radio(say('direction'), list(names), index, key=key, on_change=turn, args=(key,), **how)
+        value = walk.at if arrived else state.target
+        key = _key(f'step {end} {n}', value)
         how = {'key': key, 'on_change': go, 'args': (key,), 'width': 150, 'disabled': state.play}
-        st.number_input(say('step_of', end=end), 1 - n, end + n - 1, step=n, **how)  # so that + and - reach both ends
+        least, most = 1 - n, end + n - 1  # so that - and + reach both ends
+        st.number_input(say('step_of', end=end), least, most, value, step=n, **how)
         key = _key('play', state.play)
-        st.toggle(say('play'), key=key, on_change=play, args=(key,))
+        st.toggle(say('play'), state.play, key=key, on_change=play, args=(key,))
     if end:
         key = _key(f'position {end}', walk.at)
         how = {'key': key, 'on_change': go, 'args': (key,), 'label_visibility': 'collapsed', 'disabled': state.play}
-        st.slider(say('position'), 0, end, **how)
+        st.slider(say('position'), 0, end, walk.at, **how)
 
 
 def _pace(walk):
