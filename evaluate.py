@@ -198,7 +198,7 @@ def _recorded_shape(source):
 
 
 def _shape(channels, height, width):
-    return f'{width}x{height}, {"grey" if channels == 1 else "RGB"}'
+    return f'{dataset.sizes_text((height, width))}, {"grey" if channels == 1 else "RGB"}'
 
 
 def _name(path, index):

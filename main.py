@@ -14,6 +14,7 @@ import difflib
 import errno
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -32,7 +33,7 @@ import train
 from dataset import DataError
 from run import checks, commandline, distributed, events, hardware
 from run.checkpoint import CheckpointError
-from run.config import adopt, declared, settle_timesteps
+from run.config import adopt, declared, settle_timesteps, size_text
 from run.errors import OutOfMemory, UsageError, memory, usage
 from run.restore import restore, run_folder
 from score import ScoreError, full_fp32
@@ -85,10 +86,27 @@ class NamesParser(ChoiceParser):
         return list(dict.fromkeys(name for part in several for name in part))
 
 
+class SizeParser(flags.ArgumentParser, flags.ArgumentSerializer):
+    """Parser and serializer of a size: 32 is 32, and so is 32x32; 32x48 is [32, 48], height and width."""
+
+    def parse(self, argument):
+        """Return an int, or a list of two that differ. Raises ValueError, saying what a size is, for anything else."""
+        if not (found := re.fullmatch(r'(\d+)(?:x(\d+))?', str(argument))) or not all(map(int, found.groups('1'))):
+            raise ValueError('a size is a number such as 32, or HEIGHTxWIDTH such as 32x48, in pixels from 1 up')
+        height, width = map(int, found.groups(found[1]))
+        return height if height == width else [height, width]
+
+    def serialize(self, value):
+        """Return what `parse` makes this value of."""
+        return size_text(value)
+
+
 def define(flag):
     """Define a `Flag` of run/config.py for absl."""
     about, bounds = (flag.name, flag.default, flag.help), {'lower_bound': flag.low, 'upper_bound': flag.high}
-    if flag.choices is not None and isinstance(flag.default, list):
+    if flag.is_size:
+        flags.DEFINE(SizeParser(), *about, serializer=SizeParser())
+    elif flag.choices is not None and isinstance(flag.default, list):
         flags.DEFINE(NamesParser(flag.choices), *about, serializer=flags.ListSerializer(','))
     elif flag.choices is not None:
         flags.DEFINE(ChoiceParser(CHOICES.get(flag.name, flag.choices)), *about, serializer=flags.ArgumentSerializer())

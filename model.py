@@ -208,7 +208,8 @@ class UNet(nn.Module):
     dropout: the dropout rate in every residual block.
     arch: a key of `ARCHS`.
     img_channels: C, 1 or 3. out_channels: the channels of out, by default C; a learned variance needs 2 C.
-    img_size: H = W. If it is given, it is checked.
+    img_size: the height and width of the images, an int if they are equal, else a pair (H, W). If it is given, it is
+        checked.
     num_classes: the number of classes if the network takes labels y int64 [B]. The embedding of a label is added to
         that of the time. y = num_classes, or y = None, means no label.
     head_dim: the number of channels of each attention head; 0 makes one head of all channels. It must divide the
@@ -332,17 +333,23 @@ def refuse(*checks):
             raise ValueError(complaint)
 
 
+def sides(img_size):
+    """Return (H, W) of an image size, which is an int if they are equal, else a pair."""
+    return (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+
+
 def check_levels(ch, ch_mult, img_channels, img_size):
-    """Raise ValueError unless a U-Net can have these levels. img_size: H = W, or None if it is not known."""
-    factor = 2 ** (len(ch_mult) - 1)
+    """Raise ValueError unless a U-Net can have these levels. img_size: as in `UNet`, or None if it is not known."""
+    factor, lengths = 2 ** (len(ch_mult) - 1), () if img_size is None else sides(img_size)
     refuse(
+        (img_size is not None and len(lengths) != 2, f'img_size must be a number or a pair (H, W), not {img_size}'),
         (ch < 32 or ch % 32, f'ch must be a multiple of 32, the groups of GroupNorm, not {ch}'),
         (not ch_mult or min(ch_mult, default=0) < 1, f'ch_mult must be one or more positive integers, not {ch_mult}'),
         (img_channels not in (1, 3), f'images must have 1 or 3 channels, not {img_channels}'),
         (
-            img_size is not None and (img_size < 1 or img_size % factor),
+            any(length < 1 or length % factor for length in lengths),
             f'img_size must be divisible by {factor}, as {len(ch_mult)} levels halve it {len(ch_mult) - 1} times, '
-            f'not {img_size}',
+            f'not {"x".join(map(str, dict.fromkeys(lengths)))}',
         ),
     )
 

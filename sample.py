@@ -97,10 +97,11 @@ def _sample_images(config, net, out, interrupted):
         there = sum(map(os.path.exists, paths))
         print(f'stopped: {there} of {len(paths)} images in {out}; the same command draws the others')
         return
-    shape = config.img_size, config.img_size, config.channels
+    channels, height, width = build.shape(config)
+    shape = height, width, channels
     drawn_as = labels.of_indices(config, range(len(paths))) if config.guidance else None  # at 0 labels do not count
     _pack(os.path.join(out, 'samples.npz'), paths, shape, drawn_as)
-    shown = np.stack([np.array(Image.open(path)).reshape(config.img_size, config.img_size, -1) for path in paths[:256]])
+    shown = np.stack([np.array(Image.open(path)).reshape(shape) for path in paths[:256]])
     picture.save(os.path.join(out, 'grid.png'), picture.grid(torch.from_numpy(shown).permute(0, 3, 1, 2)))
     more = sum(bool(re.fullmatch(IMAGE, name)) for name in os.listdir(out)) - len(paths)
     drawn = '' if pending else ', all drawn before'

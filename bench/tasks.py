@@ -47,7 +47,7 @@ def _ours(config, options):
 
 def training(config, options):
     """Take one training step on a batch that is on the device: forward, backward, clipping, Adam and EMA."""
-    x_0 = torch.randn(options.batch_size, 3, config.img_size, config.img_size, device=hardware.device(config))
+    x_0 = torch.randn(options.batch_size, *build.shape(config), device=hardware.device(config))
     steps = {name: lambda rival=rival: rival.train_step(x_0) for name, rival in _rivals(config, options).items()}
     for name, (precision, wanted) in _ours(config, options).items():
         run = train.Run(replace(config, precision=precision, compile='off', batch_size=options.batch_size))
@@ -61,7 +61,7 @@ def sampling(config, options):
     """Take one step of ancestral sampling on a batch, noise included."""
     device = hardware.device(config)
     config = replace(config, sample_steps=STEPS)
-    x_T = torch.randn(options.batch_size, 3, config.img_size, config.img_size, device=device)
+    x_T = torch.randn(options.batch_size, *build.shape(config), device=device)
     walks = {name: lambda rival=rival: rival.sample(x_T, STEPS) for name, rival in _rivals(config, options).items()}
     net = build.network(config).to(device).eval()
     kinds = _ours(config, options)

@@ -11,7 +11,7 @@ MODES = {
 }  # fmt: skip
 GREY_MODES = {mode for mode, held in MODES.items() if held in ('L', 'LA')}
 KEY_SCALE = {'L;2': 85, 'L;4': 17}  # raw mode -> factor for a transparent grey, which Pillow does not scale to 8 bits
-BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
+WIDTH, HEIGHT, BITS, PHOTOMETRIC, ORIENTATION, SAMPLE_FORMAT = 256, 257, 258, 262, 274, 339  # TIFF tags
 
 
 class Refused(ValueError):
@@ -27,6 +27,14 @@ def bits(image):
         white = arguments[1] if isinstance(arguments, tuple) else 255
         return 16 if image.mode == 'I' or white > 255 else 8
     return 16 if image.format == 'PNG' and ';16' in _raw_mode(image) or image.mode.startswith('I;16') else 8
+
+
+def shown_size(image):
+    """Return the (width, height) of a PIL image, rotated as its metadata says. The image must not be loaded yet."""
+    exif = Image.Image.getexif(image)  # that of PNG's own class would decode the image
+    # Whether the size of a TIFF is that after the rotation depends on the version of Pillow.
+    size = (image.tag_v2[WIDTH], image.tag_v2[HEIGHT]) if image.format == 'TIFF' else image.size
+    return size[::-1] if exif.get(ORIENTATION) in (5, 6, 7, 8) else size
 
 
 def _raw_mode(image):

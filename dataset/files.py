@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from dataset.decode import GREY_MODES, Refused, bits, decode, eight_bits
+from dataset.decode import GREY_MODES, Refused, bits, decode, eight_bits, shown_size
 
 EXTENSIONS = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
 FORMATS = ('PNG', 'JPEG', 'BMP', 'GIF', 'WEBP', 'TIFF', 'PPM')  # for others, such as EPS, Pillow starts programs
@@ -208,7 +208,7 @@ def spread(indices, n):
 
 
 class Survey(NamedTuple):
-    sizes: list  # (width, height) of each image looked at, as stored
+    sizes: list  # (width, height) of each image looked at
     grey: bool  # whether all of them are stored without colour
     transparent: bool  # whether any of them has an alpha channel or a transparent colour
 
@@ -221,7 +221,7 @@ def survey(items, background='white'):
     """
 
     def header(image, _):
-        return image.size, image.mode in GREY_MODES, image.has_transparency_data, bits(image) > 8
+        return shown_size(image), image.mode in GREY_MODES, image.has_transparency_data, bits(image) > 8
 
     def brightest(image, _):
         image = eight_bits(image)

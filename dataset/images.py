@@ -15,21 +15,39 @@ from dataset.decode import decode
 from dataset.files import DataError, ImageFiles, Survey, read_item, spread, survey
 from dataset.named import DATASETS
 
+BICUBIC = Image.Resampling.BICUBIC
+# How an image gets another shape: (what happens to it, function of (PIL image, (width, height), colour of borders)).
+FITS = {
+    'crop': ('cropped', lambda image, size, colour: ImageOps.fit(image, size, BICUBIC)),
+    'pad': ('padded in {}', lambda image, size, colour: ImageOps.pad(image, size, BICUBIC, colour)),
+    'stretch': ('stretched', lambda image, size, colour: image.resize(size, BICUBIC)),
+}
+
+
+def fitted(name, fit, background):
+    """Return the name of a data set with how its images are fitted, unless they are cropped: `mnist-pad-black`."""
+    return '-'.join({'crop': [name], 'pad': [name, fit, background]}.get(fit, [name, fit]))
+
 
 class Images:
-    """A data set of uint8 images [channels, img_size, img_size] and labels, which index `classes`, if there are any.
+    """A data set of uint8 images [channels, H, W] and labels, which index `classes`, if there are any.
 
-    seen: the `Survey` of its images. keep_colour: whether an image in colour is an error if channels is 1.
+    seen: the `Survey` of its images. img_size: an int if H = W, else [H, W]. fit: a key of `FITS`. crop: the side of
+    the square to crop to, None for the largest. keep_colour: whether an image in colour is an error if channels is 1.
     """
 
     unit = 'images'
 
-    def __init__(self, items, seen, channels, classes, img_size, *, crop=None, background='white', keep_colour=True):
+    def __init__(
+        self, items, seen, channels, classes, img_size, *, crop=None, fit='crop', background='white', keep_colour=True
+    ):
         self.items, self.seen, self.channels, self.img_size = items, seen, channels, img_size
-        self.crop, self.background, self.keep_colour = crop, background, keep_colour
+        self.height, self.width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        self.crop = crop if fit == 'crop' and self.height == self.width else None
+        self.fit, self.background, self.keep_colour = fit, background, keep_colour
         self.classes = list(classes)
         self.numbers = range(len(self.classes))  # label in `items` -> index in `classes`
-        self.nbytes = len(items) * channels * img_size**2
+        self.nbytes = len(items) * channels * self.height * self.width
 
     @property
     def num_classes(self):
@@ -46,20 +64,32 @@ class Images:
 
     def __str__(self):
         """Describe the data set, as in `1,438 images of 8x8, grey, 10 classes: 0 1 2 ... 9`."""
-        size = f'{self.img_size}x{self.img_size}'
-        cropped = 'cropped and ' if self.crop or any(width != height for width, height in self.seen.sizes) else ''
-        how = '' if set(self.seen.sizes) == {(self.img_size, self.img_size)} else f', {cropped}resized to {size}'
         stray = getattr(self.items, 'stray', '')
         classes = f'no classes, as {stray} lies in no folder' if stray else listed(self.classes)
-        return f'{_described(len(self), self.seen, self.channels, self.background)}{how}, {classes}'
+        return f'{_described(len(self), self.seen, self.channels, self.background)}{self._fitting()}, {classes}'
+
+    def _fitting(self):
+        """Say what happens to the images before they have the height and width of this set, if anything does."""
+        if set(self.seen.sizes) == {(self.width, self.height)}:
+            return ''
+        changes = self.crop or any(width * self.height != height * self.width for width, height in self.seen.sizes)
+        how = f'{FITS[self.fit][0].format(self.background)} and ' if changes else ''
+        return f', {how}resized to {sizes_text((self.height, self.width))}'
+
+    def lies_across(self):
+        """Return whether all images looked at are wider than high, and H > W, or the other way round."""
+        lengths = self.width - self.height
+        return all((width - height) * lengths < 0 for width, height in self.seen.sizes)
 
     def __len__(self):
         return len(self.items)
 
     def identity(self):
         """Return what identifies these images, fit for JSON, so that a cache made from them can be checked."""
+        identity = self.items.identity()
         return {
-            **self.items.identity(),
+            **identity,
+            'from': fitted(identity['from'], self.fit, self.background),
             'img_size': self.img_size,
             'channels': self.channels,
             'background': self.background,
@@ -71,9 +101,9 @@ class Images:
         if self.crop:
             left, top = (image.width - self.crop) // 2, (image.height - self.crop) // 2
             image = image.crop((left, top, left + self.crop, top + self.crop))
-        if image.size != (self.img_size, self.img_size):
-            image = ImageOps.fit(image, (self.img_size, self.img_size), Image.Resampling.BICUBIC)
-        pixels = np.asarray(image).reshape(self.img_size, self.img_size, self.channels)
+        if image.size != (self.width, self.height):
+            image = FITS[self.fit][1](image, (self.width, self.height), self.background)
+        pixels = np.asarray(image).reshape(self.height, self.width, self.channels)
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), self.numbers[label] if self.classes else 0
 
     def __getitem__(self, i):
@@ -132,20 +162,26 @@ def listed(classes):
     return f'{len(classes)} class{"es"[: 2 * (len(classes) > 1)]}: {shown(classes)}' if classes else 'no classes'
 
 
+def sizes_text(*sizes):
+    """Return a size (height, width), or the first to the last of several, in words: `30x40 to 480x640 (HxW)`."""
+    text = ' to '.join(f'{height}x{width}' for height, width in dict.fromkeys(sizes))
+    return text + ' (HxW)' * any(height != width for height, width in sizes)
+
+
 def _described(n, seen, channels, background):
-    sizes = sorted(set(seen.sizes), key=lambda size: (math.prod(size), size))
-    size = ' to '.join(f'{width}x{height}' for width, height in dict.fromkeys((sizes[0], sizes[-1])))
+    sizes = sorted({size[::-1] for size in seen.sizes}, key=lambda size: (math.prod(size), size))
+    size = sizes_text(sizes[0], sizes[-1])
     part = f' ({len(seen.sizes):,} looked at)' if 1 < len(seen.sizes) < n else ''
     transparency = f', transparency on {background}' if seen.transparent else ''
     return f'{n:,} image{"s"[: n != 1]} of {size}{part}, {"grey" if channels == 1 else "colour"}{transparency}'
 
 
-def load(name, data_dir, img_size, split='train', channels='auto', background='white'):
+def load(name, data_dir, img_size, split='train', channels='auto', background='white', fit='crop'):
     """Return the `Images` or `Points` of a named data set, downloaded to `data_dir` if torchvision can, or of a path.
 
-    name: a key of `DATASETS`, or the path of a folder or zip of images. split: train or test; a path has no splits.
-    channels: 1 for grey, 3 for colour, or auto: grey if all surveyed images are, and then one in colour is an error.
-    background: white or black, behind transparent images.
+    name: a key of `DATASETS`, or the path of a folder or zip of images. img_size, fit: as in `Images`. split: train or
+    test; a path has no splits. channels: 1 for grey, 3 for colour, or auto: grey if all surveyed images are, and then
+    one in colour is an error. background: white or black, behind transparent images and around padded ones.
 
     Raise DataError if there is no such data set, or if it cannot be downloaded or read.
     """
@@ -170,7 +206,8 @@ def load(name, data_dir, img_size, split='train', channels='auto', background='w
         channels, classes, crop = _channels(channels, seen), items.classes, None
     else:
         raise DataError(f'dataset {name} is neither a folder or zip that exists nor one of {", ".join(DATASETS)}')
-    return Images(items, seen, channels, classes, img_size, crop=crop, background=background, keep_colour=auto)
+    how = {'crop': crop, 'fit': fit, 'background': background, 'keep_colour': auto}
+    return Images(items, seen, channels, classes, img_size, **how)
 
 
 def _opened(name, source, data_dir, split):

@@ -16,7 +16,7 @@ class Source(NamedTuple):
     classes: tuple = ()  # the names of the labels
     offline: str = ''  # which files to put where if the download fails; {} is data_dir
     size: int | None = None  # height and width of every image, if all are the same
-    crop: int | None = None  # side of the centre crop before resizing; None for the largest square
+    crop: int | None = None  # side of the centre crop that makes images square; None for the largest square
     points: bool = False
     database: Callable = None  # (data_dir, split) -> path of a file that the user brings; None if downloaded
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from run import files
 
-TILE = 64  # approximate width, in pixels, that smaller images are enlarged to
+TILE = 64  # approximate length, in pixels, that the shorter side of smaller images is enlarged to
 GAP = 3  # white pixels around each image of a grid
 APART, MARGIN = 12, 6  # white pixels between the groups of a table, and around the table
 FONT, DPI = 9, 100  # font size in points beside images of TILE pixels, and resolution
@@ -33,13 +33,15 @@ def save(path, image):
 def grid(images, columns=None, tile=TILE):
     """Draw uint8 images [N, C, H, W] in a grid that is, by default, as square as possible.
 
-    Each pixel becomes a square of pixels, so that an image is about `tile` wide. Larger images keep their size.
+    Each pixel becomes a square of pixels, so that the shorter side of an image is about `tile` long. Larger images keep
+    their size.
     """
     from torchvision.utils import make_grid  # here, since torchvision takes a second to import
 
-    scale = max(1, round(tile / images.shape[-1]))
+    height, width = images.shape[-2:]
+    scale = max(1, round(tile / min(height, width)))
     images = F.interpolate(images.float(), scale_factor=scale).to(torch.uint8)
-    columns = columns or math.ceil(math.sqrt(len(images)))
+    columns = columns or math.ceil(math.sqrt(len(images) * height / width))
     tiled = make_grid(images, nrow=columns, padding=GAP, pad_value=255)
     return Image.fromarray(tiled.permute(1, 2, 0).cpu().numpy())
 
@@ -54,7 +56,8 @@ def table(rows, titles, names, group=None):
 
     group = group or len(rows)
     blocks = [grid(to_uint8(torch.cat(list(part))), len(titles)) for part in batched(rows, group)]
-    across = (blocks[0].width - GAP) // len(titles)  # pixels from one image to the next
+    across = (blocks[0].width - GAP) // len(titles)  # pixels from one image to the next, in a row
+    down = (blocks[0].height - GAP) // len(rows[:group])  # and in a column
     font = FONT * min(3, max(1, (across - GAP) / TILE))
     pixels = font * DPI / 72
     left = round(2 * MARGIN + max(TextPath((0, 0), name, size=pixels).get_extents().width for name in names))
@@ -72,7 +75,7 @@ def table(rows, titles, names, group=None):
     for names_of_block, block in zip(batched(names, group), blocks, strict=True):
         corners.append((left, top))
         for i, name in enumerate(names_of_block):
-            write(left - MARGIN, top + GAP / 2 + (i + 0.5) * across, name, ha='right', va='center')
+            write(left - MARGIN, top + GAP / 2 + (i + 0.5) * down, name, ha='right', va='center')
         top += block.height + APART
     drawn = _rendered(page)
     for corner, block in zip(corners, blocks, strict=True):

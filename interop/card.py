@@ -5,7 +5,7 @@ from pathlib import Path
 
 import score
 from interop.drawing_code import drawing_code
-from run import records
+from run import build, records
 from run.config import recorded_keys
 from run.restore import run_folder
 
@@ -20,7 +20,7 @@ datasets: [{dataset}]
 # {title}
 
 A denoising diffusion probabilistic model (Ho et al. 2020, https://arxiv.org/abs/2006.11239) of {dataset}:
-{channels}x{size}x{size} images, {parameters:,} parameters, {weights}{step}.
+{shape} images, {parameters:,} parameters, {weights}{step}.
 
 ## How to load
 
@@ -55,7 +55,7 @@ def model_card(config, net, step):
         'title': os.path.basename(os.path.abspath(folder)),
         'task': 'class-conditional-image-generation' if config.num_classes else 'unconditional-image-generation',
         'parameters': sum(parameter.numel() for parameter in net.parameters()),
-        'size': config.img_size,
+        'shape': 'x'.join(map(str, build.shape(config))),
         'weights': {'ema': 'averaged weights', 'net': 'last weights'}[config.weights],
         'step': f', after {step} training steps' if step else '',
         'code': drawing_code(vars(config)),

@@ -5,6 +5,7 @@ Flags are a dict by name.
 
 from interop import scheduler
 from interop.counterparts import MULTISTEPS, found
+from model import sides
 from process.solvers import learns_variance
 
 FROM_PIPELINES = """\
@@ -21,7 +22,7 @@ unet = UNet2DModel.from_pretrained(PATH, subfolder='unet')
 {labels}{follow}
 
 def draw(scheduler, **options):
-    x = torch.randn({images}, {channels}, {img_size}, {img_size})
+    x = torch.randn({images}, {channels}, {height}, {width})
     for t in scheduler.timesteps:
         with torch.no_grad():
             out = unet(x, t{with_labels}).sample
@@ -68,7 +69,8 @@ def drawing_code(flags):
         names.add('DDIMScheduler')
     if not in_parts:
         return FROM_PIPELINES.format(ways='\n'.join(ways))
-    filled = {'labels': '', 'images': 4, 'with_labels': '', 'ways': '\n'.join(ways), 'names': ', '.join(sorted(names))}
+    filled = dict(zip(('height', 'width'), sides(flags['img_size']), strict=True))
+    filled |= {'labels': '', 'images': 4, 'with_labels': '', 'ways': '\n'.join(ways), 'names': ', '.join(sorted(names))}
     filled['follow'] = FOLLOW if name in MULTISTEPS else ''
     if n := flags['num_classes']:
         y = f'y = torch.arange({n})  # one image of each label; {n} stands for no label\n'

@@ -21,8 +21,6 @@ from run.errors import usage
 
 WEIGHTS = 'diffusion_pytorch_model'
 FREQ_SHIFTS = {'pytorch_ddpm': 0, 'official': 1}  # the freq_shift that gives the time table of each arch
-# What a config.json tells beside the architecture: its key -> our flag.
-SUGGESTED = {'dropout': 'dropout', 'sample_size': 'img_size'}
 # What diffusers assumes if a config leaves it out. The rest of its defaults are what `unet_config` gives.
 UNET_DEFAULTS = {'attention_head_dim': 8, 'flip_sin_to_cos': True}
 
@@ -79,7 +77,7 @@ def read(folder):
     weights = {formats.current_name(key): value for key, value in weights.items()}
     flags = {**formats.describe(weights, DIFFUSERS, files[0]), 'head_dim': theirs['attention_head_dim'] or 0}
     flags['arch'] = _arch(flags, theirs, folder)
-    flags |= {ours: theirs[key] for key, ours in SUGGESTED.items() if isinstance(theirs.get(key), int | float)}
+    flags |= _suggested(theirs, unet)
     steps = folder / 'scheduler' if (folder / 'scheduler').is_dir() else folder
     drawn, notes = scheduler.read(steps / 'scheduler_config.json')
     # Only DDPMScheduler has a variance_type. If another adds noise, it is that of fixedsmall.
@@ -96,6 +94,18 @@ def read(folder):
         dense = torch.stack(dense.chunk(2, dim=1), dim=2).flatten(1)
     net[f'{TIME_DENSE}.weight'] = dense
     return flags, net
+
+
+def _suggested(theirs, folder):
+    """Returns the flags that a config.json tells beside the architecture. Raises CheckpointError for a broken size."""
+    flags = {'dropout': theirs['dropout']} if isinstance(theirs.get('dropout'), int | float) else {}
+    if (size := theirs.get('sample_size')) is None:
+        return flags
+    lengths = size if isinstance(size, list) else [size, size]  # [height, width]
+    if len(lengths) != 2 or not all(isinstance(length, int) and length > 0 for length in lengths):
+        raise CheckpointError(f'{folder}: sample_size must be a number of pixels or a list of two, not {size}')
+    height, width = lengths
+    return {**flags, 'img_size': height if height == width else lengths}
 
 
 def _arch(flags, theirs, folder):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model import check_levels, labels_or_none
+from model import check_levels, labels_or_none, sides
 
 
 class GELUConvBlock(nn.Sequential):
@@ -89,7 +89,7 @@ class ContextUNet(nn.Module):
 
     ch, ch_mult: level i has ch * ch_mult[i] channels, and ch is a multiple of 32. Every level but the first begins
         with a halving of the image. The course's (64, 64, 128) is ch 64 and ch_mult [1, 1, 2].
-    img_size: H = W. img_channels, out_channels, num_classes: the same as those of `UNet`.
+    img_size, img_channels, out_channels, num_classes: the same as those of `UNet`.
     tdim: the width of the sinusoidal embedding of t / T.
 
     Raise ValueError if the arguments do not fit together.
@@ -100,8 +100,7 @@ class ContextUNet(nn.Module):
         check_levels(ch, ch_mult, img_channels, img_size)
         self.T, self.tdim, self.num_classes = T, tdim, num_classes
         levels = [ch * mult for mult in ch_mult]
-        side = img_size // 2 ** (len(levels) - 1)
-        lowest = (levels[-1], side, side)
+        lowest = (levels[-1], *(side // 2 ** (len(levels) - 1) for side in sides(img_size)))
         steps = list(pairwise(levels))
 
         self.head = ResidualConvBlock(img_channels, levels[0], groups=ch // 8)

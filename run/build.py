@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from diffusion import GaussianDiffusionSampler, GaussianDiffusionTrainer, Guidance
-from model import UNet
+from model import UNet, sides
 from networks.context_unet import ContextUNet
 from networks.point_mlp import PointMLP
 from process.losses import LOSSES
@@ -13,7 +13,7 @@ from process.solvers import learns_variance
 
 class Network(NamedTuple):
     make: Callable  # makes the network of a config
-    is_points: bool = False  # takes [B, channels], not images [B, channels, img_size, img_size]
+    is_points: bool = False  # takes [B, channels], not images [B, channels, H, W]
 
 
 def _unet(config):
@@ -54,8 +54,8 @@ def is_points(config):
 
 
 def shape(config):
-    """Return the shape of one image, (channels, img_size, img_size), or of one point, (channels,)."""
-    return (config.channels,) if is_points(config) else (config.channels, config.img_size, config.img_size)
+    """Return the shape of one image, (channels, H, W), or of one point, (channels,)."""
+    return (config.channels,) if is_points(config) else (config.channels, *sides(config.img_size))
 
 
 def trainer(config, net):

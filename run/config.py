@@ -8,7 +8,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from dataset import DATASETS
+from dataset import DATASETS, FITS
 from model import ARCHS
 from process.losses import LOSSES, T_SAMPLERS
 from process.parameterisations import PARAMETERISATIONS
@@ -21,7 +21,7 @@ from score import ALIASES, FEATURE_NETS, METRICS, PROTOCOLS, USUAL
 
 class Flag(NamedTuple):
     """A flag of the command line. Its type is the type of its default: bool, int, float, str, list of int or, with
-    choices, list of them.
+    choices, list of them. With is_size it is an int, or a list of the height and width if they differ.
 
     choices: a registry; its keys at the time of parsing are the choices. In a list, a key whose value is a list stands
     for the keys in that. low, high: the smallest and largest value. key: the name in a config, if it differs. before:
@@ -37,6 +37,7 @@ class Flag(NamedTuple):
     high: float | None = None
     key: str | None = None
     before: Any = None
+    is_size: bool = False
 
     @property
     def config_key(self):
@@ -81,7 +82,7 @@ GROUPS = [
         network('attn', [1], 'levels with attention, counted from 0; the middle always has it'),
         network('head_dim', 0, 'channels of each head of attention, 0 for a single head', low=0, before=0),
         network('num_res_blocks', 2, 'residual blocks of each level', low=1),
-        network('img_size', 32, 'height and width of the images', low=1),
+        network('img_size', 32, 'height and width of the images, or HEIGHTxWIDTH such as 32x48', is_size=True),
         network('num_classes', 0, 'number of labels with --cond, 0 for as many as the data set has', low=0),
         suggested('dropout', 0.1, 'dropout rate in residual blocks', low=0, high=1),
     ]),
@@ -138,6 +139,7 @@ GROUPS = [
         data(
             'channels', 'auto', '1: grey, 3: colour, auto: grey if all are', ('auto', '1', '3'), key='image_channels'
         ),
+        data('fit', 'crop', 'how images get the shape of --img_size; pad: in --background', FITS, before='crop'),
         data('background', 'white', 'colour behind transparent images', ('white', 'black')),
         run('random_flip', True, 'mirror images with probability 1/2'),
         run('num_workers', 4, 'worker processes for data sets too large to keep on the device', low=0),
@@ -225,6 +227,11 @@ def replace(config, **changes):
     return SimpleNamespace(**{**vars(config), **changes})
 
 
+def size_text(img_size):
+    """Return a size as --img_size takes it: 32, or 8x16 for the height 8 and the width 16, [8, 16]."""
+    return 'x'.join(map(str, img_size)) if isinstance(img_size, list | tuple) else str(img_size)
+
+
 def complete(stored):
     """Return a dict of stored config values, filled in with `Flag.before` for flags that did not exist yet."""
     return {**{flag.config_key: flag.before for flag in declared() if flag.before is not None}, **stored}
@@ -238,8 +245,12 @@ def disagreements(config, stored, origins=None):
     files = {key: f' in {path}' for key, path in (origins or {}).items() if path}
     stored = _complete_checkpoint(stored)
     learned = any(learns_variance(side.get('var_type', 'fixedlarge')) for side in (vars(config), stored))
+
+    def text(values, key):
+        return size_text(values[key]) if key == 'img_size' else values[key]
+
     return [
-        f'--{key}={getattr(config, key)}{files.get(key, "")} (trained with {stored[key]})'
+        f'--{key}={text(vars(config), key)}{files.get(key, "")} (trained with {text(stored, key)})'
         for key in (*fixed_keys(), *(['var_type'] if learned else []))
         if key in stored and stored[key] != getattr(config, key)
     ]

@@ -8,7 +8,7 @@ import torch
 import dataset as datasets
 from dataset import loader
 from run import build, distributed, hardware, labels, progress
-from run.config import replace
+from run.config import replace, size_text
 
 
 def dataset(config, split='train', like=None):
@@ -27,6 +27,11 @@ def dataset(config, split='train', like=None):
     if like is not None and data.channels != like.channels:
         raise datasets.DataError(f'{name} is in colour, {config.dataset} is grey: --channels=3 takes both as colour')
     logging.info('%s, %s: %s', name, split, data)
+    if isinstance(data, datasets.Images) and data.lies_across():
+        size = size_text(config.img_size)
+        text = '%s: each of its images is %s, and --img_size=%s is HEIGHTxWIDTH: if the other order is meant, say %s'
+        shape = 'higher than wide' if data.width > data.height else 'wider than high'
+        logging.warning(text, name, shape, size, f'--img_size={size_text([data.width, data.height])}')
     return data
 
 
@@ -40,7 +45,7 @@ def _name(config, split):
 
 def _opened(config, split, channels, like=None):
     name = _name(config, split)
-    data = datasets.load(name, config.data_dir, config.img_size, split, channels, config.background)
+    data = datasets.load(name, config.data_dir, config.img_size, split, channels, config.background, config.fit)
     data.arrange(_class_names(config, data) if like is None else like.classes)
     return data
 
@@ -100,7 +105,8 @@ def identity(config, split='train', data=None):
     if source is None:
         return (data or _opened(config, split, config.image_channels)).identity()
     channels = source.channels if config.image_channels == 'auto' else int(config.image_channels)
-    made = {'from': config.dataset, 'split': split, 'img_size': config.img_size, 'channels': channels}
+    name = datasets.fitted(config.dataset, config.fit, config.background)
+    made = {'from': name, 'split': split, 'img_size': config.img_size, 'channels': channels}
     if source.database and os.path.exists(path := source.database(config.data_dir, split)):
         made['bytes'] = os.path.getsize(path)
     return made

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import dataset
 import score
 from run import distributed, hardware, inputs, progress
-from run.config import replace
+from run.config import replace, size_text
 
 
 def load_feature_net(config):
@@ -45,14 +45,15 @@ def _how(config):
 def _stem(config):
     """Return stats/cifar10, stats/mnist32 or, since folders may share a name, stats/faces-64-<hash of the paths>."""
     if config.dataset in dataset.DATASETS:
-        size = '' if dataset.DATASETS[config.dataset].size == config.img_size else str(config.img_size)
+        size = '' if dataset.DATASETS[config.dataset].size == config.img_size else size_text(config.img_size)
         colour = '' if config.image_channels == 'auto' else f'-{config.image_channels}channels'
-        return os.path.join('stats', config.dataset + size + colour)
+        return os.path.join('stats', dataset.fitted(config.dataset + size + colour, config.fit, config.background))
     paths = [os.path.realpath(path) for path in (config.dataset, config.test_dataset) if path]
     read = (*paths, config.image_channels, config.background)
     digest = hashlib.sha256(repr(read).encode(errors='surrogateescape')).hexdigest()
     name = os.path.basename(os.path.abspath(config.dataset)).removesuffix('.zip')
-    return os.path.join('stats', f'{name[:64]}-{config.img_size}-{digest[:6]}')
+    size = dataset.fitted(size_text(config.img_size), config.fit, config.background)
+    return os.path.join('stats', f'{name[:64]}-{size}-{digest[:6]}')
 
 
 class Origin(NamedTuple):

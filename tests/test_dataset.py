@@ -155,10 +155,10 @@ NAMED = [
     ('cifar10', 3, 10, f'20 images of 32x32, colour, resized to 16x16, {CIFAR10}'),
     ('mnist', 1, 10, '20 images of 28x28, grey, resized to 16x16, 10 classes: 0 1 2 ... 9'),
     ('fashion_mnist', 1, 10, '20 images of 28x28, grey, resized to 16x16, 10 classes: T-shirt/top Trouser Pullover'),
-    ('celeba', 3, 0, '20 images of 178x218, colour, cropped and resized to 16x16, no classes'),
-    ('lsun_bedroom', 3, 0, '20 images of 40x30, colour, cropped and resized to 16x16, no classes'),
-    ('lsun_church_outdoor', 3, 0, '20 images of 40x30, colour, cropped and resized to 16x16, no classes'),
-    ('lsun_cat', 3, 0, '20 images of 40x30, colour, cropped and resized to 16x16, no classes'),
+    ('celeba', 3, 0, '20 images of 218x178 (HxW), colour, cropped and resized to 16x16, no classes'),
+    ('lsun_bedroom', 3, 0, '20 images of 30x40 (HxW), colour, cropped and resized to 16x16, no classes'),
+    ('lsun_church_outdoor', 3, 0, '20 images of 30x40 (HxW), colour, cropped and resized to 16x16, no classes'),
+    ('lsun_cat', 3, 0, '20 images of 30x40 (HxW), colour, cropped and resized to 16x16, no classes'),
 ]
 
 

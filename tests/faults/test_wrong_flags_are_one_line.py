@@ -5,7 +5,12 @@ import torch
 from conftest import TINY
 from runs import one_line
 
+SIZES = '32x', '0', '32,48', 'x8', '8x0', '-8', '8x16x3', '', '8.5', '8 x 16', '8X16', '\N{SUPERSCRIPT TWO}'
 USAGE = [
+    *(
+        (['--train', f'--img_size={size}'], 'a size is a number such as 32, or HEIGHTxWIDTH such as 32x48')
+        for size in SIZES
+    ),
     ([], 'nothing to do'),
     (['--train', 'extra'], 'unexpected argument extra'),
     (['--train', '--mean_type=noise'], 'value should be one of <epsilon|xstart|xprev|v>'),
@@ -34,6 +39,10 @@ USAGE = [
     (['--train', '--sample_steps=9'], 'between 1 and T = 8, not 9'),
     (['--train', '--batch_size=-1'], 'batch_size'),
     (['--train', '--img_size=0'], 'img_size'),
+    (['--train', '--ch_mult=1,2,2', '--img_size=8x10'], 'divisible by 4, as 3 levels halve it 2 times, not 8x10'),
+    (['--train', '--ch_mult=1,2,2', '--img_size=10x8'], 'not 10x8'),
+    (['--train', '--net=context_unet', '--ch_mult=1,1,2', '--img_size=8x10'], 'not 8x10'),
+    (['--train', '--fit=cover'], 'value should be one of <crop|pad|stretch>'),
     (['--sample', '--num_images=0'], 'num_images'),
     (['--train', '--grad_accum=3'], 'grad_accum 3 must divide batch_size 8'),
     (['--train', '--dropout=2'], 'dropout'),
