@@ -261,13 +261,13 @@ def run_modes(config, given, interrupted):
         if config.figure and go_on() and main_rank:
             figure.figure(config, net, step, interrupted)
         if config.nll and go_on() and (record := nll.nll(config, net, step, interrupted)):
-            events.note(run_folder(config), step, events.scores_of(record))
+            events.note(config, run_folder(config), step, events.scores_of(record))
         if config.stats and go_on() and main_rank:
             evaluate.build_statistics(config)
         if config.eval and go_on():
             if not config.images:
                 if record := evaluate.evaluate(config, net, step, interrupted):
-                    events.note(run_folder(config), step, events.scores_of(record))
+                    events.note(config, run_folder(config), step, events.scores_of(record))
             elif main_rank:
                 evaluate.evaluate_images(config, given)
         if config.export and go_on() and main_rank:

@@ -16,6 +16,7 @@ from process.schedules import SCHEDULES, SPACINGS
 from process.solvers import SOLVERS, VAR_TYPES, learns_variance
 from run.build import NETWORKS
 from run.errors import UsageError, usage
+from run.trackers import TRACKERS
 from score import ALIASES, FEATURE_NETS, METRICS, PROTOCOLS, USUAL
 
 
@@ -169,11 +170,12 @@ GROUPS = [
     ]),
     Group('Logging and previews', ('train',), [
         run('logdir', './logs/DDPM_CIFAR10_EPS', 'folder of the run: checkpoints, previews, TensorBoard, flags'),
+        run('track', ['tensorboard'], 'who shows the run, such as tensorboard,wandb', TRACKERS),
         run('sample_size', 64, 'number of images in a preview', low=1),
         run('sample_step', 1000, 'training steps between previews, 0 for none', low=0),
         run('preview_steps', 20, 'sampling steps of a preview, by order 2; 0: as --sample_steps says', low=0),
         run('save_step', 5000, 'training steps between checkpoints, 0 for one at the end alone', low=0),
-        run('log_step', 50, 'training steps whose mean is one point of TensorBoard', low=1),
+        run('log_step', 50, 'training steps whose mean is one point of a tracker', low=1),
         run('save_minutes', 0.0, 'minutes between checkpoints, beside --save_step; 0 for none', low=0),
         run('keep_every', 0, 'steps between checkpoints kept for good as ckpt-<step>.pt, 0 for none', low=0),
     ]),
