@@ -229,6 +229,8 @@ def check(config):
         raise UsageError('--import_ckpt is for one process: train with the others after it')
     if not any(getattr(config, mode) for mode in MODES):
         raise UsageError(f'nothing to do: add {" or ".join(f"--{mode}" for mode in MODES)}')
+    if config.push:
+        interop.check_push(config)
     if not config.import_ckpt:
         checks.check(config, config.train, config.train or draws(config) or bool(config.export))
 

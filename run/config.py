@@ -70,7 +70,7 @@ GROUPS = [
         action('eval', False, 'FID, IS and KID, or what --metrics names, of a checkpoint or of --images'),
         action('figure', None, 'draw one picture of the diffusion of a checkpoint', ()),  # main.py has the choices
         action('nll', False, 'the variational bound of a checkpoint in bits/dim'),
-        action('import_ckpt', '', 'make a run in --logdir of this file or folder of weights, or published name'),
+        action('import_ckpt', '', 'make a run in --logdir of this file or folder, hf:OWNER/NAME, or published name'),
         action('export', None, 'write the model of a checkpoint to --out, for other programs', ()),
         action('stats', False, 'build the statistics of the data set that --eval compares with'),
     ]),
@@ -128,6 +128,7 @@ GROUPS = [
         run('num_images', None, 'number of images to draw, by default 100, or 50,000 for --eval to score', low=1),
         run('sample_batch_size', 128, 'number of images drawn at once, 0 for as many as fit the device', low=0),
         run('out', '', 'where to write; by default samples/, figures/ or the export beside the checkpoint'),
+        run('push', '', 'OWNER/NAME on the Hugging Face Hub that --export=diffusers also goes to'),
         run('license', 'unknown', 'license on the card of an exported model, an identifier such as mit'),
         run('between', 'states', 'what --figure=interpolate mixes: noised images, or their codes', ('states', 'codes')),
         run('figure_t', 0, 'number of noisings before the mixing of --figure=interpolate, 0 for half of --T', low=0),
