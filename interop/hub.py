@@ -41,7 +41,7 @@ def parse(text):
     """Returns the `Address` of a text as in `GRAMMAR`, with `PREFIX` or without. Raises UsageError if it is none."""
     found = ADDRESS.fullmatch(text.removeprefix(PREFIX).removeprefix('//'))
     repo, revision, path = found.groups('') if found else ('', '', '')
-    if {'', '.', '..'} & {*repo.split('/'), *path.split('/')} - {path}:
+    if {'', '.', '..'} & set(f'{repo}/{path}'.removesuffix('/').split('/')) or path == '/':
         raise UsageError(f'{text} is no address on the Hub: write {GRAMMAR}')
     return Address(repo, revision or None, path)
 

@@ -171,7 +171,7 @@ GROUPS = [
     ]),
     Group('Logging and previews', ('train',), [
         run('logdir', './logs/DDPM_CIFAR10_EPS', 'folder of the run: checkpoints, previews, TensorBoard, flags'),
-        run('track', ['tensorboard'], 'who shows the run, such as tensorboard,wandb', TRACKERS),
+        run('track', ['tensorboard'], 'trackers that show the run, such as tensorboard,wandb', TRACKERS),
         run('sample_size', 64, 'number of images in a preview', low=1),
         run('sample_step', 1000, 'training steps between previews, 0 for none', low=0),
         run('preview_steps', 20, 'sampling steps of a preview, by order 2; 0: as --sample_steps says', low=0),

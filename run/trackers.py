@@ -5,7 +5,7 @@ the checkpoint and are written as they come. The others belong to other programs
 thread of its own.
 """
 
-import importlib.util
+import importlib
 import json
 import logging
 import os
@@ -21,7 +21,6 @@ from run.tensorboard import Events
 
 WAITING = 1000  # calls that may wait for a tracker; further ones are dropped
 PATIENCE = 30.0  # seconds that the end of a run waits for a tracker
-INSTALL = 'pip install -r requirements-track.txt'
 
 
 class Background:
@@ -91,12 +90,14 @@ class Background:
 class Hosted:
     """A run of wandb or trackio. It goes on with the one that logdir/<name>.json names.
 
-    That file has the run's id, and for each tag the last step that was sent. A run that was killed after its last
-    checkpoint takes some steps twice; what it sent of them is not sent again.
+    That file has the run's id, how many rows were sent, and for each tag the last step that was. A run that was killed
+    after its last checkpoint takes some steps twice; what it sent of them is not sent again.
     """
 
     def __init__(self, folder, name, begin):
-        """begin: a function of (folder, id, {flag: value}) that returns the run, its log and its class of images."""
+        """begin: a function of (folder, id, {flag: value}) that returns the run, its log, a function of (row, step,
+        number of rows before), and its class of images.
+        """
         self.folder, self.path, self.begin = folder, os.path.join(folder, f'{name}.json'), begin
         self.run, self.sent_before = None, {}
         self.known = self._read() if os.path.exists(self.path) else self._new()
@@ -105,13 +106,13 @@ class Hosted:
         try:
             with open(self.path) as file:
                 known = json.load(file)
-            return {key: kind(known[key]) for key, kind in (('id', str), ('sent', dict))}
+            return {key: kind(known[key]) for key, kind in (('id', str), ('rows', int), ('sent', dict))}
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f'{self.path} cannot be read ({error}): remove it, and a new run begins') from error
 
     @staticmethod
     def _new():
-        return {'id': secrets.token_hex(4), 'sent': {}}
+        return {'id': secrets.token_hex(4), 'rows': 0, 'sent': {}}
 
     def restart(self, step):
         """Begin a new run at step 0. Otherwise leave out, from now on, what a killed run sent of later steps."""
@@ -136,7 +137,8 @@ class Hosted:
         values = {**scalars, **{tag: self.image(picture) for tag, picture in images.items()}}
         values = {tag: value for tag, value in values.items() if step > self.sent_before.get(tag, -1)}
         if values:
-            self.log(step, values)
+            self.log(values, step, self.known['rows'])
+            self.known['rows'] += 1
             self.known['sent'] |= dict.fromkeys(values, step)
             files.write_text(self.path, json.dumps(self.known))
 
@@ -147,41 +149,46 @@ class Hosted:
 
 
 def _wandb(folder, id, values):
-    """Begin a run of wandb. Its steps are a column, since wandb refuses a row for a step that it has passed."""
+    """Begin a run of wandb, which numbers rows by steps of its own and refuses one that it has passed.
+
+    Our steps are therefore a column, against which it draws the others.
+    """
     import wandb
 
+    ours = {'project': 'ddpm', 'name': os.path.basename(folder), 'dir': folder}
+    ours = {key: value for key, value in ours.items() if f'WANDB_{key.upper()}' not in os.environ}
     settings = wandb.Settings(console='off', finish_timeout=PATIENCE)
-    where = {'project': os.environ.get('WANDB_PROJECT', 'ddpm'), 'name': os.path.basename(folder), 'dir': folder}
-    run = wandb.init(id=id, resume='allow', settings=settings, **where)
+    run = wandb.init(id=id, resume='allow', settings=settings, **ours)
     run.config.update(values, allow_val_change=True)
     run.define_metric('*', step_metric='step')
-    return run, lambda step, row: run.log({**row, 'step': step}), wandb.Image
+    return run, lambda row, step, n: run.log({**row, 'step': step}, step=n), wandb.Image
 
 
 def _trackio(folder, id, values):
     """Begin a run of trackio, which tells runs apart by their names."""
     import trackio
 
-    project = os.environ.get('TRACKIO_PROJECT', 'ddpm')
-    run = trackio.init(project, f'{os.path.basename(folder)}-{id}', config=values, resume='allow', embed=False)
-    return run, lambda step, row: run.log(row, step=step), trackio.Image
+    run = trackio.init('ddpm', f'{os.path.basename(folder)}-{id}', config=values, resume='allow', embed=False)
+    return run, lambda row, step, n: run.log(row, step=step), trackio.Image
 
 
-def _hosted(name, begin, folder):
-    return Background(name, partial(Hosted, folder, name, begin))
+SERVICES = {'wandb': _wandb, 'trackio': _trackio}  # name of the package -> function that begins a run
+
+
+def _background(name, folder):
+    return Background(name, partial(Hosted, folder, name, SERVICES[name]))
 
 
 # name -> function of a run's folder that returns the tracker
-TRACKERS = {
-    'tensorboard': Events,
-    'wandb': partial(_hosted, 'wandb', _wandb),
-    'trackio': partial(_hosted, 'trackio', _trackio),
-}
+TRACKERS = {'tensorboard': Events, **{name: partial(_background, name) for name in SERVICES}}
 
 
 @usage()
 def check(names):
-    """Raise UsageError if the package of a tracker is missing."""
-    for name in names:
-        if TRACKERS[name] is not Events and importlib.util.find_spec(name) is None:
-            raise ValueError(f'--track={name} needs a package: {INSTALL}')
+    """Import the packages of trackers, before there are threads. Raises UsageError if one is missing."""
+    for name in SERVICES.keys() & set(names):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            reason = f'pip install -r requirements-track.txt ({error})'
+            raise ValueError(f'--track={name} needs a package: {reason}') from error
