@@ -123,7 +123,8 @@ def push(folder, text, message):
 
 def _package():
     try:
-        import huggingface_hub
+        import huggingface_hub.constants
+        import huggingface_hub.errors
     except ImportError as error:
         raise CheckpointError(f'the Hub needs a package: pip install -r requirements-hub.txt ({error})') from error
     return huggingface_hub
@@ -146,7 +147,8 @@ def _explained(text, address):
         elif isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403):
             reason = f'{address.repo} is not there or not open to you: see its name, run hf auth login or set HF_TOKEN'
         elif isinstance(error, errors.LocalEntryNotFoundError):
-            reason = f'it is not in the cache, and the Hub is not asked or does not answer ({reason})'
+            cause = ' '.join(str(error.__cause__ or error).split())
+            reason = f'it is not in the cache, and the Hub is not asked or does not answer ({cause})'
         else:
             reason += ': run the same command again; files that are whole are kept'
         raise CheckpointError(f'{text}: {reason}') from error

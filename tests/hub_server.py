@@ -46,8 +46,8 @@ class Hub(ThreadingHTTPServer):
 
     def environment(self, cache, **others):
         """Return the variables with which huggingface_hub uses this Hub and a cache of its own."""
-        names = 'HF_ENDPOINT', 'HF_HOME', 'HF_HUB_CACHE', 'HF_HUB_DISABLE_XET', 'HF_HUB_DISABLE_TELEMETRY'
-        return {**dict(zip(names, (self.address, str(cache), f'{cache}/hub', '1', '1'), strict=True)), **others}
+        ours = {'HF_ENDPOINT': self.address, 'HF_HOME': str(cache), 'HF_HUB_CACHE': f'{cache}/hub', 'HF_TOKEN': ''}
+        return {**ours, 'HF_HUB_DISABLE_XET': '1', 'HF_HUB_DISABLE_TELEMETRY': '1', 'HF_HUB_OFFLINE': '0', **others}
 
 
 def enter(values):
