@@ -37,7 +37,7 @@ def figure(config, net, step, interrupted=lambda: False):
     os.makedirs(out, exist_ok=True)
     path = os.path.join(out, f'{config.figure}.png')
     picture.save(path, drawn)
-    note(run_folder(config), step, images={f'figure/{config.figure}': drawn})
+    note(config, run_folder(config), step, images={f'figure/{config.figure}': drawn})
     print(f'{config.figure} in {path}')
 
 

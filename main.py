@@ -247,6 +247,8 @@ def check(config):
         raise UsageError('--import_ckpt is for one process: train with the others after it')
     if not any(getattr(config, mode) for mode in MODES):
         raise UsageError(f'nothing to do: add {" or ".join(f"--{mode}" for mode in MODES)}')
+    if config.push:
+        interop.check_push(config)
     if not config.import_ckpt:
         checks.check(config, config.train, config.train or draws(config) or bool(config.export))
 
@@ -279,13 +281,13 @@ def run_modes(config, given, interrupted):
         if config.figure and go_on() and main_rank:
             figure.figure(config, net, step, interrupted)
         if config.nll and go_on() and (record := nll.nll(config, net, step, interrupted)):
-            events.note(run_folder(config), step, events.scores_of(record))
+            events.note(config, run_folder(config), step, events.scores_of(record))
         if config.stats and go_on() and main_rank:
             evaluate.build_statistics(config)
         if config.eval and go_on():
             if not config.images:
                 if record := evaluate.evaluate(config, net, step, interrupted):
-                    events.note(run_folder(config), step, events.scores_of(record))
+                    events.note(config, run_folder(config), step, events.scores_of(record))
             elif main_rank:
                 evaluate.evaluate_images(config, given)
         if config.export and go_on() and main_rank:

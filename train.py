@@ -13,7 +13,6 @@ import logging
 import math
 import os
 import shlex
-import time
 
 import torch
 from torch import nn
@@ -111,7 +110,7 @@ def loop(run, data, flagfile='', interrupted=lambda: False, evaluate=None):
         logging.info('%s is at step %d of %d: raise --total_steps to go on', run.path, run.step, config.total_steps)
         return
     stream = inputs.batches(config, data, run.step)
-    agree, due = distributed.Consensus(), Alarm(config.save_minutes)
+    agree, due = distributed.Consensus(), distributed.Alarm(config.save_minutes)
     with Silence() if distributed.rank() else Log(run, flagfile) as log:
         while run.step < config.total_steps:
             stop, save = agree(interrupted(), due())
@@ -145,12 +144,12 @@ def loop(run, data, flagfile='', interrupted=lambda: False, evaluate=None):
                         run.save(run.best.entry)
                 log.restart_clock()
         log.flush()
-    if run.saved != run.step:
-        run.save()
+        if run.saved != run.step:  # before the log is closed, which may take a while
+            run.save()
 
 
 def show(log, name, x, path=None):
-    """Send a picture of a batch to TensorBoard and, if a path is given, to a file, on rank 0 only."""
+    """Send a picture of a batch to the trackers and, if a path is given, to a file, on rank 0 only."""
     if distributed.rank():
         return
     drawn = picture.of(x)
@@ -160,7 +159,7 @@ def show(log, name, x, path=None):
 
 
 def show_scores(run, log, record):
-    """Send a record of --eval_step to TensorBoard, and draw it with those before it in logdir/eval.png."""
+    """Send a record of --eval_step to the trackers, and draw it with those before it in logdir/eval.png."""
     log.scores(record)
     path = os.path.join(run.config.logdir, 'eval.png')
     try:
@@ -187,20 +186,6 @@ def p_uncond(config, step):
     if config.p_uncond_schedule == 'constant':
         return config.p_uncond
     return 1 + (config.p_uncond - 1) * min(step / max(1, config.total_steps - 1), 1.0)
-
-
-class Alarm:
-    """A timer that is true, on rank 0 only, once `minutes` have passed since it was last true; never if they are 0."""
-
-    def __init__(self, minutes):
-        self.seconds = 60 * minutes if distributed.rank() == 0 else 0
-        self.last = time.monotonic()
-
-    def __call__(self):
-        if not 0 < self.seconds <= time.monotonic() - self.last:
-            return False
-        self.last = time.monotonic()
-        return True
 
 
 class MeanLoss(nn.Module):
@@ -261,7 +246,9 @@ class Run:
         millions = sum(p.numel() for p in self.trained) / 1e6
         compiled = ', compiled' if self.compiled else ''
         logging.info('%.2f M parameters on %s%s', millions, hardware.describe(self.config), compiled)
-        logging.info('the run is in %s: tensorboard --logdir=%s', *2 * [shlex.quote(self.config.logdir)])
+        where = shlex.quote(self.config.logdir)
+        watched = f': tensorboard --logdir={where}' if 'tensorboard' in self.config.track else ''
+        logging.info('the run is in %s%s', where, watched)
         if self.compiled:
             logging.info(compiling.COMPILING)
 

@@ -1,9 +1,13 @@
 """Writes the model card of an export: the README.md of its folder."""
 
+import json
+import math
 import os
+import re
 from pathlib import Path
 
 import score
+from dataset import DATASETS
 from interop.drawing_code import drawing_code
 from run import build, records
 from run.config import recorded_keys
@@ -11,10 +15,7 @@ from run.restore import run_folder
 
 CARD = """\
 ---
-license: {license}
-library_name: diffusers
-tags: [diffusers, ddpm, {task}]
-datasets: [{dataset}]
+{metadata}
 ---
 
 # {title}
@@ -42,6 +43,10 @@ From the same noise it draws what `python main.py` draws with the flags in its c
 """
 
 
+# How a score was measured: with which sampler, and with what.
+COLUMNS = recorded_keys(), ('reference', 'feature_net', 'protocol', 'precision')
+
+
 def model_card(config, net, step):
     """Returns the text of a model card: what the model is, how to load it, how it scored and how it was trained.
 
@@ -50,19 +55,55 @@ def model_card(config, net, step):
     folder = run_folder(config)
     path = Path(folder, 'flagfile.txt')
     flagfile = path.read_text() if path.exists() else ''
+    title, scores = os.path.basename(os.path.abspath(folder)), records.read(folder)
+    metadata = _metadata(config, title, [record for record in scores if record.get('step') == step])
     filled = {
         **vars(config),
-        'title': os.path.basename(os.path.abspath(folder)),
-        'task': 'class-conditional-image-generation' if config.num_classes else 'unconditional-image-generation',
+        'title': title,
+        'metadata': '\n'.join(f'{key}: {json.dumps(value)}' for key, value in metadata.items()),  # JSON is YAML too
         'parameters': sum(parameter.numel() for parameter in net.parameters()),
         'shape': 'x'.join(map(str, build.shape(config))),
         'weights': {'ema': 'averaged weights', 'net': 'last weights'}[config.weights],
         'step': f', after {step} training steps' if step else '',
         'code': drawing_code(vars(config)),
         'flags': flagfile.strip() if step else 'weights from elsewhere: not known',
-        'scores': _scores_table(records.read(folder)),
+        'scores': _scores_table(scores),
     }
     return CARD.format(**filled)
+
+
+def _metadata(config, title, scores):
+    """Returns what the Hub reads off a card, {key: value}. scores: the records of eval.txt of this step.
+
+    Each way of measuring is one result of the model-index. What was measured again in the same way counts once.
+    """
+    task = 'class-conditional-image-generation' if config.num_classes else 'unconditional-image-generation'
+    name = os.path.basename(os.path.abspath(config.dataset))
+    identifier = re.sub(r'[^\w.-]+', '-', name, flags=re.ASCII)  # the Hub takes no other characters
+    shared = {'task': {'type': task}, 'dataset': {'type': identifier, 'name': name}}
+    latest = {str(measured): record for record in scores if (measured := records.measured(record))}
+    results = [
+        {**shared, 'metrics': metrics}
+        for record in latest.values()
+        if record.get('weights', config.weights) == config.weights and (metrics := _metrics(record))
+    ]
+    data = {'license': config.license, 'library_name': 'diffusers', 'tags': ['diffusers', 'ddpm', task]}
+    if not config.num_classes:
+        data['pipeline_tag'] = task  # the Hub has no task for images of a class
+    if config.dataset in DATASETS:
+        data['datasets'] = [config.dataset]
+    return {**data, **({'model-index': [{'name': title, 'results': results}]} if results else {})}
+
+
+def _metrics(record):
+    """Lists the main figures of a record, each with how it was measured, as a model-index has them."""
+    how = {key: record[key] for column in COLUMNS for key in column if record.get(key) is not None}
+    known = {key: value for key, value in record.items() if key.partition('(')[0] in score.main_figures()}
+    return [
+        {'type': key.partition('(')[0].lower(), 'name': key, 'value': value, 'args': {'n': record['n'], **how}}
+        for key, value in known.items()
+        if value is not None and math.isfinite(value)
+    ]
 
 
 def _scores_table(scores):
@@ -70,10 +111,10 @@ def _scores_table(scores):
     if not scores:
         return 'None were measured.'
     lines = ['| after step | images | scores | sampler | measured with |', '| --- | --- | --- | --- | --- |']
-    figures, columns = score.figure_names(), (recorded_keys(), ('reference', 'feature_net', 'protocol', 'precision'))
+    figures = score.figure_names()
     for record in scores:
         known = {key: value for key, value in record.items() if key.startswith(figures) and value is not None}
         values = ', '.join(f'{key} {value:.4g}' for key, value in known.items())
-        how = [', '.join(f'{key} {record[key]}' for key in column if key in record) for column in columns]
+        how = [', '.join(f'{key} {record[key]}' for key in column if key in record) for column in COLUMNS]
         lines.append(f'| {record["step"]} | {record["n"]} | {values} | {" | ".join(how)} |')
     return '\n'.join(lines)

@@ -5,7 +5,7 @@ import os
 
 from safetensors.torch import save_file
 
-from interop import pipeline
+from interop import hub, pipeline
 from interop.card import model_card
 from run import files
 from run.restore import run_folder
@@ -14,9 +14,11 @@ from run.restore import run_folder
 def export(config, net, step):
     """Writes the export that --export names to --out, whole or not at all; returns its path.
 
-    Without --out it is written beside the checkpoint. config, net, step: as `restore` gives them.
+    Without --out it is written beside the checkpoint. With --push it also goes to the Hub. config, net, step: as
+    `restore` gives them.
 
-    Raises UsageError if the format cannot represent the model, FileExistsError if there is something at --out.
+    Raises UsageError if the format cannot represent the model, FileExistsError if there is something at --out,
+    CheckpointError if the Hub does not take it.
     """
     write, default_name = EXPORTS[config.export]
     out = (config.out or os.path.join(run_folder(config), default_name)).rstrip(os.sep) or os.sep
@@ -25,6 +27,8 @@ def export(config, net, step):
     os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
     with files.replacing(out) as temporary:
         write(temporary, config, net, step)
+        if config.push:
+            hub.push(temporary, config.push, f'Export the {config.weights} weights of step {step}')
         if os.path.isdir(out):
             os.rmdir(out)
     return out

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 from diffusion import GaussianDiffusionSampler
-from interop import formats, pipeline
+from interop import formats, hub, pipeline
 from interop.published import DDPM, PUBLISHED, download
 from run import build
 from run.checkpoint import CheckpointError, load_weights, refusing_other_forms
@@ -20,7 +20,7 @@ class Source(NamedTuple):
 
 
 def read(path):
-    """Reads the weights in a file or folder, or those of a name in `PUBLISHED`; returns a `Source`.
+    """Reads the weights in a file or folder, at an address of the Hub, or of a name in `PUBLISHED`; returns a `Source`.
 
     A file may be one of this program, of pytorch-ddpm, or of the authors' network as pesser/pytorch_diffusion and
     ermongroup/ddim save it. A folder may be that of a run, whose ckpt.pt is read, or a pipeline of diffusers.
@@ -28,13 +28,17 @@ def read(path):
     The config holds the flags that the weights tell, and those that a config next to them tells. The authors' network
     tells neither T nor img_size; for published weights they are known all the same.
 
-    Raises CheckpointError if the file is damaged, unsafe or of another network; FileNotFoundError.
+    Raises CheckpointError if the file is damaged, unsafe or of another network, or as `hub.fetch`; UsageError as that
+    does; FileNotFoundError.
     """
     published = None if os.path.exists(path) else PUBLISHED.get(path)
     if published:
         path = download(path)
+    elif path.startswith(hub.PREFIX):
+        path = hub.fetch(path)
     elif not os.path.exists(path):
-        raise FileNotFoundError(f'{path}: no such file or folder, nor one of {", ".join(PUBLISHED)}')
+        names = ', '.join(PUBLISHED)
+        raise FileNotFoundError(f'{path}: no such file or folder, nor one of {names}; from the Hub: {hub.PREFIX}{path}')
     if os.path.exists(os.path.join(path, 'ckpt.pt')):
         path = os.path.join(path, 'ckpt.pt')
     with refusing_other_forms(path):
@@ -62,8 +66,9 @@ UNTOLD = {
 def from_pretrained(name, **options):
     """Makes a `GaussianDiffusionSampler` of averaged weights. Its network, `sampler.model`, is on the CPU in eval mode.
 
-    name: whatever `read` takes: a name in `PUBLISHED`, the folder of a run, a file, a folder of diffusers. options:
-    arguments of the sampler, such as steps=50 or eta=0.0, which replace those of the training or the publication.
+    name: whatever `read` takes: a name in `PUBLISHED`, the folder of a run, a file, a folder of diffusers, an address
+    on the Hub. options: arguments of the sampler, such as steps=50 or eta=0.0, which replace those of the training or
+    the publication.
 
     Raises FileNotFoundError if there is no such thing; CheckpointError as `read` does.
     """

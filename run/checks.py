@@ -5,7 +5,7 @@ import warnings
 
 import torch
 
-from run import build, compiling, distributed, hardware
+from run import build, compiling, distributed, hardware, trackers
 from run.config import in_few_steps
 from run.errors import usage
 from score import METRICS, ranking, that_need
@@ -22,6 +22,8 @@ def check(config, training=False, drawing=True):
             raise ValueError(f'{key} must be finite, not {value}')
     if unknown := set(config.metrics) - set(METRICS):  # a checkpoint may name one that this program does not have
         raise ValueError(f'there is no metric {unknown.pop()}: --metrics takes some of {" ".join(METRICS)}')
+    if training or config.eval or config.nll or config.figure:
+        trackers.check(config.track)
     scores = config.eval or config.stats or (training and config.eval_step)
     spatial = that_need('mu_s', config.metrics) if scores else []
     if spatial and (config.feature_net, config.fid_protocol) != ('inception', 'tf'):

@@ -16,6 +16,7 @@ from process.schedules import SCHEDULES, SPACINGS
 from process.solvers import SOLVERS, VAR_TYPES, learns_variance
 from run.build import NETWORKS
 from run.errors import UsageError, usage
+from run.trackers import TRACKERS
 from score import ALIASES, FEATURE_NETS, METRICS, PROTOCOLS, USUAL
 
 
@@ -70,7 +71,7 @@ GROUPS = [
         action('eval', False, 'FID, IS and KID, or what --metrics names, of a checkpoint or of --images'),
         action('figure', None, 'draw one picture of the diffusion of a checkpoint', ()),  # main.py has the choices
         action('nll', False, 'the variational bound of a checkpoint in bits/dim'),
-        action('import_ckpt', '', 'make a run in --logdir of this file or folder of weights, or published name'),
+        action('import_ckpt', '', 'make a run in --logdir of this file or folder, hf:OWNER/NAME, or published name'),
         action('export', None, 'write the model of a checkpoint to --out, for other programs', ()),
         action('stats', False, 'build the statistics of the data set that --eval compares with'),
     ]),
@@ -128,6 +129,7 @@ GROUPS = [
         run('num_images', None, 'number of images to draw, by default 100, or 50,000 for --eval to score', low=1),
         run('sample_batch_size', 128, 'number of images drawn at once, 0 for as many as fit the device', low=0),
         run('out', '', 'where to write; by default samples/, figures/ or the export beside the checkpoint'),
+        run('push', '', 'OWNER/NAME on the Hugging Face Hub that --export=diffusers also goes to'),
         run('license', 'unknown', 'license on the card of an exported model, an identifier such as mit'),
         run('between', 'states', 'what --figure=interpolate mixes: noised images, or their codes', ('states', 'codes')),
         run('figure_t', 0, 'number of noisings before the mixing of --figure=interpolate, 0 for half of --T', low=0),
@@ -171,11 +173,12 @@ GROUPS = [
     ]),
     Group('Logging and previews', ('train',), [
         run('logdir', './logs/DDPM_CIFAR10_EPS', 'folder of the run: checkpoints, previews, TensorBoard, flags'),
+        run('track', ['tensorboard'], 'trackers that show the run, such as tensorboard,wandb', TRACKERS),
         run('sample_size', 64, 'number of images in a preview', low=1),
         run('sample_step', 1000, 'training steps between previews, 0 for none', low=0),
         run('preview_steps', 20, 'sampling steps of a preview, by order 2; 0: as --sample_steps says', low=0),
         run('save_step', 5000, 'training steps between checkpoints, 0 for one at the end alone', low=0),
-        run('log_step', 50, 'training steps whose mean is one point of TensorBoard', low=1),
+        run('log_step', 50, 'training steps whose mean is one point of a tracker', low=1),
         run('save_minutes', 0.0, 'minutes between checkpoints, beside --save_step; 0 for none', low=0),
         run('keep_every', 0, 'steps between checkpoints kept for good as ckpt-<step>.pt, 0 for none', low=0),
     ]),

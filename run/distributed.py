@@ -229,3 +229,17 @@ class Consensus:
         counts = torch.tensor([int(flag) for flag in flags])
         self.pending = dist.all_reduce(counts, async_op=True), counts
         return raised
+
+
+class Alarm:
+    """A timer that is true, on rank 0 only, once `minutes` have passed since it was last true; never if they are 0."""
+
+    def __init__(self, minutes):
+        self.seconds = 60 * minutes if rank() == 0 else 0
+        self.last = time.monotonic()
+
+    def __call__(self):
+        if not 0 < self.seconds <= time.monotonic() - self.last:
+            return False
+        self.last = time.monotonic()
+        return True

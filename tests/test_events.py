@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from runs import config_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from run.events import Events, Losses, note, scores_of
+from run.events import Losses, note, scores_of
+from run.tensorboard import Events
 
 
 def steps(folder, tag, reader=None):
@@ -25,13 +27,13 @@ def test_scores_found_later_stay_and_training_goes_on_being_read(tmp_path):
     add_losses(training, 1, 2)
     open_since_then = EventAccumulator(str(tmp_path))
     assert steps(tmp_path, 'loss', open_since_then) == [1, 2]
-    note(tmp_path, 2, {'FID_EMA': 3.0})  # an --eval while the training runs
+    note(config_of(), tmp_path, 2, {'FID_EMA': 3.0})  # an --eval while the training runs
     add_losses(training, 3)
     add_losses(training, 4)
     training.close()
     assert steps(tmp_path, 'loss') == [1, 2, 3, 4] and steps(tmp_path, 'FID_EMA') == [2]
     assert 4 in steps(tmp_path, 'loss', open_since_then)
-    note(tmp_path, 4, {'FID_EMA': 2.0})
+    note(config_of(), tmp_path, 4, {'FID_EMA': 2.0})
     resumed = Events(tmp_path)  # from the checkpoint of step 4
     resumed.restart(5)
     add_losses(resumed, 5)
@@ -51,15 +53,15 @@ def test_flags_are_text_and_hyperparameters(tmp_path):
 
 def test_tags_are_legal_and_name_the_weights(tmp_path, caplog):
     record = {'weights': 'net', 'FID(classifier)': 1.0, 'KID(classifier)_std': 2.0, 'IS': None, 'n': 3, 'seconds': 4}
-    note(tmp_path, None, scores_of(record))
+    note(config_of(), tmp_path, None, scores_of(record))
     reader = EventAccumulator(str(tmp_path)).Reload()
     assert reader.Tags()['scalars'] == ['FID_classifier_NET', 'KID_classifier_std_NET']
     assert 'illegal' not in caplog.text
 
 
 def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path, caplog):
-    note(tmp_path / 'missing', 1, {'FID_EMA': 1.0})
-    assert 'not in TensorBoard' in caplog.text
+    note(config_of(), tmp_path / 'missing', 1, {'FID_EMA': 1.0})
+    assert 'not in tensorboard' in caplog.text
 
 
 def test_the_steps_before_one_that_is_not_finite_are_given():

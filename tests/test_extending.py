@@ -35,7 +35,7 @@ def add(monkeypatch):
 
 
 def test_the_page_has_one_addition_of_each_kind():
-    assert list(ADDITIONS) == ['schedule', 'solver', 'loss', 'data set', 'network', 'metric', 'figure']
+    assert list(ADDITIONS) == ['schedule', 'solver', 'loss', 'data set', 'network', 'metric', 'figure', 'tracker']
     assert PAGE.count('```python') == len(ADDITIONS)
 
 
@@ -71,3 +71,10 @@ def test_a_metric_is_recorded(add, here, cli):
     assert status == 0 and 'MEANS(classifier): ' in out, error
     value = json.loads((here / 'run' / 'eval.txt').read_text())['MEANS(classifier)']
     assert value > 0 and scalars('run', 'MEANS_classifier_EMA') == {4: pytest.approx(value)}
+
+
+def test_a_tracker_is_told_what_tensorboard_is(add, tmp_path, cli):
+    assert cli('--train', *TINY, f'--logdir={tmp_path}', *add('tracker'))[0] == 0
+    lines = [json.loads(line) for line in (tmp_path / 'log.jsonl').read_text().splitlines()]
+    assert lines[0] == {'restart': 0} and '--total_steps=4\n' in lines[1]['flags']
+    assert {line['step']: line['loss'] for line in lines if 'loss' in line} == pytest.approx(scalars(tmp_path, 'loss'))

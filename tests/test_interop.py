@@ -411,7 +411,7 @@ def test_exports_by_the_command(cli, tmp_path):
     status, out, err = cli('--export=diffusers', '--logdir', run, '--license=mit')
     assert status == 0, err
     card = (run / 'diffusers' / 'README.md').read_text()
-    for part in ('license: mit', 'class-conditional', 'FID 3.21', 'pytorch', 'lr=0.0002', 'digits', 'class_labels=y'):
+    for part in ('license: "mit"', 'class-conditional', 'FID 3.21', 'pytorch', 'lr=0.0002', 'digits', 'class_labels=y'):
         assert part in card
     code = re.search('```python\n(.*?)```', card, re.S)[1]
     drawn = {'PATH': str(run / 'diffusers')}

@@ -86,7 +86,8 @@ def flush_each_step_and_die():
 
     def flushed(log):
         read(log)
-        log.events.flush()
+        for tracker in log.trackers:
+            tracker.flush()
 
     train.Log.read = flushed
     kills.on_call('train.Run.update', nth=4)
