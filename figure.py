@@ -18,6 +18,7 @@ from run.reference import load_feature_net, load_features
 from run.restore import run_folder
 
 WEIGHTS = (0, 1, 2, 5, 10)  # guidance weights
+SPLITS = 'train', 'test'
 SAMPLES = 4  # the most samples, images or pairs in a figure
 STEPS = (5, 10, 20, 50)  # of reconstructions
 
@@ -158,6 +159,26 @@ def _nearest_in_pixels(config, data, samples):
     return found
 
 
+def distances(config, net, interrupted):
+    """Plot how near samples and held-out images come to the training images: are the samples copies?
+
+    It is the distribution behind Delta_T of `score.authenticity`, of the features of --feature_net.
+    """
+    n = config.num_images or 500
+    drawn = [picture.to_uint8(x_0).cpu() for _, x_0 in walk.draw(config, net, list(range(n)), interrupted)]
+    if interrupted():
+        return None
+    feature_net = load_feature_net(config)
+    training, held_out = (torch.from_numpy(load_features(config, feature_net, split).rows) for split in SPLITS)
+    ours = torch.cat([feature_net(part)[0].float().cpu() for part in drawn])
+    nearest_of = {f'{n} samples': ours, f'{len(held_out)} held-out images': held_out}
+    share = torch.linspace(0, 1, 101, dtype=torch.float64)
+    reach = [score.nearest(side, training)[0][:, 0].sqrt().quantile(share) for side in nearest_of.values()]
+    panel = {'x': torch.stack(reach, dim=1), 'y': share, 'label': list(nearest_of), 'ylabel': 'share of the images'}
+    panel['xlabel'] = 'distance to the nearest training image'
+    return picture.curves(panel, title=f'{config.feature_net} features, {len(training)} training images')
+
+
 def slerp(a, b, share):
     """Return the point `share` of the way from a to b, tensors of one shape, along a great circle (DDIM eq. 67)."""
     angle = torch.acos((a * b).sum() / (a.norm() * b.norm()))
@@ -190,5 +211,6 @@ def _denoise(config, net, indices, interrupted, x=None, y=None, start=None):
 
 
 FIGURES = {
-    function.__name__: function for function in (progressive, forward, guidance, reconstruct, interpolate, nearest)
+    function.__name__: function
+    for function in (progressive, forward, guidance, reconstruct, interpolate, nearest, distances)
 }

@@ -118,15 +118,21 @@ def scale(clouds):
 
 
 def curves(*panels, title=None, columns=3):
-    """Draw line plots side by side, in rows. A panel is a dict of x, y and arguments of matplotlib's `Axes.set`."""
+    """Draw line plots side by side, in rows. A panel is a dict of x, y and arguments of matplotlib's `Axes.set`.
+
+    If x or y are [n, lines], there is a line for each column, and `label` holds their names.
+    """
     columns = min(columns, len(panels))
     figure, axes = _panels(math.ceil(len(panels) / columns), columns, 4.5, 3.8)
     figure.suptitle(title)
     for ax in axes.flat[len(panels) :]:
         ax.remove()
     for ax, panel in zip(axes.flat, panels, strict=False):
-        ax.plot(panel['x'], panel['y'], marker='.', markersize=4, linewidth=1)
-        ax.set(**{key: value for key, value in panel.items() if key not in ('x', 'y')})
+        label = panel.get('label')
+        ax.plot(panel['x'], panel['y'], marker='.', markersize=4, linewidth=1, label=label)
+        ax.set(**{key: value for key, value in panel.items() if key not in ('x', 'y', 'label')})
+        if label:
+            ax.legend()
         ax.grid(alpha=0.3)
     return _rendered(figure)
 

@@ -37,7 +37,7 @@ def view(opened, config):
         changes['between'] = st.radio(say('between'), BETWEEN, key='between', **how)
         if state.between == 'states':
             changes['figure_t'] = st.slider(say('figure_t'), 1, config.T, key='figure_t')
-    elif state.figure == 'nearest':
+    elif state.figure in ('nearest', 'distances'):
         changes['feature_net'] = st.selectbox(say('feature_net'), list(FEATURE_NETS), key='feature_net')
     config = replace(config, **changes)
     key = opened.path, opened.modified, vars(config)

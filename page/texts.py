@@ -156,6 +156,7 @@ TEXTS = {
     'figure_reconstruct': ('reconstruct: images from their codes', 'reconstruct：由编码重建图像'),
     'figure_interpolate': ('interpolate: mixtures of two images', 'interpolate：两幅图像的混合'),
     'figure_nearest': ('nearest: the training images nearest to samples', 'nearest：与样本最近的训练图像'),
+    'figure_distances': ('distances: are the samples copies?', 'distances：样本是否是复制品'),
     'between': ('Mix', '混合'),
     'between_states': ('noised images', '加噪后的图像'),
     'between_codes': ('codes', '编码'),

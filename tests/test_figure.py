@@ -157,6 +157,25 @@ def test_nearest_finds_the_training_images(logdir, draw, here, monkeypatch):
         assert np.array_equal(tiles[:, column], uint8(images))
 
 
+def test_distances_are_those_of_the_nearest_training_images(logdir, here, monkeypatch):
+    config, net = restored(logdir, '--feature_net=classifier', '--num_images=5')
+    train, test = (dataset.load('digits', '', 8, split) for split in ('train', 'test'))
+    images = [train.prepare(loader.pick(train, torch.tensor([7, 90, 800]))), torch.rand(2, 1, 8, 8) * 2 - 1]
+    monkeypatch.setattr('figure.walk.draw', lambda *_: [([0, 1, 2], images[0]), ([3, 4], images[1])])
+    shown = []
+    monkeypatch.setattr('figure.picture.curves', lambda panel, title: shown.append(panel))
+    figure.distances(config, net, lambda: False)
+    feature_net = load_feature_net(config)
+    real, held_out = (feature_net(loader.decode_all(data)[0])[0].double() for data in (train, test))
+    ours = feature_net(picture.to_uint8(torch.cat(images)))[0].double()
+    wanted = [torch.cdist(side, real).min(1).values.sort().values for side in (ours, held_out)]
+    reach, share = shown[0]['x'], shown[0]['y']
+    assert shown[0]['label'] == ['5 samples', '359 held-out images']
+    torch.testing.assert_close(reach[::25, 0], wanted[0], atol=1e-3, rtol=1e-4)  # cdist cancels near 0
+    assert (reach[[0, -1], 1] - wanted[1][[0, -1]]).abs().max() < 1e-3 and share[[0, 25, -1]].tolist() == [0, 0.25, 1]
+    assert reach[50, 0] < 1e-2 < reach[75, 0]  # three of the five are training images
+
+
 def test_codes_are_mixed_along_the_sphere(logdir, draw):
     tiles = draw('interpolate', 4, 13, '--between=codes', '--order=2', group=1)
     config, _ = restored(logdir)
@@ -194,7 +213,7 @@ def test_a_figure_that_cannot_be_is_one_line(logdir, tmp_path, cli, run, flags, 
 
 
 def test_an_interrupted_figure_writes_nothing(logdir, tmp_path):
-    for kind in ('progressive', 'guidance', 'reconstruct', 'interpolate', 'nearest'):
+    for kind in ('progressive', 'guidance', 'reconstruct', 'interpolate', 'nearest', 'distances'):
         config, net = restored(logdir)
         config.figure, config.out = kind, str(tmp_path / kind)
         figure.figure(config, net, 4, lambda: True)
