@@ -140,22 +140,23 @@ def _same_again(opened, config, walk):
         st.caption(say('no_upload_in_link'))
 
 
-def _key(name, value):
-    """Return the key of a widget that is to show `value`: a new one if the page itself has changed the value.
+def _key(name, value, *how):
+    """Return the key of a widget that is to show `value`: a new one if the page itself has changed the value, or `how`.
 
     A click may be under way while the page does so, and brings what a widget with an older key showed. A new widget
     takes the value as its default, which the browser cannot miss.
     """
     state = st.session_state
-    number = state.numbers.get(name, 0)
-    if state.get(f'{name} {number}') != value:
-        number = state.numbers[name] = number + 1
+    number, before = state.numbers.get(name, (0, None))
+    if before != how or state.get(f'{name} {number}') != value:
+        number += 1
+        state.numbers[name] = number, how
     return f'{name} {number}'
 
 
 def _is_current(key):
-    name, _, number = key.rpartition(' ')
-    return st.session_state.numbers.get(name) == int(number)
+    name, number = key.split()
+    return st.session_state.numbers[name][0] == int(number)
 
 
 def _controls(walk, denoise, end, arrived):
@@ -180,19 +181,19 @@ def _controls(walk, denoise, end, arrived):
     if state.pop('restart', False):  # the whole script sets the clock
         st.rerun()
     with st.container(horizontal=True, vertical_alignment='bottom'):
-        key = _key(f'direction {state.lang}', state.direction)
+        key = _key('direction', state.direction, state.lang)
         how = {'horizontal': True, 'label_visibility': 'collapsed', 'width': 'content', 'format_func': names.get}
         index = list(names).index(state.direction)
         st.radio(say('direction'), list(names), index, key=key, on_change=turn, args=(key,), **how)
         value = walk.at if arrived else state.target
-        key = _key(f'step {end} {n}', value)
+        key = _key('step', value, end, n)
         how = {'key': key, 'on_change': go, 'args': (key,), 'width': 150, 'disabled': state.play}
         least, most = 1 - n, end + n - 1  # so that - and + reach both ends
         st.number_input(say('step_of', end=end), least, most, value, step=n, **how)
         key = _key('play', state.play)
         st.toggle(say('play'), state.play, key=key, on_change=play, args=(key,))
     if end:
-        key = _key(f'position {end}', walk.at)
+        key = _key('position', walk.at, end)
         how = {'key': key, 'on_change': go, 'args': (key,), 'label_visibility': 'collapsed', 'disabled': state.play}
         st.slider(say('position'), 0, end, walk.at, **how)
 

@@ -1,7 +1,6 @@
 """Drive the page of demo.py in a real browser. `make test-browser` runs these tests and keeps screenshots."""
 
 import base64
-import contextlib
 import io
 import os
 import re
@@ -130,13 +129,15 @@ def go(page, k):
 
 
 def choose(page, label, option):
-    """Choose an option of a select box, by part of its name."""
-    box, found = page.get_by_role('combobox', name=label), page.get_by_role('option').filter(has_text=option).first
-    for _ in range(5):  # a list closes again if the page is redrawn at this moment
-        box.fill(option)
-        with contextlib.suppress(sync_api.TimeoutError):
-            found.click(timeout=3000)
-            break
+    """Choose an option of a select box by its name."""
+    box = page.get_by_role('combobox', name=label)
+    box.evaluate('box => box.scrollIntoView({block: "center"})')
+    settled(page)  # a list closes again if the page moves
+    box.click()
+    page.get_by_role('option').first.wait_for()
+    box.press_sequentially(option)
+    page.get_by_role('option').filter(has_text=option).first.wait_for()
+    box.press('Enter')
     settled(page)
 
 
