@@ -275,8 +275,10 @@ class GaussianDiffusionSampler(nn.Module):
         trajectory(x_t, start=t) continues a walk that was left at t. It has no earlier predictions then, so it begins
         at order 1. The last x_t is not clipped.
 
-        x_T: [B, ...]. y: int64 [B] or None. noise: x -> z. project: (t, x_t, x0_hat) -> x_t, called after each step to
-        change the state, as inpainting does. Raise ValueError unless 0 <= stop < start <= T.
+        x_T: [B, ...]. y: int64 [B] or None. noise: x -> z. project: x0_hat -> x0_hat, applied to every prediction
+        before a step is made of it, such as `Operator.projection` for images of which some part is known. Solvers of
+        every order and their correctors then see the projected predictions alone. Raise ValueError unless
+        0 <= stop < start <= T.
         """
         start = self.timesteps[-1] + 1 if start is None else start
         if not 0 <= stop < start <= self.T:
@@ -307,14 +309,13 @@ class GaussianDiffusionSampler(nn.Module):
         for timestep, left, (cx, c, std, slope) in route:
             t = torch.full((1,), timestep, device=x_t.device).expand(len(x_t))
             x0_hat, v = self.split(_apply(self.model, x_t, t, y), x_t, t)
+            x0_hat = project(x0_hat) if project else x0_hat
             x0_hats.appendleft(x0_hat)
             x_t = c[0] * x0_hat + cx * x_t
             for c_j, m_j in list(zip(c, x0_hats, strict=False))[1:]:  # the first steps have fewer x0_hats before them
                 x_t = x_t + c_j * m_j
             if std > 0:
                 x_t = x_t + (std * torch.exp(0.5 * slope * v) if self.learns_variance else std) * noise(x_t)
-            if project:
-                x_t = project(left, x_t, x0_hat)
             yield left, x_t, x0_hat
 
     @torch.no_grad()
@@ -331,6 +332,14 @@ class GaussianDiffusionSampler(nn.Module):
         for t, beta in enumerate(self.betas[start:stop].tolist(), start + 1):
             x_t = (1 - beta) ** 0.5 * x_t + beta**0.5 * noise(x_t)
             yield t, x_t
+
+    def renoise(self, x_s, s, t, z):
+        """Return x_t ~ q(x_t | x_s) = N(sqrt(ab_t / ab_s) x_s, (1 - ab_t / ab_s) I), made of z ~ N(0, I) in one step.
+
+        s and t are numbers of noisings, 0 <= s < t <= T; x_0 has ab = 1. All tensors have the shape of x_s.
+        """
+        kept = (self.alphas_bar[t - 1] / (self.alphas_bar[s - 1] if s else 1)).item()
+        return kept**0.5 * x_s + (1 - kept) ** 0.5 * z
 
     def forward(self, x_T, y=None, noise=standard_normal):
         """Draw x_0, clipped to [-1, 1], from x_T ~ N(0, I) [B, C, H, W] (Algorithm 2). noise: x -> z ~ N(0, I)."""
