@@ -47,22 +47,29 @@ class Guidance(nn.Module):
     conditional sampling and w = 0 is unconditional, each in one pass; any other w takes one pass of twice the batch.
     x_0 and eps are linear in the output at a given x_t, so guidance acts alike on every parameterisation. A learned
     variance, in the channels beyond those of x_t, is not extrapolated but taken from the conditional pass. null_label:
-    the y that means no label. y = None means no label for the whole batch.
+    the y that means no label. y = None means no label for the whole batch. guided: bool [T], the timesteps at which to
+    guide (Kynkaanniemi et al. 2024, eq. 5), or None for all; at the others w is 1.
     """
 
-    def __init__(self, model, w, null_label):
+    def __init__(self, model, w, null_label, guided=None):
         super().__init__()
         self.model, self.w, self.null_label = model, w, null_label
+        self.register_buffer('guided', guided, persistent=False)
 
     def forward(self, x_t, t, y=None):
         if y is None:
             return self.model(x_t, t)
+        inside = None if self.guided is None else self.guided[t]  # [B]
+        if self.w == 1 or (inside is not None and not inside.any()):
+            return self.model(x_t, t, y)
         null = torch.full_like(y, self.null_label)
-        if self.w in (0, 1):
-            return self.model(x_t, t, y if self.w else null)
+        if self.w == 0 and (inside is None or inside.all()):
+            return self.model(x_t, t, null)
         both = self.model(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([y, null]))
         cond, uncond = both.chunk(2)
         guided = self.w * cond + (1 - self.w) * uncond
+        if inside is not None:
+            guided = torch.where(inside.view(-1, *[1] * (x_t.ndim - 1)), guided, cond)
         return torch.cat([guided[:, : x_t.shape[1]], cond[:, x_t.shape[1] :]], dim=1)
 
 

@@ -119,6 +119,12 @@ GROUPS = [
     Group('Labels', ('train', 'sample', 'figure'), [
         labels('labels', 'all', 'classes to draw in turn, by name or number, such as cat,dog or 0,1,2'),
         labels('guidance', 1.0, 'weight of the label: 1 conditional, 0 unconditional, more for guidance'),
+        labels(
+            'guidance_interval',
+            '',
+            'LOW,HIGH: guide only if LOW < sigma <= HIGH, sigma = sqrt(1 / alphas_bar - 1); by default always',
+            before='',
+        ),
         run('cond', False, "train on the data set's labels"),
         run('p_uncond', 0.1, 'probability of leaving out a label in training', low=0, high=1),
         run('p_uncond_schedule', 'constant', 'linear: from 1 down to --p_uncond', ('constant', 'linear')),
