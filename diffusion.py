@@ -48,22 +48,29 @@ class Guidance(nn.Module):
     conditional sampling and w = 0 is unconditional, each in one pass; any other w takes one pass of twice the batch.
     x_0 and eps are linear in the output at a given x_t, so guidance acts alike on every parameterisation. A learned
     variance, in the channels beyond those of x_t, is not extrapolated but taken from the conditional pass. null_label:
-    the y that means no label. y = None means no label for the whole batch.
+    the y that means no label. y = None means no label for the whole batch. guided: bool [T], the timesteps at which to
+    guide (Kynkaanniemi et al. 2024, eq. 5), or None for all; at the others w is 1.
     """
 
-    def __init__(self, model, w, null_label):
+    def __init__(self, model, w, null_label, guided=None):
         super().__init__()
         self.model, self.w, self.null_label = model, w, null_label
+        self.register_buffer('guided', guided, persistent=False)
 
     def forward(self, x_t, t, y=None):
         if y is None:
             return self.model(x_t, t)
+        inside = None if self.guided is None else self.guided[t]  # [B]
+        if self.w == 1 or (inside is not None and not inside.any()):
+            return self.model(x_t, t, y)
         null = torch.full_like(y, self.null_label)
-        if self.w in (0, 1):
-            return self.model(x_t, t, y if self.w else null)
+        if self.w == 0 and (inside is None or inside.all()):
+            return self.model(x_t, t, null)
         both = self.model(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([y, null]))
         cond, uncond = both.chunk(2)
         guided = self.w * cond + (1 - self.w) * uncond
+        if inside is not None:
+            guided = torch.where(inside.view(-1, *[1] * (x_t.ndim - 1)), guided, cond)
         return torch.cat([guided[:, : x_t.shape[1]], cond[:, x_t.shape[1] :]], dim=1)
 
 
@@ -299,8 +306,10 @@ class GaussianDiffusionSampler(nn.Module):
         trajectory(x_t, start=t) continues a walk that was left at t. It has no earlier predictions then, so it begins
         at order 1. The last x_t is not clipped.
 
-        x_T: [B, ...]. y: int64 [B] or None. noise: x -> z. project: (t, x_t, x0_hat) -> x_t, called after each step to
-        change the state, as inpainting does. Raise ValueError unless 0 <= stop < start <= T.
+        x_T: [B, ...]. y: int64 [B] or None. noise: x -> z. project: x0_hat -> x0_hat, applied to every prediction
+        before a step is made of it, such as `Operator.projection` for images of which some part is known. Solvers of
+        every order and their correctors then see the projected predictions alone. Raise ValueError unless
+        0 <= stop < start <= T.
         """
         for taken in self.walk(x_T, y, start, stop, noise, project):
             yield taken.s, taken.x_s, taken.x0_hats[0]
@@ -346,6 +355,7 @@ class GaussianDiffusionSampler(nn.Module):
             (cx, c, std, slope), before, z = row, x_t, None
             t = torch.full((1,), timestep, device=x_t.device).expand(len(x_t))
             x0_hat, v = self.split(_apply(self.model, x_t, t, y), x_t, t)
+            x0_hat = project(x0_hat) if project else x0_hat
             x0_hats.appendleft(x0_hat)
             x_t = c[0] * x0_hat + cx * x_t
             for c_j, m_j in list(zip(c, x0_hats, strict=False))[1:]:  # the first steps have fewer x0_hats before them
@@ -353,8 +363,6 @@ class GaussianDiffusionSampler(nn.Module):
             if std > 0:
                 std, z = std * torch.exp(0.5 * slope * v) if self.learns_variance else std, noise(x_t)
                 x_t = x_t + std * z
-            if project:
-                x_t = project(left, x_t, x0_hat)
             yield Taken(timestep + 1, left, row, before, tuple(x0_hats), std, z, x_t)
 
     @torch.no_grad()
@@ -371,6 +379,14 @@ class GaussianDiffusionSampler(nn.Module):
         for t, beta in enumerate(self.betas[start:stop].tolist(), start + 1):
             x_t = (1 - beta) ** 0.5 * x_t + beta**0.5 * noise(x_t)
             yield t, x_t
+
+    def renoise(self, x_s, s, t, z):
+        """Return x_t ~ q(x_t | x_s) = N(sqrt(ab_t / ab_s) x_s, (1 - ab_t / ab_s) I), made of z ~ N(0, I) in one step.
+
+        s and t are numbers of noisings, 0 <= s < t <= T; x_0 has ab = 1. All tensors have the shape of x_s.
+        """
+        kept = (self.alphas_bar[t - 1] / (self.alphas_bar[s - 1] if s else 1)).item()
+        return kept**0.5 * x_s + (1 - kept) ** 0.5 * z
 
     def forward(self, x_T, y=None, noise=standard_normal):
         """Draw x_0, clipped to [-1, 1], from x_T ~ N(0, I) [B, C, H, W] (Algorithm 2). noise: x -> z ~ N(0, I)."""

@@ -4,6 +4,7 @@ python main.py --flagfile config/CIFAR10.txt --train     train, or resume where 
 python main.py --flagfile config/CIFAR10.txt --sample    draw images from its checkpoint
 python main.py --flagfile config/CIFAR10.txt --eval      report its FID, IS and KID
 python main.py --flagfile config/CIFAR10.txt --nll       report its bits/dim
+python main.py --flagfile config/CIFAR10.txt --edit=inpaint --images=photos --mask=box    complete images
 python main.py --flagfile config/CIFAR10.txt --figure=progressive    draw how noise becomes images
 python main.py --import_ckpt ema_cifar10 --logdir logs/ema_cifar10   make a run from a published checkpoint
 python main.py --export=diffusers --logdir logs/ema_cifar10          write a run's model for diffusers
@@ -24,6 +25,7 @@ from types import SimpleNamespace
 import torch
 from absl import app, flags
 
+import edit
 import evaluate
 import figure
 import interop
@@ -123,11 +125,15 @@ def define(flag):
         flags.DEFINE_integer(*about, **bounds)
 
 
-CHOICES = {'figure': figure.FIGURES, 'export': interop.EXPORTS}  # registries that run/ may not import
+CHOICES = {
+    'edit': edit.EDITS,
+    'figure': figure.FIGURES,
+    'export': interop.EXPORTS,
+}  # registries that run/ may not import
 for each in declared():
     define(each)
 
-MODES = ('import_ckpt', 'train', 'sample', 'figure', 'nll', 'stats', 'eval', 'export')  # in this order
+MODES = ('import_ckpt', 'train', 'sample', 'edit', 'figure', 'nll', 'stats', 'eval', 'export')  # in this order
 
 
 def own_flags():
@@ -255,7 +261,7 @@ def check(config):
 
 def draws(config):
     """Return whether a requested mode draws or scores with a checkpoint's network; --stats and --images do not."""
-    return bool(config.sample or config.figure or config.nll or (config.eval and not config.images))
+    return bool(config.sample or config.edit or config.figure or config.nll or (config.eval and not config.images))
 
 
 def run_modes(config, given, interrupted):
@@ -278,6 +284,8 @@ def run_modes(config, given, interrupted):
             logging.info('%s: %s weights of step %s, on %s', where, config.weights, step, hardware.describe(config))
         if config.sample and go_on():
             sample.sample(config, net, interrupted)
+        if config.edit and go_on() and main_rank:
+            edit.edit(config, net, interrupted)
         if config.figure and go_on() and main_rank:
             figure.figure(config, net, step, interrupted)
         if config.nll and go_on() and (record := nll.nll(config, net, step, interrupted)):

@@ -61,7 +61,8 @@ class LMDB:
 class ImageFiles:
     """The items (PIL image, label) of a folder or zip with any nesting; the first folder level is the class.
 
-    `classes` is in natural order. If an image lies in no folder, `classes` is empty and every label is 0.
+    The path of an image file stands for that file alone. `classes` is in natural order. If an image lies in no folder,
+    `classes` is empty and every label is 0.
 
     Raise DataError if there is no image, or a folder or the zip cannot be read.
     """
@@ -70,8 +71,13 @@ class ImageFiles:
         self.path = path
         self._handle = None, None  # (process, its open archive): forked workers that share a handle would mix up reads
         self._is_zip = not os.path.isdir(path)
+        if os.path.isfile(path) and path.lower().endswith(EXTENSIONS):
+            self.path, self._is_zip = os.path.dirname(path) or os.curdir, False
         try:
-            names = set(self._archive().namelist()) if self._is_zip else _files_below(path)
+            if self.path != path:
+                names = [os.path.basename(path)]
+            else:
+                names = set(self._archive().namelist()) if self._is_zip else _files_below(path)
         except Exception as error:  # a broken table of contents makes zipfile raise nearly anything
             raise DataError(
                 f'cannot read {path} as a {"zip" if self._is_zip else "folder"} of images: {error}'

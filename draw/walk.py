@@ -1,6 +1,8 @@
 """Walk from noise to x_0, in batches with one progress bar, and from x_0 to noise."""
 
 import logging
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,21 +14,42 @@ from process.schedules import spacing_for
 from run import build, compiling, hardware, labels, progress
 
 
-def denoise(config, sampler, x, y, noise, interrupted, observe=lambda t, x_t, x0_hat: None, start=None):
+def denoise(config, sampler, x, y, noise, interrupted, observe=lambda t, x_t, x0_hat: None, start=None, project=None):
     """Walk the sampler from the state x to x_0 and return x_0, in the shape of x, or None if interrupted.
 
     x: x_T, or the state `start`. y: int64 labels [B] or None. Images are clipped to [-1, 1].
     observe(t, x_t, x0_hat) is called at every state from x to x_0. t is the number of noisings left, and x0_hat is
-    predicted from x_t; at the end both tensors are x_0.
+    predicted from x_t; at the end both tensors are x_0. project: as in `trajectory`; then --resample and --jump say
+    how often to go back (see `descents`).
     """
     t, x_t = sampler.states[-1] if start is None else start, x
-    for s, x_s, x0_hat in sampler.trajectory(x, y, start, noise=noise):
-        observe(t, x_t, x0_hat)
-        if interrupted():
-            return None
-        t, x_t = s, x_s
+    for top, stop in descents(sampler, t, config.resample if project else 1, config.jump):
+        if top > t:
+            t, x_t = top, sampler.renoise(x_t, t, top, noise())
+        for s, x_s, x0_hat in sampler.trajectory(x_t, y, top, stop, noise, project):
+            observe(t, x_t, x0_hat)
+            if interrupted():
+                return None
+            t, x_t = s, x_s
     observe(0, x_t, x_t)
     return x_t if build.is_points(config) else clip_image(x_t)
+
+
+def descents(sampler, start, resample, jump):
+    """Return the parts (from, to) of a walk from the state `start` to 0 that takes each `jump` steps `resample` times.
+
+    Between two parts the walk goes up to the state where the next one begins, by q(x_t | x_s). This is the resampling
+    of RePaint (Lugmayr et al. 2022, algorithm 1 and appendix B), which DDNM calls time travel: what was made anew is
+    brought into harmony with what is known. As there, the step to the image is taken once, and so are the steps at
+    the top that are fewer than `jump`.
+    """
+    states = sorted({start, *(t for t in sampler.states if t < start)})
+    marks, parts = states[1::jump], []
+    for low, high in reversed(list(zip(marks, marks[1:], strict=False))):
+        for _ in range(resample - 1):
+            parts.append((start, low))
+            start = high
+    return [*parts, (start, 0)]
 
 
 def diffuse(config, sampler, x_0, stop=None, observe=lambda t, x_t: None):
@@ -58,19 +81,55 @@ class Snapshots:
             self.frames[t] = new if before is None else [torch.cat(pair) for pair in zip(before, new, strict=True)]
 
 
-def draw(config, net, indices, interrupted=lambda: False, observe=lambda t, x_t, x0_hat: None):
-    """Yield (indices, x_0) for each batch of --sample_batch_size; `denoise` gives x_0. Stop early if interrupted."""
+class Edit(NamedTuple):
+    """What `draw` makes images of, by default of noise alone. Image i is one of the `variants` of source i // variants.
+
+    sources: float32 [N, ...] in [-1, 1]. They are whole images, which are noised to the state `start` (SDEdit: Meng et
+    al. 2022), or, with operator, what is known of the images: operator(rows) is the `Operator` A of the sources with
+    these numbers, and a source is y = A x_0.
+    """
+
+    sources: torch.Tensor | None = None
+    variants: int = 1
+    start: int | None = None
+    operator: Callable | None = None
+
+    def begin(self, sampler, rows, z):
+        """Return the state to walk from, made of z ~ N(0, I), and the `project` of the walk, or None."""
+        if self.sources is None:
+            return sampler.start(z), None
+        sources = self.sources[rows].to(z.device)
+        if self.operator is None:
+            return sampler.renoise(sources, 0, self.start, z), None
+        return sampler.start(z), self.operator(rows).projection(sources)
+
+    def calls(self, sampler, config):
+        """Return how often the network is called for an image."""
+        resample = config.resample if self.operator else 1
+        parts = descents(sampler, self.start or sampler.states[-1], resample, config.jump)
+        return sum(len({top, *(t for t in sampler.states if stop < t < top)}) for top, stop in parts)
+
+
+FROM_NOISE = Edit()
+
+
+def draw(config, net, indices, interrupted=lambda: False, observe=lambda t, x_t, x0_hat: None, edit=FROM_NOISE):
+    """Yield (indices, x_0) for each batch of --sample_batch_size; `denoise` gives x_0. Stop early if interrupted.
+
+    edit: an `Edit`. The variants of one source share its label.
+    """
     device = hardware.device(config)
     model = Inference(net, hardware.precision(config))
     sampler = build.sampler(config, model).to(device)
     size = max(1, min(config.sample_batch_size or batch_that_fits(config, sampler), len(indices)))
     chunks = [indices[i : i + size] for i in range(0, len(indices), size)]
-    compiling.compile_if_it_pays(model, config, len(indices) * len(sampler.timesteps))
+    calls = edit.calls(sampler, config)
+    compiling.compile_if_it_pays(model, config, len(indices) * calls)
     if len(sampler.timesteps) < config.sample_steps:
         left = len(sampler.timesteps)
         spacing = spacing_for(config.order, config.spacing)
         logging.info('--spacing=%s leaves %d of --sample_steps=%d', spacing, left, config.sample_steps)
-    total, what = len(chunks) * len(sampler.timesteps), 'points' if build.is_points(config) else 'images'
+    total, what = len(chunks) * calls, 'points' if build.is_points(config) else 'images'
     with progress.bar(total=total, desc=f'sampling {len(indices)} {what}', unit='step') as bar:
         for chunk in chunks:
             n = len(chunk)
@@ -81,8 +140,10 @@ def draw(config, net, indices, interrupted=lambda: False, observe=lambda t, x_t,
                 bar.update(t > 0)
 
             noise = Noise(config.seed, filled, build.shape(config), device)
-            y = labels.of_indices(config, filled)
-            x_0 = denoise(config, sampler, sampler.start(noise()), y, noise, interrupted, step)
+            rows = [i // edit.variants for i in filled]
+            y = labels.of_indices(config, rows)
+            x, project = edit.begin(sampler, rows, noise())
+            x_0 = denoise(config, sampler, x, y, noise, interrupted, step, edit.start, project)
             if x_0 is None:
                 return
             yield chunk, x_0[:n]

@@ -8,6 +8,7 @@ from model import UNet, sides
 from networks.context_unet import ContextUNet
 from networks.point_mlp import PointMLP
 from process.losses import LOSSES
+from process.schedules import make_betas
 from process.solvers import learns_variance
 
 
@@ -80,10 +81,10 @@ def trainer(config, net):
 def sampler(config, net):
     """Return Algorithm 2 around `net`, guided by --guidance. net may be None if nothing is predicted.
 
-    Raises ValueError as `GaussianDiffusionSampler`.
+    Raises ValueError as `GaussianDiffusionSampler`, and if --guidance_interval is none or has no timestep.
     """
     if config.num_classes:
-        net = Guidance(net, config.guidance, config.num_classes)
+        net = Guidance(net, config.guidance, config.num_classes, _guided_timesteps(config))
     return GaussianDiffusionSampler(
         net,
         config.beta_1,
@@ -102,3 +103,26 @@ def sampler(config, net):
         clip_denoised=config.clip_denoised,
         data_moments=config.moments if config.prior == 'data' else None,
     )
+
+
+def _guided_timesteps(config):
+    """Return whether each timestep lies in --guidance_interval, bool [T], or None if all do.
+
+    sigma_t = sqrt((1 - ab_t) / ab_t) is the standard deviation of the noise in x_t / sqrt(ab_t), which is the sigma of
+    Kynkaanniemi et al. (2024, https://arxiv.org/abs/2404.07724): an interval of theirs means the same here.
+    """
+    if not config.guidance_interval:
+        return None
+    try:
+        low, high = map(float, config.guidance_interval.split(','))
+    except ValueError:
+        low = high = 0
+    if not 0 <= low < high:
+        raise ValueError(f'--guidance_interval={config.guidance_interval} must be LOW,HIGH with 0 <= LOW < HIGH')
+    alphas_bar = (1 - make_betas(config.schedule, config.beta_1, config.beta_T, config.T)).cumprod(0)
+    sigma = ((1 - alphas_bar) / alphas_bar).sqrt()
+    guided = (low < sigma) & (sigma <= high)
+    if not guided.any():
+        ends = f'{sigma[0]:.3g} to {sigma[-1]:.3g}'
+        raise ValueError(f'--guidance_interval={config.guidance_interval} has no timestep: sigma goes from {ends}')
+    return guided

@@ -56,10 +56,11 @@ class Group(NamedTuple):
 
 # The role of a flag decides what a checkpoint does with its value.
 # network, process: it fixes the value, since the weights mean nothing without it. sampler, data, score, suggested: it
-# suggests the value, and a flag that the user gives overrides it. labels, action, run: it ignores the value. A folder
-# of samples belongs to one network, process, sampler and labels; the records of scores keep sampler and labels.
-ROLES = 'action', 'network', 'process', 'sampler', 'labels', 'data', 'score', 'suggested', 'run'
-action, network, process, sampler, labels, data, score, suggested, run = (partial(Flag, role) for role in ROLES)
+# suggests the value, and a flag that the user gives overrides it. labels, edit, action, run: it ignores the value. A
+# folder of samples belongs to one network, process, sampler and labels, and one of edits to the edit flags too; the
+# records of scores keep sampler and labels.
+ROLES = 'action', 'network', 'process', 'sampler', 'labels', 'edit', 'data', 'score', 'suggested', 'run'
+action, network, process, sampler, labels, edit, data, score, suggested, run = (partial(Flag, role) for role in ROLES)
 
 # How --preview_steps and --eval_sample_steps draw. docs/sampling.md has the measurements.
 FEW_STEPS = {'order': 2, 'corrector': False, 'eta': 1.0, 'spacing': 'auto'}
@@ -69,6 +70,7 @@ GROUPS = [
         action('train', False, 'train to --total_steps, going on from the checkpoint in --logdir if there is one'),
         action('sample', False, 'draw --num_images images from a checkpoint'),
         action('eval', False, 'FID, IS and KID, or what --metrics names, of a checkpoint or of --images'),
+        action('edit', None, 'complete, vary, enlarge or colour --images by a checkpoint', ()),
         action('figure', None, 'draw one picture of the diffusion of a checkpoint', ()),  # main.py has the choices
         action('nll', False, 'the variational bound of a checkpoint in bits/dim'),
         action('import_ckpt', '', 'make a run in --logdir of this file or folder, hf:OWNER/NAME, or published name'),
@@ -119,6 +121,12 @@ GROUPS = [
     Group('Labels', ('train', 'sample', 'figure'), [
         labels('labels', 'all', 'classes to draw in turn, by name or number, such as cat,dog or 0,1,2'),
         labels('guidance', 1.0, 'weight of the label: 1 conditional, 0 unconditional, more for guidance'),
+        labels(
+            'guidance_interval',
+            '',
+            'LOW,HIGH: guide only if LOW < sigma <= HIGH, sigma = sqrt(1 / alphas_bar - 1); by default always',
+            before='',
+        ),
         run('cond', False, "train on the data set's labels"),
         run('p_uncond', 0.1, 'probability of leaving out a label in training', low=0, high=1),
         run('p_uncond_schedule', 'constant', 'linear: from 1 down to --p_uncond', ('constant', 'linear')),
@@ -128,11 +136,24 @@ GROUPS = [
         run('weights', 'ema', 'averaged weights or the last ones', ('ema', 'net')),
         run('num_images', None, 'number of images to draw, by default 100, or 50,000 for --eval to score', low=1),
         run('sample_batch_size', 128, 'number of images drawn at once, 0 for as many as fit the device', low=0),
-        run('out', '', 'where to write; by default samples/, figures/ or the export beside the checkpoint'),
+        run('out', '', 'where to write; by default samples/, edits/, figures/ or the export beside the checkpoint'),
         run('push', '', 'OWNER/NAME on the Hugging Face Hub that --export=diffusers also goes to'),
         run('license', 'unknown', 'license on the card of an exported model, an identifier such as mit'),
         run('between', 'states', 'what --figure=interpolate mixes: noised images, or their codes', ('states', 'codes')),
         run('figure_t', 0, 'number of noisings before the mixing of --figure=interpolate, 0 for half of --T', low=0),
+    ]),
+    Group('Editing', ('edit',), [
+        edit(
+            'mask',
+            '',
+            'what --edit=inpaint draws anew: half, box, lines, random:SHARE, or the white of a black and white PNG, '
+            'or of one for each image in a folder or zip',
+        ),
+        edit('factor', 4, 'width of a result of --edit=upscale, in widths of its source', low=2),
+        edit('strength', 0.4, 'share of --T that --edit=vary noises an image by', low=0, high=1),
+        edit('variants', 1, 'number of results of each image', low=1),
+        edit('resample', 10, 'times that inpaint, upscale and colorize take each --jump steps; 1: no way back', low=1),
+        edit('jump', 10, 'number of steps that --resample goes back by', low=1),
     ]),
     Group('Data', ('train', 'stats'), [
         data('dataset', 'cifar10', f'one of {", ".join(DATASETS)}, or a folder or zip of images'),
@@ -191,7 +212,7 @@ GROUPS = [
         run('split', None, 'split of the data: by default train to compare with, test for --nll', ('train', 'test')),
         run('nll_steps', 0, 'terms of the bound that --nll computes for each image, 0 for all', low=0),
         run('fid_cache', '', 'npz of statistics or images to compare with; by default stats/<dataset>.<split>.npz'),
-        run('images', '', 'score this folder, zip or npz of images, or npz of statistics, in place of a model'),
+        run('images', '', 'images to --edit, or to score in place of a model: a folder, zip or npz, or statistics'),
         run('eval_step', 0, 'training steps between evaluations, drawn in logdir/eval.png; 0 for none', low=0),
         run('keep_best', '', 'figure such as FID whose best --eval_step is kept as ckpt.best.pt'),
         run('eval_sample_steps', 0, 'their sampling steps, by order 2; 0: as --sample_steps says', low=0),

@@ -14,8 +14,8 @@ def chosen(config):
     Raises ValueError if the network does not have those labels.
     """
     if not config.num_classes:
-        if config.labels != 'all' or config.guidance != 1:
-            raise ValueError('--labels and --guidance need a checkpoint trained with --cond')
+        if config.labels != 'all' or config.guidance != 1 or config.guidance_interval:
+            raise ValueError('--labels, --guidance and --guidance_interval need a checkpoint trained with --cond')
         return None
     if config.labels == 'all':
         return range(config.num_classes)

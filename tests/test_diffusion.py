@@ -368,23 +368,6 @@ def test_trajectory_counts_down_and_resumes_where_it_was_left(reference, referen
     assert [t for t, _, _ in sampler.trajectory(x_T, start=19, stop=3)] == [16, 11, 6, 3]
 
 
-def test_project_changes_the_state_that_the_next_step_starts_from(reference, reference_net):
-    sampler = make_sampler(reference_net, steps=5, eta=0.0)
-    x_T, known, seen = reference['sample_xT'], torch.full_like(reference['sample_xT'], 0.25), []
-
-    def keep_the_left_half(t, x_t, x0_hat):
-        seen.append((t, x_t, x0_hat))
-        return torch.cat([known[..., :4], x_t[..., 4:]], dim=-1)
-
-    walk = list(sampler.trajectory(x_T, project=keep_the_left_half))
-    assert [t for t, _, _ in seen] == [t for t, _, _ in walk] == [31, 21, 11, 1, 0]
-    for (t, x_t, _), (_, after, x0_hat) in zip(seen, walk[1:], strict=False):
-        given = torch.cat([known[..., :4], x_t[..., 4:]], dim=-1)
-        _, expected, predicted = next(sampler.trajectory(given, start=t))
-        assert torch.equal(predicted, x0_hat) and torch.equal(expected[..., 4:], after[..., 4:])
-    assert torch.equal(walk[-1][1][..., :4], known[..., :4])
-
-
 def test_a_step_may_be_made_of_several_predictions(reference, reference_net, monkeypatch):
     def halves(ab_t, ab_s, cx):  # of this prediction and the one before, but for the first step
         C = ab_s.sqrt() - ab_t.sqrt() * cx

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
-from runs import config_of, load
+from runs import config_of, load, one_line
 
 import dataset
 import train
@@ -17,7 +17,7 @@ from model import UNet
 from networks.context_unet import ContextUNet
 from networks.point_mlp import PointMLP
 from process.parameterisations import PARAMETERISATIONS
-from run import inputs
+from run import build, inputs
 from run.restore import restore
 
 T = 10
@@ -116,6 +116,47 @@ def test_guidance_1_and_0_take_one_pass_and_others_one_of_twice_the_batch():
     for w in (0, 1, 2):
         Guidance(counting, w, 3)(x, torch.zeros(4, dtype=torch.int64), Y)
     assert sizes == [4, 4, 8]
+
+
+def test_an_interval_guides_its_own_timesteps_alone():
+    def net(x, t, y):
+        return x * y.view(-1, 1, 1, 1) + t.view(-1, 1, 1, 1)
+
+    x, y, guided = torch.randn(4, 1, 2, 3), torch.tensor([1, 2, 1, 2]), torch.arange(T) > 4
+    for w in (0, 1, 2.5):
+        plain, within = Guidance(net, w, 3), Guidance(net, w, 3, guided)
+        everywhere = Guidance(net, w, 3, torch.ones(T, dtype=torch.bool))
+        mixed = torch.tensor([0, 9, 4, 5])
+        inside = (mixed > 4).view(-1, 1, 1, 1)
+        assert torch.equal(everywhere(x, mixed, y), plain(x, mixed, y))
+        assert torch.equal(within(x, mixed, y), torch.where(inside, plain(x, mixed, y), net(x, mixed, y)))
+
+
+def test_an_interval_is_one_of_sigma_and_belongs_to_records_and_samples(tmp_path, cli):
+    argv = [f'--logdir={tmp_path}', '--precision=fp32', '--labels=0', '--guidance=300']
+    assert cli(*TINY, '--cond', '--train', '--lr=0.02', '--ema_decay=0', '--p_uncond=0.5', *argv[:1])[0] == 0
+
+    def drawn(*flags):
+        status, out, error = cli('--sample', *argv, *flags)
+        assert status == 0, error
+        return np.load(tmp_path / 'samples' / 'samples.npz')['arr_0'], out
+
+    sampler = GaussianDiffusionSampler(None, 1e-4, 0.5, 8)
+    sigma = (1 / sampler.alphas_bar - 1).sqrt().tolist()
+    interval = f'{(sigma[2] + sigma[3]) / 2},{(sigma[5] + sigma[6]) / 2}'
+    always, _ = drawn()
+    everywhere, out = drawn('--guidance_interval=0,inf')
+    assert np.array_equal(always, everywhere) and 'held samples of other guidance_interval' in out
+    some, _ = drawn(f'--guidance_interval={interval}')
+    assert (some != always).any()
+    config = config_of(*TINY, '--cond', f'--guidance_interval={interval}')
+    config.num_classes = 10
+    assert build.sampler(config, None).model.guided.nonzero().flatten().tolist() == [3, 4, 5]
+    assert np.array_equal(drawn('--guidance=1', '--guidance_interval=0,1')[0], drawn('--guidance=1')[0])
+    for wrong in ('1', '2,1', 'a,b', '-1,2', 'nan,1'):
+        status, _, error = cli('--sample', *argv, f'--guidance_interval={wrong}')
+        assert status == 2 and 'must be LOW,HIGH' in one_line(error)
+    assert 'has no timestep: sigma goes from' in cli('--sample', *argv, '--guidance_interval=50,60')[2]
 
 
 def test_labels_are_left_out_at_the_rate_asked_for(tmp_path):

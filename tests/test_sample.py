@@ -175,7 +175,7 @@ def test_what_others_made_is_not_touched(tmp_path, draw, name):
 def test_images_without_a_record_are_not_ours(tmp_path, draw):
     (tmp_path / 'out').mkdir()
     Image.new('L', (8, 8)).save(tmp_path / 'out' / '000000.png')
-    assert 'holds 000000.png, which --sample did not make' in draw('--num_images=1', status=1)
+    assert 'holds 000000.png, which --sample or --edit did not make' in draw('--num_images=1', status=1)
 
 
 def test_the_checkpoint_decides_the_network_and_the_flags_given_the_sampler(logdir, tmp_path, cli):

@@ -11,7 +11,7 @@ import main
 from run import commandline, config
 
 ROOT = Path(__file__).parent.parent
-VERBS = {'train', 'sample', 'evaluate', 'nll', 'figure'}
+VERBS = {'train', 'sample', 'edit', 'evaluate', 'nll', 'figure'}
 BELOW_RUN = {'process', 'dataset', 'networks', 'score', 'diffusion', 'model'}
 # A folder or file at the root -> which others it may import. LEAVES, which nothing imports, may import all.
 MAY_IMPORT = {

@@ -60,7 +60,7 @@ USAGE = [
     (['--eval', '--feature_net=vgg'], 'feature_net'),
     (['--eval', '--fid_protocol=jax'], 'fid_protocol'),
     (['--train', '--keep_best=FID'], '--keep_best=FID needs --eval_step'),
-    (['--train', '--eval_step=2', '--keep_best=fid'], '--keep_best=fid ranks no checkpoints: take one of IS FID KID'),
+    (['--train', '--eval_step=2', '--keep_best=fid'], '--keep_best=fid ranks no checkpoints: take one of IS '),
     (
         ['--train', '--eval_step=2', '--keep_best=Delta_T', '--metrics=authenticity'],
         'ranks no checkpoints: take one of',

@@ -1,0 +1,122 @@
+"""Edit images by a checkpoint: complete, vary, enlarge or colour them, by a diffusion that was not trained for it."""
+
+import hashlib
+import logging
+import os
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+import dataset
+from dataset.images import sizes_text
+from draw import folder, masks, picture, walk
+from process.operators import OPERATORS
+from run import build, labels
+from run.config import keys
+from run.errors import UsageError, usage
+from run.restore import run_folder
+
+EDITS = {**OPERATORS, 'vary': None}  # --edit -> how `OPERATORS` makes its operator, or None for whole images
+SHOWN = 16  # the most sources in the grid
+
+
+def edit(config, net, interrupted=lambda: False):
+    """Make --variants of each of --images in --out, by default edits/ beside the checkpoint.
+
+    inpaint, upscale and colorize keep what is known of an image, y = A x_0, by `Operator.projection`, and take each
+    --jump steps --resample times. vary noises an image by --strength of all T noisings and denoises it (SDEdit: Meng et
+    al. 2022). Writes 000000.png..., the variants of the first source first; samples.npz, as --sample writes it; and
+    grid.png, the variants beside their sources. Images already made by the same command are kept.
+
+    config, net: from `restore`. Raises UsageError if flags, images and masks do not go together, before anything is
+    made; DataError if images cannot be read; FileExistsError if --out holds anything else.
+    """
+    sources, plan = _plan(config)
+    count = len(sources) * config.variants
+    out = config.out or os.path.join(run_folder(config), 'edits')
+    known = plan.sources if plan.operator is None else plan.operator(slice(None)).inverse(plan.sources)
+    digest = hashlib.sha256(sources.numpy().tobytes() + known.numpy().tobytes()).hexdigest()
+    flags = {key: getattr(config, key) for key in keys('edit')}
+    folder.claim(out, folder.fingerprint(config, net, {'kind': config.edit, 'images': digest, **flags}))
+    paths = [os.path.join(out, f'{i:06d}.png') for i in range(count)]
+    pending = [i for i, path in enumerate(paths) if not os.path.exists(path)]
+    if pending:
+        folder.write(paths, walk.draw(config, net, pending, interrupted, edit=plan))
+    if interrupted():
+        there = sum(map(os.path.exists, paths))
+        print(f'stopped: {there} of {count} images in {out}; the same command makes the others')
+        return
+    y = labels.of_indices(config, [i // config.variants for i in range(count)]) if config.guidance else None
+    folder.pack(os.path.join(out, 'samples.npz'), paths, (*known.shape[2:], known.shape[1]), y)
+    picture.save(os.path.join(out, 'grid.png'), _table(config, sources, known, paths))
+    drawn = '' if pending else ', all made before'
+    print(f'{count} images in {out}{drawn}: 000000.png..., samples.npz, grid.png')
+
+
+def _plan(config):
+    """Return --images, uint8 [N, C, H, W], and the `Edit` that is asked for. Raises as `edit`."""
+    if build.is_points(config):
+        raise UsageError(f'--edit={config.edit} is of images: the checkpoint draws points')
+    if not config.images:
+        raise UsageError(f'--edit={config.edit} needs --images, the images to edit')
+    with usage():
+        if config.num_classes and config.guidance and config.labels == 'all':
+            raise ValueError('say with --labels what the images show, one label for all or one each, or --guidance=0')
+        kind, shape = EDITS[config.edit], build.shape(config)
+        if kind is None:
+            if not config.strength:
+                raise ValueError('--strength=0 changes nothing: it must be above 0, and 1 at most')
+            sources = _read(config, shape)
+            start = max(1, round(config.strength * config.T))
+            return sources, walk.Edit(sources.float() / 127.5 - 1, config.variants, start)
+        whole = torch.zeros(1, *shape)
+        sources = _read(config, kind.make(torch.ones_like(whole[:, :1]), config.factor).forward(whole).shape[1:])
+        known = _known(config, sources) if kind.takes_mask else None
+
+    def operator(rows):
+        return kind.make(None if known is None else known[rows], config.factor)
+
+    return sources, walk.Edit(sources.float() / 127.5 - 1, config.variants, operator=operator)
+
+
+def _read(config, shape):
+    """Return --images, uint8 [N, C, H, W], each of which must have this shape (C, H, W)."""
+    channels = 'auto' if config.image_channels == 'auto' else str(shape[0])
+    _, stream = dataset.read_images(config.images, channels, config.background)
+    batches = list(stream)
+    for batch in batches:
+        if batch.shape[1] != shape[0]:
+            found, wanted = ('grey' if n == 1 else 'in colour' for n in (batch.shape[1], shape[0]))
+            raise ValueError(
+                f'--edit={config.edit} takes images {wanted} here, and those of {config.images} are {found}: '
+                f'--channels={config.channels} takes files as {wanted}'
+            )
+        if batch.shape[2:] != shape[1:]:
+            found, wanted = (sizes_text(tuple(size)) for size in (batch.shape[2:], shape[1:]))
+            raise ValueError(
+                f'--edit={config.edit} takes images of {wanted} here, and {config.images} has one of {found}: resize it'
+            )
+    return torch.cat(batches)
+
+
+def _known(config, sources):
+    """Return the pixels of the sources that --mask keeps, bool [N, 1, H, W]."""
+    known = masks.known(config.mask, config.images, *sources[:, 0].shape, config.seed)
+    anew = 100 * (1 - known.float().mean().item())
+    logging.info('--mask=%s: %.1f%% of the pixels are drawn anew, the others are kept', config.mask, anew)
+    return known
+
+
+def _table(config, sources, known, paths):
+    """Draw up to SHOWN sources, what is known of each if that is less, and their variants, one source per row."""
+    n, (_, channels, height, width) = min(SHOWN, len(sources)), known.shape
+    columns = {'source': F.interpolate(sources[:n].float() / 127.5 - 1, (height, width)).expand(-1, channels, -1, -1)}
+    if EDITS[config.edit] and EDITS[config.edit].takes_mask:
+        columns['known'] = known[:n]
+    for v in range(config.variants):
+        made = np.stack([np.array(Image.open(paths[i * config.variants + v])) for i in range(n)])
+        made = torch.from_numpy(made).reshape(n, height, width, channels).permute(0, 3, 1, 2)
+        columns[str(v + 1)] = made.float() / 127.5 - 1
+    return picture.table(torch.stack([*columns.values()], dim=1), [*columns], [f'${i + 1}$' for i in range(n)])
