@@ -293,7 +293,7 @@ def test_a_real_image_is_diffused_and_comes_back(visit, logs, tmp_path):
 
 
 def test_a_changed_setting_begins_a_new_walk_at_once(visit, logs):
-    page = visit('ckpt=labels/ckpt.pt')
+    page, total = visit('ckpt=labels/ckpt.pt'), {}
     go(page, 10)
     for act, changes in (
         (lambda: choose(page, 'Label', '3'), {'labels': '3'}),
@@ -303,7 +303,7 @@ def test_a_changed_setting_begins_a_new_walk_at_once(visit, logs):
         (lambda: fill(page, 'Seed', 5), {'seed': 5}),
     ):
         act()
-        total = {**(changes if 'labels' in changes else total), **changes}  # noqa: F821 (the first one begins it)
+        total |= changes
         ours = walked(logs, 'labels', **total)
         same(page, ours.states[0])
         go(page, 4)

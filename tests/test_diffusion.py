@@ -491,3 +491,17 @@ def test_a_chain_that_ends_short_of_noise_starts_with_the_moments_of_q(steps):
     torch.testing.assert_close(p.std(0), q.std(0), atol=0.02, rtol=0)
     z = torch.randn(3, 2)
     assert torch.equal(GaussianDiffusionSampler(None, 1e-4, 0.02, 20).start(z), z)
+
+
+def test_a_step_is_told_with_all_that_it_is_made_of():
+    sampler = GaussianDiffusionSampler(lambda x, t: 0.5 * x, 1e-3, 0.2, 20, steps=6, order=2)
+    x_T, walked = torch.randn(3, 1, 4, 4), []
+    for taken, (t, _, row) in zip(sampler.walk(x_T, noise=torch.ones_like), sampler.route(), strict=True):
+        assert taken.t == t + 1 and taken.row == row and torch.equal(taken.x_t, walked[-1].x_s if walked else x_T)
+        total = row.cx * taken.x_t + sum(c * m for c, m in zip(row.c, taken.x0_hats, strict=False))
+        torch.testing.assert_close(total if taken.z is None else total + row.std * taken.z, taken.x_s)
+        timestep = torch.full((3,), t)
+        eps = sampler.predict_eps_from_xstart(taken.x_t, timestep, taken.x0_hats[0])
+        torch.testing.assert_close(eps, 0.5 * taken.x_t, atol=1e-4, rtol=1e-4)  # what the network said
+        walked.append(taken)
+    assert (walked[-1].s, walked[-1].z) == (0, None) and len(walked[0].x0_hats) == 1 and len(walked[1].x0_hats) == 2
