@@ -45,7 +45,7 @@ def upscale(factor):
 
     def shrink(x):
         if x.shape[2] % factor or x.shape[3] % factor:
-            raise ValueError(f'a factor of {factor} does not divide images of {x.shape[3]}x{x.shape[2]}')
+            raise ValueError(f'a factor of {factor} does not divide images of {x.shape[2]}x{x.shape[3]}')
         return F.avg_pool2d(x, factor)
 
     return Operator(shrink, lambda y: y.repeat_interleave(factor, 2).repeat_interleave(factor, 3))
