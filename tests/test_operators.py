@@ -49,7 +49,7 @@ def test_grey_is_what_pillow_makes_of_a_colour_image():
 
 
 def test_images_that_an_operator_does_not_fit_are_refused():
-    with pytest.raises(ValueError, match='a factor of 3 does not divide images of 9x8'):
+    with pytest.raises(ValueError, match='a factor of 3 does not divide images of 8x9'):
         upscale(3).forward(torch.zeros(1, 1, 8, 9))
     with pytest.raises(ValueError, match='colour has 3 channels, and these images have 1'):
         colorize().forward(torch.zeros(1, 1, 8, 8))
