@@ -5,6 +5,7 @@ again (--max-restarts).
 """
 
 import contextlib
+import gc
 import datetime
 import inspect
 import logging
@@ -99,6 +100,7 @@ def joined():
         raise
     finally:
         if grouped():
+            gc.collect()  # a network that is still in a cycle would keep the group's threads until the process exits
             dist.destroy_process_group()
 
 
