@@ -5,8 +5,8 @@ again (--max-restarts).
 """
 
 import contextlib
-import gc
 import datetime
+import gc
 import inspect
 import logging
 import os
