@@ -10,7 +10,6 @@ from PIL import Image
 from torch.nn import functional as F
 
 import dataset
-from dataset.images import sizes_text
 from draw import folder, masks, picture, walk
 from process.operators import OPERATORS
 from run import build, labels
@@ -94,7 +93,7 @@ def _read(config, shape):
                 f'--channels={config.channels} takes files as {wanted}'
             )
         if batch.shape[2:] != shape[1:]:
-            found, wanted = (sizes_text(tuple(size)) for size in (batch.shape[2:], shape[1:]))
+            found, wanted = (dataset.sizes_text(tuple(size)) for size in (batch.shape[2:], shape[1:]))
             raise ValueError(
                 f'--edit={config.edit} takes images of {wanted} here, and {config.images} has one of {found}: resize it'
             )

@@ -37,7 +37,7 @@ def score_of(record, figure):
 def while_training(folder, record):
     """Return {step: record}, rising to that of `record`, of what eval.txt has that was measured as it was.
 
-    Of two records of a step the later counts: a run that was killed evaluates some steps again.
+    If a step has two records, the later counts: a run that was killed evaluates some steps again.
     """
     how = measured(record)
     known = {each.get('step'): each for each in [*read(folder), record] if measured(each) == how}
