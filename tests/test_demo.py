@@ -231,6 +231,8 @@ def test_play_goes_to_the_end_and_pauses(visit, logs):
     same(page, ours.states[T])
     time.sleep(0.5)
     same(page, ours.states[T])  # it does not begin again by itself
+    page.get_by_text('Play', exact=True).click()  # but it does if asked to
+    expect(page.get_by_text(re.compile(r'^t = [1-9]'))).to_be_visible()
 
 
 @pytest.mark.parametrize('query', ['', 'order=2&sample_steps=8&', 'order=3&corrector=true&eta=0&sample_steps=8&'])
