@@ -47,7 +47,7 @@ def edit(config, net, interrupted=lambda: False):
         there = sum(map(os.path.exists, paths))
         print(f'stopped: {there} of {count} images in {out}; the same command makes the others')
         return
-    y = labels.of_indices(config, [i // config.variants for i in range(count)]) if config.guidance else None
+    y = labels.of_indices(config, [i // config.variants for i in range(count)]) if labels.count(config) else None
     folder.pack(os.path.join(out, 'samples.npz'), paths, (*known.shape[2:], known.shape[1]), y)
     picture.save(os.path.join(out, 'grid.png'), _table(config, sources, known, paths))
     drawn = '' if pending else ', all made before'
@@ -61,7 +61,7 @@ def _plan(config):
     if not config.images:
         raise UsageError(f'--edit={config.edit} needs --images, the images to edit')
     with usage():
-        if config.num_classes and config.guidance and config.labels == 'all':
+        if labels.count(config) and config.labels == 'all':
             raise ValueError('say with --labels what the images show, one label for all or one each, or --guidance=0')
         kind, shape = EDITS[config.edit], build.shape(config)
         if kind is None:

@@ -79,7 +79,7 @@ def _sample_images(config, net, out, interrupted):
         return
     channels, height, width = build.shape(config)
     shape = height, width, channels
-    drawn_as = labels.of_indices(config, range(len(paths))) if config.guidance else None  # at 0 labels do not count
+    drawn_as = labels.of_indices(config, range(len(paths))) if labels.count(config) else None
     folder.pack(os.path.join(out, 'samples.npz'), paths, shape, drawn_as)
     shown = np.stack([np.array(Image.open(path)).reshape(shape) for path in paths[:256]])
     picture.save(os.path.join(out, 'grid.png'), picture.grid(torch.from_numpy(shown).permute(0, 3, 1, 2)))
