@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+from collections import ChainMap
 
 import torch
 from torch.nn import functional as F
@@ -15,7 +16,7 @@ from run.config import keys
 from run.errors import UsageError, usage
 from run.restore import run_folder
 
-EDITS = {**OPERATORS, 'vary': None}  # --edit -> how `OPERATORS` makes its operator, or None for whole images
+EDITS = ChainMap({'vary': None}, OPERATORS)  # --edit -> how `OPERATORS` makes its operator, or None for whole images
 SHOWN = 16  # the most sources in the grid
 
 
