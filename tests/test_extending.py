@@ -36,17 +36,8 @@ def add(monkeypatch):
 
 
 def test_the_page_has_one_addition_of_each_kind():
-    assert list(ADDITIONS) == [
-        'schedule',
-        'solver',
-        'loss',
-        'data set',
-        'network',
-        'metric',
-        'figure',
-        'operator',
-        'tracker',
-    ]
+    kinds = 'schedule', 'solver', 'loss', 'data set', 'network', 'metric', 'figure', 'operator', 'tracker'
+    assert tuple(ADDITIONS) == kinds
     assert PAGE.count('```python') == len(ADDITIONS)
 
 
@@ -83,7 +74,7 @@ def test_an_operator_edits(add, tmp_path, cli):
     assert cli(*add('operator'), *argv, f'--images={tmp_path / "narrow.npz"}', f'--out={tmp_path / "out"}')[0] == 0
     wide = np.load(tmp_path / 'out' / 'samples.npz')['arr_0'].astype(float)
     assert wide.shape == (2, 8, 8, 1)
-    unclipped = ((0 < wide) & (wide < 255)).reshape(2, 8, 4, 2).all(3)
+    unclipped = ((wide > 0) & (wide < 255)).reshape(2, 8, 4, 2).all(3)
     assert unclipped.any()
     assert abs(wide.reshape(2, 8, 4, 2).mean(3) - narrow[..., 0])[unclipped].max() <= 1
 
