@@ -2,6 +2,12 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
 PICTURES = logs/pictures
+EDIT = $(RUN) main.py --logdir=logs/DIGITS --variants=4 --jump=4 --order=2 --sample_steps=20 --edit
+# Write digits of the test split, and the same at half their size, as --images of the pictures of --edit.
+SOURCES = import numpy as np; from dataset import load, loader; \
+    x = loader.decode_all(load('digits', '', 8, 'test'))[0][:8].permute(0, 2, 3, 1); \
+    np.savez('$(PICTURES)/8x8', arr_0=x); \
+    np.savez('$(PICTURES)/4x4', arr_0=x.float().reshape(8, 4, 2, 4, 2, 1).mean((2, 4)).round().byte())
 # One stamp for each set of requirements: a changed list makes the environment stale; a shared VENV is not rebuilt.
 STAMP = $(VENV)/.made-from-$(shell cat requirements*.txt | sha256sum | cut -c1-16)
 
@@ -56,6 +62,11 @@ pictures: $(STAMP)
 	$(RUN) main.py --flagfile config/DIGITS.txt --loss=hybrid --var_type=learned_range --logdir=$(PICTURES)/hybrid --train --nll
 	$(RUN) main.py --flagfile config/DIGITS_CFG.txt --train --sample --guidance=2 --out=$(PICTURES)/guided
 	$(RUN) main.py --flagfile config/S_CURVE.txt --train --sample --out=$(PICTURES)/s_curve
+	$(RUN) -c "$(SOURCES)"
+	$(EDIT)=inpaint --mask=half --images=$(PICTURES)/8x8.npz --out=$(PICTURES)/edit_inpaint
+	$(EDIT)=upscale --factor=2 --images=$(PICTURES)/4x4.npz --out=$(PICTURES)/edit_upscale
+	$(EDIT)=vary --strength=0.25 --images=$(PICTURES)/8x8.npz --out=$(PICTURES)/edit_vary
+	for edit in inpaint upscale vary; do cp $(PICTURES)/edit_$$edit/grid.png docs/edit_$$edit.png; done
 	cp $(PICTURES)/samples/grid.png docs/digits.png
 	cp $(PICTURES)/codes/interpolate.png docs/codes.png
 	cp $(PICTURES)/guided/grid.png docs/digits_guided.png

@@ -42,36 +42,40 @@ def _apply(model, x_t, t, y):
 
 
 class Guidance(nn.Module):
-    """w * out(x_t, t, y) + (1 - w) * out(x_t, t, no label): classifier-free guidance (Ho and Salimans 2022, eq. 6).
+    """w * out(x_t, t, y) + (1 - w) * weaker(x_t, t, y), in which `weaker` knows no label or is a weaker network.
 
-    It wraps a network and is called like one: model(x_t, t, y) -> out. The paper's w is one less: here w = 1 is plain
-    conditional sampling and w = 0 is unconditional, each in one pass; any other w takes one pass of twice the batch.
-    x_0 and eps are linear in the output at a given x_t, so guidance acts alike on every parameterisation. A learned
-    variance, in the channels beyond those of x_t, is not extrapolated but taken from the conditional pass. null_label:
-    the y that means no label. y = None means no label for the whole batch. guided: bool [T], the timesteps at which to
-    guide (Kynkaanniemi et al. 2024, eq. 5), or None for all; at the others w is 1.
+    It wraps a network and is called like one: model(x_t, t, y) -> out. x_0 and eps are linear in the output at a given
+    x_t, so guidance acts alike on every parameterisation. w = 1 is the network alone, w = 0 the weaker one alone. A
+    learned variance, in the channels beyond those of x_t, is not extrapolated but taken from the network.
+
+    null_label: the y that means no label. The weaker output is that of the network for it, from one pass of twice the
+    batch (classifier-free guidance: Ho and Salimans 2022, eq. 6, whose w is one less); y = None, no label for the whole
+    batch, leaves nothing to guide. guide: another network of the same parameterisation, whose output is the weaker one
+    instead (autoguidance: Karras et al. 2024, eq. 3). guided: bool [T], the timesteps at which to guide (Kynkaanniemi
+    et al. 2024, eq. 5), or None for all; at the others w is 1.
     """
 
-    def __init__(self, model, w, null_label, guided=None):
+    def __init__(self, model, w, null_label=None, guided=None, guide=None):
         super().__init__()
-        self.model, self.w, self.null_label = model, w, null_label
+        self.model, self.w, self.null_label, self.guide = model, w, null_label, guide
         self.register_buffer('guided', guided, persistent=False)
 
     def forward(self, x_t, t, y=None):
-        if y is None:
-            return self.model(x_t, t)
         inside = None if self.guided is None else self.guided[t]  # [B]
-        if self.w == 1 or (inside is not None and not inside.any()):
-            return self.model(x_t, t, y)
-        null = torch.full_like(y, self.null_label)
+        by_label = self.guide is None
+        if (by_label and y is None) or self.w == 1 or (inside is not None and not inside.any()):
+            return _apply(self.model, x_t, t, y)
+        null = torch.full_like(y, self.null_label) if by_label else None
         if self.w == 0 and (inside is None or inside.all()):
-            return self.model(x_t, t, null)
-        both = self.model(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([y, null]))
-        cond, uncond = both.chunk(2)
-        guided = self.w * cond + (1 - self.w) * uncond
+            return self.model(x_t, t, null) if by_label else _apply(self.guide, x_t, t, y)
+        if by_label:
+            out, weaker = self.model(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([y, null])).chunk(2)
+        else:
+            out, weaker = _apply(self.model, x_t, t, y), _apply(self.guide, x_t, t, y)
+        guided = self.w * out + (1 - self.w) * weaker
         if inside is not None:
-            guided = torch.where(inside.view(-1, *[1] * (x_t.ndim - 1)), guided, cond)
-        return torch.cat([guided[:, : x_t.shape[1]], cond[:, x_t.shape[1] :]], dim=1)
+            guided = torch.where(inside.view(-1, *[1] * (x_t.ndim - 1)), guided, out)
+        return torch.cat([guided[:, : x_t.shape[1]], out[:, x_t.shape[1] :]], dim=1)
 
 
 class GaussianDiffusionTrainer(nn.Module):

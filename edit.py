@@ -3,10 +3,9 @@
 import hashlib
 import logging
 import os
+from collections import ChainMap
 
-import numpy as np
 import torch
-from PIL import Image
 from torch.nn import functional as F
 
 import dataset
@@ -17,7 +16,7 @@ from run.config import keys
 from run.errors import UsageError, usage
 from run.restore import run_folder
 
-EDITS = {**OPERATORS, 'vary': None}  # --edit -> how `OPERATORS` makes its operator, or None for whole images
+EDITS = ChainMap({'vary': None}, OPERATORS)  # --edit -> how `OPERATORS` makes its operator, or None for whole images
 SHOWN = 16  # the most sources in the grid
 
 
@@ -33,25 +32,16 @@ def edit(config, net, interrupted=lambda: False):
     made; DataError if images cannot be read; FileExistsError if --out holds anything else.
     """
     sources, plan = _plan(config)
-    count = len(sources) * config.variants
     out = config.out or os.path.join(run_folder(config), 'edits')
     known = plan.sources if plan.operator is None else plan.operator(slice(None)).inverse(plan.sources)
     digest = hashlib.sha256(sources.numpy().tobytes() + known.numpy().tobytes()).hexdigest()
     flags = {key: getattr(config, key) for key in keys('edit')}
-    folder.claim(out, folder.fingerprint(config, net, {'kind': config.edit, 'images': digest, **flags}))
-    paths = [os.path.join(out, f'{i:06d}.png') for i in range(count)]
-    pending = [i for i, path in enumerate(paths) if not os.path.exists(path)]
-    if pending:
-        folder.write(paths, walk.draw(config, net, pending, interrupted, edit=plan))
-    if interrupted():
-        there = sum(map(os.path.exists, paths))
-        print(f'stopped: {there} of {count} images in {out}; the same command makes the others')
-        return
-    y = labels.of_indices(config, [i // config.variants for i in range(count)]) if config.guidance else None
-    folder.pack(os.path.join(out, 'samples.npz'), paths, (*known.shape[2:], known.shape[1]), y)
-    picture.save(os.path.join(out, 'grid.png'), _table(config, sources, known, paths))
-    drawn = '' if pending else ', all made before'
-    print(f'{count} images in {out}{drawn}: 000000.png..., samples.npz, grid.png')
+    of = {'kind': config.edit, 'images': digest, **flags}
+
+    def grid(paths):
+        return _table(config, sources, known, paths)
+
+    folder.fill(config, net, out, len(sources) * config.variants, grid, interrupted, plan, of)
 
 
 def _plan(config):
@@ -61,7 +51,7 @@ def _plan(config):
     if not config.images:
         raise UsageError(f'--edit={config.edit} needs --images, the images to edit')
     with usage():
-        if config.num_classes and config.guidance and config.labels == 'all':
+        if labels.count(config) and config.labels == 'all':
             raise ValueError('say with --labels what the images show, one label for all or one each, or --guidance=0')
         kind, shape = EDITS[config.edit], build.shape(config)
         if kind is None:
@@ -115,7 +105,5 @@ def _table(config, sources, known, paths):
     if EDITS[config.edit] and EDITS[config.edit].takes_mask:
         columns['known'] = known[:n]
     for v in range(config.variants):
-        made = np.stack([np.array(Image.open(paths[i * config.variants + v])) for i in range(n)])
-        made = torch.from_numpy(made).reshape(n, height, width, channels).permute(0, 3, 1, 2)
-        columns[str(v + 1)] = made.float() / 127.5 - 1
+        columns[str(v + 1)] = folder.read(paths[v : n * config.variants : config.variants]).float() / 127.5 - 1
     return picture.table(torch.stack([*columns.values()], dim=1), [*columns], [f'${i + 1}$' for i in range(n)])

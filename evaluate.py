@@ -18,6 +18,7 @@ from dataset import loader
 from draw import picture, walk
 from run import build, distributed, hardware, inputs, labels, progress
 from run.config import recorded_keys, replace
+from run.errors import UsageError
 from run.reference import load_feature_net, load_statistics, statistics_path
 from run.restore import run_folder
 
@@ -104,10 +105,17 @@ def _score_points(config, net, interrupted):
 def evaluate_images(config, given):
     """Score --images: a folder, zip or npz of images, or an npz of statistics. Print and return the record.
 
-    given: config keys of the flags that the user set. Without --dataset among them, --fid_cache may hold any data set.
+    given: {config key of a flag that the user set: the flagfile that sets it, or ''}. Without --dataset among them,
+    --fid_cache may hold any data set.
 
-    Raises as `evaluate`, and DataError if the images cannot be read or compared.
+    Raises as `evaluate`, DataError if the images cannot be read or compared, and UsageError if the user names a run in
+    place of the data set.
     """
+    if {'logdir', 'ckpt'} & given.keys() and not ({'dataset', 'fid_cache'} & given.keys() or any(given.values())):
+        raise UsageError(
+            '--images are compared with --dataset, not with that of --logdir or --ckpt: add '
+            f"--dataset={config.dataset} or another, or the run's flagfile"
+        )
     if build.is_points(config):
         raise dataset.DataError(f'--images are scored as images, and --net={config.net} is of points: leave it out')
     begin, is_statistics = time.monotonic(), score.holds(config.images, 'mu', 'sigma')

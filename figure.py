@@ -66,19 +66,24 @@ def forward(config, net, interrupted):
 
 
 def guidance(config, net, interrupted):
-    """Draw a row for each label and a column for each guidance weight, all from one noise (Ho and Salimans 2022)."""
+    """Draw a row for each label, from one noise, and a column for each guidance weight (Ho and Salimans 2022).
+
+    Without labels, which takes --guide_by, there is a row for each of --num_images noises, at most `SAMPLES`.
+    """
     chosen = labels.chosen(config)
-    if chosen is None:
-        raise UsageError('--figure=guidance needs a checkpoint trained with --cond')
+    if chosen is None and not config.guide_by:
+        raise UsageError('--figure=guidance needs a checkpoint trained with --cond, or --guide_by')
     net = Inference(net, hardware.precision(config))
-    n, columns = len(chosen), []
+    rows = [0] * len(chosen) if chosen else range(min(config.num_images or SAMPLES, SAMPLES))
+    y, columns = labels.of_indices(config, range(len(rows))), []
     for w in progress.bar(WEIGHTS, 'guidance', unit='weight'):
         guided = replace(config, guidance=w)
-        columns.append(_denoise(guided, net, [0] * n, interrupted, y=labels.of_indices(config, range(n))))
+        columns.append(_denoise(guided, net, rows, interrupted, y=y))
         if interrupted():
             return None
     names = [name.replace('$', r'\$') for name in labels.names(config)]  # a $ would start mathtext
-    return picture.table(torch.stack(columns, dim=1), [f'$w = {w}$' for w in WEIGHTS], [names[y] for y in chosen])
+    names = [names[y] for y in chosen] if chosen else [f'${i + 1}$' for i in rows]
+    return picture.table(torch.stack(columns, dim=1), [f'$w = {w}$' for w in WEIGHTS], names)
 
 
 def reconstruct(config, net, interrupted):

@@ -285,7 +285,7 @@ def run_modes(config, given, interrupted):
             logging.info('%s: %s weights of step %s, on %s', where, config.weights, step, hardware.describe(config))
         if config.sample and go_on():
             sample.sample(config, net, interrupted)
-        if config.edit and go_on() and main_rank:
+        if config.edit and go_on():
             edit.edit(config, net, interrupted)
         if config.figure and go_on() and main_rank:
             figure.figure(config, net, step, interrupted)

@@ -8,7 +8,6 @@ import os
 
 import numpy as np
 import torch
-from PIL import Image
 
 from dataset import shown
 from draw import folder, picture, walk
@@ -35,7 +34,14 @@ def sample(config, net, interrupted=lambda: False):
     if config.num_classes:
         names = labels.names(config)
         logging.info('labels in turn: %s', shown([names[y] for y in labels.chosen(config)]))
-    (_sample_points if build.is_points(config) else _sample_images)(config, net, out, interrupted)
+    if build.is_points(config):
+        _sample_points(config, net, out, interrupted)
+    else:
+        folder.fill(config, net, out, config.num_images, _grid, interrupted)
+
+
+def _grid(paths):
+    return picture.grid(folder.read(paths[:256]))
 
 
 def _sample_points(config, net, out, interrupted):
@@ -60,31 +66,3 @@ def _sample_points(config, net, out, interrupted):
     titles, what = [f'$t = {t}$' for t in q.frames], ['forward $q$', 'reverse $p$']
     picture.save(os.path.join(out, 'figure.png'), picture.plot(rows, titles, what, arrows=['->', '<-']))
     print(f'{config.num_images} points in {out}: points.npz, figure.png')
-
-
-def _sample_images(config, net, out, interrupted):
-    with distributed.main_first():
-        if not distributed.rank():
-            folder.claim(out, folder.fingerprint(config, net))
-    paths = [os.path.join(out, f'{i:06d}.png') for i in range(config.num_images)]
-    pending = distributed.from_main([i for i, path in enumerate(paths) if not os.path.exists(path)])
-    if pending:
-        folder.write(paths, walk.draw(config, net, pending[distributed.share(len(pending))], interrupted))
-    stopped = distributed.any_rank(interrupted())
-    if distributed.rank():
-        return
-    if stopped:
-        there = sum(map(os.path.exists, paths))
-        print(f'stopped: {there} of {len(paths)} images in {out}; the same command draws the others')
-        return
-    channels, height, width = build.shape(config)
-    shape = height, width, channels
-    drawn_as = labels.of_indices(config, range(len(paths))) if config.guidance else None  # at 0 labels do not count
-    folder.pack(os.path.join(out, 'samples.npz'), paths, shape, drawn_as)
-    shown = np.stack([np.array(Image.open(path)).reshape(shape) for path in paths[:256]])
-    picture.save(os.path.join(out, 'grid.png'), picture.grid(torch.from_numpy(shown).permute(0, 3, 1, 2)))
-    more = folder.count(out) - len(paths)
-    drawn = '' if pending else ', all drawn before'
-    print(f'{len(paths)} images in {out}{drawn}: 000000.png..., samples.npz, grid.png')
-    if more:
-        print(f'  {more} more of an earlier call lie there, which samples.npz and grid.png leave out')

@@ -1,4 +1,4 @@
-"""Keep a folder of drawn images: whose they are, their PNG files, and one npz of all."""
+"""Fill a folder with drawn images: PNG files, one npz and a grid; and know whose they are."""
 
 import hashlib
 import json
@@ -9,10 +9,11 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import torch
 from PIL import Image
 
-from draw import picture
-from run import files
+from draw import picture, walk
+from run import distributed, files, labels
 from run.config import complete, drawn_keys
 
 RECORD = 'samples.json'  # in a folder of samples: their `fingerprint`
@@ -89,34 +90,63 @@ def _set_aside(out, changed):
     print(f'{out} held samples of other {", ".join(changed)}: they are in {shown} now')
 
 
-def write(paths, batches):
+def fill(config, net, out, n, grid, interrupted, edit=walk.FROM_NOISE, of=None):
+    """Draw n images to `out` with `walk.draw`, the ranks together: 000000.png..., samples.npz and grid.png.
+
+    Images are kept if they are there from an earlier call for the same. grid: makes grid.png of the images' paths.
+    edit: a `walk.Edit`; of: what it depends on, for the `fingerprint`.
+    """
+    with distributed.main_first():
+        if not distributed.rank():
+            claim(out, fingerprint(config, net, of))
+    paths = [os.path.join(out, f'{i:06d}.png') for i in range(n)]
+    pending = distributed.from_main([i for i, path in enumerate(paths) if not os.path.exists(path)])
+    if pending:
+        part = pending[distributed.share(len(pending))]
+        _write(paths, walk.draw(config, net, part, interrupted, edit=edit))
+    stopped = distributed.any_rank(interrupted())
+    if distributed.rank():
+        return
+    if stopped:
+        there = sum(map(os.path.exists, paths))
+        print(f'stopped: {there} of {n} images in {out}; the same command draws the others')
+        return
+    rows = [i // edit.variants for i in range(n)]
+    _pack(os.path.join(out, 'samples.npz'), paths, labels.of_indices(config, rows) if labels.count(config) else None)
+    picture.save(os.path.join(out, 'grid.png'), grid(paths))
+    drawn = '' if pending else ', all drawn before'
+    print(f'{n} images in {out}{drawn}: 000000.png..., samples.npz, grid.png')
+    if more := sum(bool(re.fullmatch(IMAGE, name)) for name in os.listdir(out)) - n:
+        print(f'  {more} more of an earlier call lie there, which samples.npz and grid.png leave out')
+
+
+def read(paths):
+    """Return images that `fill` has drawn, uint8 [N, C, H, W]."""
+    images = np.stack([np.array(Image.open(path)) for path in paths])
+    return torch.from_numpy(images.reshape(*images.shape[:3], -1)).permute(0, 3, 1, 2)
+
+
+def _write(paths, batches):
     """Write images to their paths, each batch while the next is drawn. batches: of (indices, x_0), as `walk.draw`."""
     with ThreadPoolExecutor(1) as writer:
-        written = writer.submit(_write, [], [])
+        written = writer.submit(_write_batch, [], [])
         for chunk, x_0 in batches:
             images = picture.to_uint8(x_0).permute(0, 2, 3, 1).cpu().numpy()
             written.result()
-            written = writer.submit(_write, [paths[i] for i in chunk], images)
+            written = writer.submit(_write_batch, [paths[i] for i in chunk], images)
         written.result()
 
 
-def _write(paths, images):
+def _write_batch(paths, images):
     for path, image in zip(paths, images, strict=True):
         picture.save(path, Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image))
 
 
-def count(out):
-    """Return how many images lie in a folder."""
-    return sum(bool(re.fullmatch(IMAGE, name)) for name in os.listdir(out))
-
-
-def pack(path, images, shape, y=None):
+def _pack(path, images, y):
     """Save images and labels as np.savez does, but one at a time: 50,000 of 256x256 would not fit in memory."""
-    header = {'descr': '|u1', 'fortran_order': False, 'shape': (len(images), *shape)}
-    with (
-        files.replacing(path) as temporary,
-        zipfile.ZipFile(temporary, 'w') as archive,
-    ):
+    shape = len(images), *read(images[:1]).permute(0, 2, 3, 1).shape[1:]
+    header = {'descr': '|u1', 'fortran_order': False, 'shape': shape}
+    with files.replacing(path) as temporary, zipfile.ZipFile(temporary, 'w') as archive:
         with archive.open(zipfile.ZipInfo('arr_0.npy'), 'w', force_zip64=True) as file:
             np.lib.format.write_array_header_1_0(file, header)
             for image in images:

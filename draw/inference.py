@@ -7,17 +7,21 @@ import torch
 from torch import nn
 
 from model import ResBlock, UNet
+from run import build
 
 
 class Inference(nn.Module):
     """model(x, t, y) -> out in float32: a frozen copy of `net` whose weights have type `dtype`.
 
     t: int64 [B]. If it is one value expanded, as along a trajectory, the part that depends only on t is computed once,
-    not B times. After `compile`, each new batch size is compiled when it first comes.
+    not B times. After `compile`, each new batch size is compiled when it first comes. guide: the `Inference` of the
+    guide if net is `Guided`, else None.
     """
 
     def __init__(self, net, dtype):
         super().__init__()
+        net, guide = (net.net, net.guide) if isinstance(net, build.Guided) else (net, None)
+        self.guide = guide and Inference(guide, dtype)
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
         if isinstance(net, UNet):
             _tabulate_time(self.net)
@@ -26,11 +30,13 @@ class Inference(nn.Module):
         self.call, self.compiled = self.net, False
 
     def compile(self, **options):
-        """Compile the network, which takes a minute or more at the next call. options: passed to inductor."""
+        """Compile the networks, which takes a minute or more at the next call. options: passed to inductor."""
         self.layout = torch.channels_last  # for compiled code alone, as the eager GroupNorm is slower with it
         self.net.to(memory_format=self.layout)
         self.call = torch.compile(self.net, dynamic=False, options=options)
         self.compiled = True
+        if self.guide:
+            self.guide.compile(**options)
 
     def forward(self, x, t, y=None):
         x = x.to(self.dtype, memory_format=self.layout if x.ndim == 4 else torch.contiguous_format)

@@ -4,7 +4,7 @@ from pathlib import PurePath
 
 import torch
 
-from dataset import ImageFiles, read_images
+from dataset import ImageFiles, read_images, sizes_text
 from draw.noise import derive_seed
 
 # --mask -> function of (height, width, share, generator) that returns the pixels to draw anew, bool [height, width].
@@ -81,8 +81,8 @@ def _read(mask, images, n, height, width):
             raise ValueError(f'--mask={mask} has {name} for {of} of {images}: give a mask the name of its image')
     for batch in batches:
         if batch.shape[2:] != (height, width):
-            found = f'{batch.shape[3]}x{batch.shape[2]}'
-            raise ValueError(f'--mask={mask} holds a mask of {found}: the images have {width}x{height}')
+            found, wanted = sizes_text(tuple(batch.shape[2:])), sizes_text((height, width))
+            raise ValueError(f'--mask={mask} holds a mask of {found}: the images have {wanted}')
         if (batch != batch[:, :1]).any():
             raise ValueError(f'--mask={mask} holds a mask in colour: save it as grey, white where it is drawn anew')
         if shades := ((batch != 0) & (batch != 255)).sum():

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from torch import nn
+
 from diffusion import GaussianDiffusionSampler, GaussianDiffusionTrainer, Guidance
 from model import UNet, sides
 from networks.context_unet import ContextUNet
@@ -10,6 +12,17 @@ from networks.point_mlp import PointMLP
 from process.losses import LOSSES
 from process.schedules import make_betas
 from process.solvers import learns_variance
+
+
+class Guided(nn.Module):
+    """A network and a weaker one, `guide`, that `sampler` guides it by. It is called like the first."""
+
+    def __init__(self, net, guide):
+        super().__init__()
+        self.net, self.guide = net, guide
+
+    def forward(self, x, t, y=None):
+        return self.net(x, t, y)
 
 
 class Network(NamedTuple):
@@ -81,10 +94,13 @@ def trainer(config, net):
 def sampler(config, net):
     """Return Algorithm 2 around `net`, guided by --guidance. net may be None if nothing is predicted.
 
+    With --guide_by it has an attribute `guide`, the weaker network, as `Guided` and `Inference` of one do.
+
     Raises ValueError as `GaussianDiffusionSampler`, and if --guidance_interval is none or has no timestep.
     """
-    if config.num_classes:
-        net = Guidance(net, config.guidance, config.num_classes, _guided_timesteps(config))
+    if config.num_classes or config.guide_by:
+        guide = net.guide if config.guide_by and net else None
+        net = Guidance(net, config.guidance, config.num_classes, _guided_timesteps(config), guide)
     return GaussianDiffusionSampler(
         net,
         config.beta_1,

@@ -29,6 +29,8 @@ def check(config, training=False, drawing=True):
     if spatial and (config.feature_net, config.fid_protocol) != ('inception', 'tf'):
         raise ValueError(f'{spatial[0]} of --metrics is defined for --feature_net=inception --fid_protocol=tf alone')
     _check_device(config)
+    if config.guide_by and (training or config.export):
+        raise ValueError('--guide_by is for drawing: leave it out of the command that trains or exports')
     if not drawing:
         return
     for key, limit in (('T', 10**6), ('num_res_blocks', 100)):  # a damaged checkpoint may have any value

@@ -14,8 +14,11 @@ def chosen(config):
     Raises ValueError if the network does not have those labels.
     """
     if not config.num_classes:
-        if config.labels != 'all' or config.guidance != 1 or config.guidance_interval:
-            raise ValueError('--labels, --guidance and --guidance_interval need a checkpoint trained with --cond')
+        if config.labels != 'all' or (guides(config) and not config.guide_by):
+            raise ValueError(
+                '--labels, --guidance and --guidance_interval need a checkpoint trained with --cond, the latter two or '
+                'a --guide_by'
+            )
         return None
     if config.labels == 'all':
         return range(config.num_classes)
@@ -33,6 +36,16 @@ def names(config):
     """Return the names of the labels of the config's network: class names, and numbers for those without a name."""
     names = config.class_names or []
     return [*names, *map(str, range(len(names), config.num_classes))]
+
+
+def guides(config):
+    """Return whether any weight other than 1 is asked for."""
+    return bool(config.guidance != 1 or config.guidance_interval)
+
+
+def count(config):
+    """Return whether images depend on their labels: not if --guidance=0 leaves them out at every timestep."""
+    return bool(config.num_classes and (config.guidance or config.guidance_interval or config.guide_by))
 
 
 def of_indices(config, indices):

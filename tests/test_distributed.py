@@ -114,6 +114,20 @@ def test_images_are_the_same_whatever_the_number_of_ranks(trained, tmp_path):
     assert abs(drawn[2] - drawn[1]).max() <= 1 and abs(drawn[3] - drawn[1]).max() <= 1
 
 
+@pytest.mark.parametrize('flags', ['--edit=inpaint --mask=random:0.5 --jump=2 --resample=2', '--edit=vary'])
+def test_edited_images_are_the_same_whatever_the_number_of_ranks(trained, tmp_path, flags):
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / 'images.npz', arr_0=images)
+    argv = [*flags.split(), '--logdir', trained, f'--images={tmp_path / "images.npz"}', '--guidance=0', '--out']
+    edited = []
+    for world in (1, 2):
+        argv[-1] = f'--out={tmp_path / str(world)}'
+        ranks = Ranks(world, *argv, '--variants=2', '--device=cpu', '--precision=fp32', log=tmp_path / 'log')
+        assert ranks.status() == [0] * world, ranks.error()
+        edited.append(np.load(tmp_path / str(world) / 'samples.npz')['arr_0'].astype(int))
+    assert edited[0].shape == (10, 8, 8, 1) and abs(edited[1] - edited[0]).max() <= 1
+
+
 def test_scores_are_the_same_whatever_the_number_of_ranks(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     metrics = score.METRICS.keys() - {'sfid'}  # which is of Inception alone

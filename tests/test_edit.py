@@ -104,7 +104,7 @@ def test_an_image_depends_on_its_number_alone_and_is_not_made_twice(edit):
     os.remove('out/000004.png')
     again, out = edit(*flags, '--sample_batch_size=2')
     assert np.abs(whole.astype(int) - again).max() <= 1 and 'before' not in out
-    assert 'all made before' in edit(*flags)[1]
+    assert 'all drawn before' in edit(*flags)[1]
     shutil.rmtree('images')
     save('images', IMAGES[::-1])
     assert 'held samples of other edit' in edit(*flags)[1]
@@ -168,7 +168,7 @@ def refused():
     return {
         'no mask': ([inpaint], None, '--edit=inpaint needs --mask: half, box, lines, random'),
         'no images': ([inpaint, '--images='], None, '--edit=inpaint needs --images'),
-        'size': ([inpaint, '--mask=m'], [half[:6]], 'holds a mask of 8x6: the images have 8x8'),
+        'size': ([inpaint, '--mask=m'], [half[:6]], 'holds a mask of 6x8 (HxW): the images have 8x8'),
         'empty': ([inpaint, '--mask=m'], [black], 'draws nothing anew'),
         'full': ([inpaint, '--mask=m'], [white], 'keeps nothing'),
         'grey': ([inpaint, '--mask=m'], [grey], 'has 64 grey pixels: make them black'),

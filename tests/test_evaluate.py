@@ -165,6 +165,16 @@ def test_files_of_statistics_alone_have_no_precision_and_recall(here, cli):
     assert cli(*TINY, '--stats', CLASSIFIER, '--metrics=prdc')[0] == 0
 
 
+@pytest.mark.parametrize('run', ['--logdir=run', '--ckpt=run/ckpt.pt'])
+def test_a_run_does_not_say_what_images_are_compared_with(trained, cli, run):
+    argv = ['--eval', '--images=images', run]
+    status, _, error = cli(*argv)
+    assert status == 2 and 'compared with --dataset, not with that of --logdir' in one_line(error)
+    (trained / 'flags.txt').write_text('--dataset=digits\n')
+    for more in ('--dataset=digits', '--fid_cache=some.npz', '--flagfile=flags.txt'):
+        assert 'not with that of --logdir' not in cli(*argv, CLASSIFIER, more)[2]
+
+
 def test_the_card_of_an_export_has_the_figures_that_were_chosen(trained, cli):
     argv = ['--eval', '--logdir=run', '--num_images=30', '--metrics=prdc']
     assert cli(*argv)[0] == 0

@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 
+import numpy as np
 import pytest
 from conftest import ROOT, TINY
 from PIL import Image
@@ -11,7 +12,7 @@ from runs import load, scalars
 
 PAGE = (ROOT / 'docs' / 'extending.md').read_text(encoding='utf-8')
 SECTION = re.compile(
-    r'^## A (?P<kind>[\w ]+)\n\nAdd .*?`(?P<path>[\w/]+)\.py:(?P<registry>[A-Z]+)`.*?'
+    r'^## An? (?P<kind>[\w ]+)\n\nAdd .*?`(?P<path>[\w/]+)\.py:(?P<registry>[A-Z]+)`.*?'
     r'```python\n(?P<names>.*?)# in (?P=registry):\n(?P<entry>.*?)```.*?Use it with `(?P<flags>--[^`]+)`',
     re.DOTALL | re.MULTILINE,
 )
@@ -35,7 +36,8 @@ def add(monkeypatch):
 
 
 def test_the_page_has_one_addition_of_each_kind():
-    assert list(ADDITIONS) == ['schedule', 'solver', 'loss', 'data set', 'network', 'metric', 'figure', 'tracker']
+    kinds = 'schedule', 'solver', 'loss', 'data set', 'network', 'metric', 'figure', 'operator', 'tracker'
+    assert tuple(ADDITIONS) == kinds
     assert PAGE.count('```python') == len(ADDITIONS)
 
 
@@ -62,6 +64,19 @@ def test_a_figure_is_drawn(add, tmp_path, cli):
     argv = [*TINY, f'--logdir={tmp_path}']
     assert cli('--train', *argv)[0] == 0 and cli(*add('figure'), *argv)[0] == 0
     assert (tmp_path / 'figures' / 'noise.png').exists()
+
+
+def test_an_operator_edits(add, tmp_path, cli):
+    argv = [*TINY, f'--logdir={tmp_path / "run"}']
+    narrow = np.random.default_rng(0).integers(64, 192, (2, 8, 4, 1), dtype=np.uint8)
+    np.savez(tmp_path / 'narrow.npz', arr_0=narrow)
+    assert cli('--train', *argv)[0] == 0
+    assert cli(*add('operator'), *argv, f'--images={tmp_path / "narrow.npz"}', f'--out={tmp_path / "out"}')[0] == 0
+    wide = np.load(tmp_path / 'out' / 'samples.npz')['arr_0'].astype(float)
+    assert wide.shape == (2, 8, 8, 1)
+    unclipped = ((wide > 0) & (wide < 255)).reshape(2, 8, 4, 2).all(3)
+    assert unclipped.any()
+    assert abs(wide.reshape(2, 8, 4, 2).mean(3) - narrow[..., 0])[unclipped].max() <= 1
 
 
 def test_a_metric_is_recorded(add, here, cli):

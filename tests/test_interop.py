@@ -59,7 +59,7 @@ def restored(logdir, **options):
 RESTORING = {
     'ckpt': '', 'weights': 'ema', 'device': 'cpu', 'labels': 'all', 'guidance': 1.0, 'batch_size': 1, 'grad_accum': 1,
     'compile': 'off', 'ema_decay': 0.9999, 'figure': None, 'precision': 'fp32', 'antithetic_t': False, 'dropout': 0.0,
-    'moments': None, 'eval': False, 'stats': False, 'nll': False, 'guidance_interval': '',
+    'moments': None, 'eval': False, 'stats': False, 'nll': False, 'guidance_interval': '', 'guide_by': '',
 }  # fmt: skip
 
 

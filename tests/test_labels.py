@@ -149,6 +149,9 @@ def test_an_interval_is_one_of_sigma_and_belongs_to_records_and_samples(tmp_path
     assert np.array_equal(always, everywhere) and 'held samples of other guidance_interval' in out
     some, _ = drawn(f'--guidance_interval={interval}')
     assert (some != always).any()
+    assert drawn('--guidance=0') and 'arr_1' not in np.load(tmp_path / 'samples' / 'samples.npz')
+    drawn('--guidance=0', f'--guidance_interval={interval}')  # outside it labels count
+    assert np.load(tmp_path / 'samples' / 'samples.npz')['arr_1'].tolist() == [0] * 100
     config = config_of(*TINY, '--cond', f'--guidance_interval={interval}')
     config.num_classes = 10
     assert build.sampler(config, None).model.guided.nonzero().flatten().tolist() == [3, 4, 5]

@@ -13,7 +13,7 @@ STAGES = [  # a kill, and how many of 12 images may be there after it
     (partial(kills.on_call, 'sample.os.replace', nth=4), [3]),
     (partial(kills.on_call, 'sample.os.replace', nth=4, before=False), [6]),
     (partial(kills.on_call, 'draw.walk.denoise', nth=2), range(6, 10)),  # while a batch is being written
-    (partial(kills.on_call, 'draw.folder.pack'), [12]),
+    (partial(kills.on_call, 'draw.folder._pack'), [12]),
     (partial(kills.on_call, 'sample.os.replace', nth=2), [12]),
 ]
 
