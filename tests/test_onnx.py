@@ -157,6 +157,8 @@ def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(tmp_path, cli, m
     assert cli(*TINY, '--train', '--prior=data', f'--logdir={run}')[0] == 0
     status, _, error = cli('--export=onnx', f'--logdir={run}')
     assert status == 2 and '--prior=data cannot be exported' in one_line(error)
+    status, _, error = cli('--export=onnx', f'--logdir={run}', f'--guide_by={run}', '--guidance=2')
+    assert status == 2 and '--guide_by is for drawing' in one_line(error)  # an export has one network
 
     def branching(self, x, t, y=None):
         return x if x.sum() > 0 else -x
