@@ -11,7 +11,15 @@ SOURCES = import numpy as np; from dataset import load, loader; \
 # One stamp for each set of requirements: a changed list makes the environment stale; a shared VENV is not rebuilt.
 STAMP = $(VENV)/.made-from-$(shell cat requirements*.txt | sha256sum | cut -c1-16)
 
-.PHONY: venv demo demo-page pictures page-pictures test test-avx2 test-browser flags lint
+# What runs a network in the browser, and the digest that the npm registry gives of it.
+ORT = onnxruntime-web-1.30.0
+ORT_SHA512 = ab4cbe26baedba45d2cec05610c71c55fa97db92d19a8b171c5f8269126683ca590a5cdc57bb2f35ce2b298de32f4d956fb42644c0ecd528a0a91e025c07ca61
+VENDOR = docs/try/vendor
+# The model of docs/try: the flagfile in config/ that trains it, and the port of the page.
+MODEL ?= DIGITS
+PORT ?= 8000
+
+.PHONY: venv demo demo-page try try-files pictures page-pictures test test-avx2 test-browser flags lint
 
 venv: $(STAMP)
 
@@ -23,6 +31,27 @@ demo: $(STAMP)
 
 demo-page: $(STAMP)-demo
 	$(RUN) -m streamlit run demo.py
+
+# Serve a page on which the browser itself draws, with the model of the demo.
+try: try-files
+	@echo "Open http://127.0.0.1:$(PORT)"
+	$(RUN) -m http.server $(PORT) --bind 127.0.0.1 --directory docs/try
+
+# Make what that page needs. The training does nothing if it was done before.
+try-files: $(STAMP)-onnx $(VENDOR)/$(ORT)
+	$(RUN) main.py --flagfile config/$(MODEL).txt --train
+	rm -rf docs/try/model
+	$(RUN) main.py --export=onnx --logdir=logs/$(MODEL) --order=2 --sample_steps=20 --out=docs/try/model
+
+$(VENDOR)/$(ORT):
+	rm -rf $(VENDOR)
+	mkdir -p $(VENDOR)
+	curl --fail --silent --show-error --location --output $(VENDOR)/ort.tgz https://registry.npmjs.org/onnxruntime-web/-/$(ORT).tgz
+	echo "$(ORT_SHA512)  $(VENDOR)/ort.tgz" | sha512sum --check --quiet
+	tar -xzf $(VENDOR)/ort.tgz -C $(VENDOR) --strip-components=2 \
+	    package/dist/ort.wasm.bundle.min.mjs package/dist/ort-wasm-simd-threaded.wasm
+	rm $(VENDOR)/ort.tgz
+	touch $@
 
 # Draw the pictures of docs/ that need no download, those of the page with Chromium. Takes about ten minutes.
 pictures: $(STAMP)
@@ -45,8 +74,9 @@ pictures: $(STAMP)
 	cp $(PICTURES)/digits/progressive.png $(PICTURES)/digits/interpolate.png $(PICTURES)/hybrid/nll.png docs
 	$(MAKE) page-pictures
 
-# Take the pictures of the page with the runs that pictures has trained.
+# Take the pictures of the pages with the runs that pictures has trained.
 page-pictures: $(STAMP)-demo $(STAMP)-browser
+	$(MAKE) try-files MODEL=DIGITS_CFG
 	$(RUN) tests/page_pictures.py logs docs
 
 # Run one process per core: each test uses one thread.
@@ -58,7 +88,7 @@ test-avx2: $(STAMP)
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(RUN) -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal \
 	    tests/test_model.py tests/test_diffusion.py tests/test_sample.py tests/test_score*.py tests/test_speed.py -k "not compiled"
 
-test-browser: $(STAMP)-demo $(STAMP)-browser
+test-browser: $(STAMP)-demo $(STAMP)-browser $(VENDOR)/$(ORT)
 	$(RUN) -m pytest -m browser
 	@echo "Look at logs/screenshots"
 

@@ -9,7 +9,7 @@ import score
 from dataset import loader
 from draw import picture, walk
 from draw.inference import Inference
-from draw.noise import Noise
+from draw.noise import of_images
 from run import build, hardware, inputs, labels, progress
 from run.config import replace
 from run.errors import UsageError
@@ -209,9 +209,8 @@ def _encode(config, net, x_0, interrupted):
 
 def _denoise(config, net, indices, interrupted, x=None, y=None, start=None):
     """Denoise the state x, by default x_T, to x_0, with the noise of the images `indices`, which may repeat."""
-    device = hardware.device(config)
-    noise = Noise(config.seed, indices, build.shape(config), device)
-    sampler = build.sampler(config, net).to(device)
+    noise = of_images(config, indices)
+    sampler = build.sampler(config, net).to(hardware.device(config))
     return walk.denoise(config, sampler, sampler.start(noise()) if x is None else x, y, noise, interrupted, start=start)
 
 

@@ -33,6 +33,7 @@ import nll
 import sample
 import train
 from dataset import DataError
+from draw.noise import NOISES
 from run import checks, commandline, distributed, events, hardware
 from run.checkpoint import CheckpointError
 from run.config import adopt, declared, settle_timesteps, size_text
@@ -129,6 +130,7 @@ CHOICES = {
     'edit': edit.EDITS,
     'figure': figure.FIGURES,
     'export': interop.EXPORTS,
+    'noise': NOISES,
 }  # registries that run/ may not import
 for each in declared():
     define(each)
@@ -253,8 +255,7 @@ def check(config):
         raise UsageError('--import_ckpt is for one process: train with the others after it')
     if not any(getattr(config, mode) for mode in MODES):
         raise UsageError(f'nothing to do: add {" or ".join(f"--{mode}" for mode in MODES)}')
-    if config.push:
-        interop.check_push(config)
+    interop.check_export(config)
     if not config.import_ckpt:
         checks.check(config, config.train, config.train or draws(config) or bool(config.export))
 

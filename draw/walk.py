@@ -9,7 +9,7 @@ import torch
 
 from diffusion import clip_image
 from draw.inference import Inference
-from draw.noise import BLOCK, Noise, derive_seed
+from draw.noise import BLOCK, Noise, derive_seed, of_images
 from process.schedules import spacing_for
 from run import build, compiling, hardware, labels, progress
 
@@ -139,7 +139,7 @@ def draw(config, net, indices, interrupted=lambda: False, observe=lambda t, x_t,
                 observe(t, x_t[:n], x0_hat[:n])
                 bar.update(t > 0)
 
-            noise = Noise(config.seed, filled, build.shape(config), device)
+            noise = of_images(config, filled)
             rows = [i // edit.variants for i in filled]
             y = labels.of_indices(config, rows)
             x, project = edit.begin(sampler, rows, noise())

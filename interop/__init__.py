@@ -2,7 +2,6 @@
 
 # ruff: noqa: F401 (what is imported here is what this package offers)
 
-from interop.exports import EXPORTS, export
-from interop.hub import check_push
+from interop.exports import EXPORTS, check_export, export
 from interop.published import PUBLISHED, download
 from interop.reading import UNTOLD, from_pretrained, read

@@ -1,14 +1,22 @@
-"""Exports a model for other programs: as a folder for diffusers, or as one safetensors file."""
+"""Exports a model for other programs: as a folder for diffusers or for ONNX, or as one safetensors file."""
 
 import json
 import os
 
 from safetensors.torch import save_file
 
-from interop import hub, pipeline
+from interop import hub, onnx_folder, pipeline
 from interop.card import model_card
 from run import files
 from run.restore import run_folder
+
+
+def check_export(config):
+    """Raises UsageError or CheckpointError if --export or --push cannot work, before anything is made."""
+    if config.export == 'onnx':
+        onnx_folder.check_packages()
+    if config.push:
+        hub.check_push(config)
 
 
 def export(config, net, step):
@@ -46,4 +54,8 @@ def _to_safetensors(path, config, net, step):
 
 
 # name -> (function of (path, config, net, step) that writes the export, its name if --out is not given)
-EXPORTS = {'diffusers': (_to_diffusers, 'diffusers'), 'safetensors': (_to_safetensors, 'model.safetensors')}
+EXPORTS = {
+    'diffusers': (_to_diffusers, 'diffusers'),
+    'safetensors': (_to_safetensors, 'model.safetensors'),
+    'onnx': (onnx_folder.write, 'onnx'),
+}

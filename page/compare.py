@@ -8,7 +8,7 @@ import streamlit as st
 import torch
 
 from draw import walk
-from draw.noise import Noise
+from draw.noise import of_images
 from page import opening, pictures, settings
 from page.texts import Stop, one_line, say
 from run import build, hardware, labels
@@ -83,7 +83,7 @@ def _draw(opened, config):
     """Return the images of a config, x [n, ...], as `--sample` draws them, and the seconds that their walk took."""
     device, n = hardware.device(config), config.num_images
     sampler = build.sampler(config, opened.model).to(device)
-    noise = Noise(config.seed, range(n), build.shape(config), device)
+    noise = of_images(config, range(n))
     y, x_T = labels.of_indices(config, range(n)), sampler.start(noise())
     next(sampler.trajectory(x_T, y, noise=torch.zeros_like))  # the first call of a network takes longer
     steps, bar, taken = len(sampler.timesteps), st.progress(0.0), count()

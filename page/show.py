@@ -4,7 +4,7 @@ import pandas as pd
 import streamlit as st
 
 from dataset.files import EXTENSIONS
-from draw.noise import Noise
+from draw.noise import of_images
 from page import opening, pictures, settings, step
 from page.texts import Stop, one_line, say
 from page.walk import Walk
@@ -69,7 +69,7 @@ def _current(opened, config):
         if file is None:
             raise Stop(say('choose_file'), 'info')
         x = opening.uploaded(config, file, n)
-    noise = Noise(config.seed, range(n), build.shape(config), hardware.device(config))
+    noise = of_images(config, range(n))
     sampler = build.sampler(config, opened.model).to(hardware.device(config))
     walk = Walk(sampler, noise, labels.of_indices(config, range(n)), x)
     walk.canvas, walk.unit = opening.canvases(opened, sampler)

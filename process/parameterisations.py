@@ -46,6 +46,7 @@ class Parameterisation(nn.Module):
                 f'mean_type {mean_type} gives no x_0 if alphas_bar falls to {alphas_bar.min():.3g}: '
                 'choose a schedule whose last beta is below 1, or mean_type v or xstart'
             )
+        self.inverse = inverse  # float64 [2, T]: x_0 = inverse[0, t] out + inverse[1, t] x_t
         for name, table in zip(('a', 'b', 'from_out', 'from_x_t'), (a, b, *inverse), strict=True):
             self.register_buffer(name, table.float(), persistent=False)
 

@@ -117,6 +117,13 @@ GROUPS = [
             "x_T: N(0, I), or with the data's moments if --T ends short of noise",
             ('standard', 'data'),
         ),
+        sampler(
+            'noise',
+            'torch',
+            'generator of the noise of --seed; philox: the same numbers on every device and in a browser',
+            (),
+            before='torch',
+        ),  # main.py has the choices
     ]),
     Group('Labels', ('train', 'sample', 'figure'), [
         labels('labels', 'all', 'classes to draw in turn, by name or number, such as cat,dog or 0,1,2'),
@@ -183,7 +190,7 @@ GROUPS = [
         run('grad_accum', 1, 'parts that a batch is computed in, to save memory', low=1),
         run('ema_decay', 0.9999, 'decay of the averaged weights', low=0, high=1),
         run('parallel', False, 'share the work with the other processes that torchrun starts'),
-        run('seed', 0, 'random seed', low=0),
+        run('seed', 0, 'random seed', low=0, high=2**64 - 1),
         run(
             'precision',
             'auto',

@@ -1,11 +1,14 @@
-"""Serve the page of demo.py and open it in a browser, for its tests and its pictures."""
+"""Serve the page of demo.py or that of docs/try and open it in a browser, for tests and pictures."""
 
 import contextlib
+import functools
+import http.server
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -34,6 +37,21 @@ def served(log, *argv):
             yield f'http://127.0.0.1:{port}'
         finally:
             server.terminate()
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        """Write no line for each request."""
+
+
+@contextlib.contextmanager
+def folder_served(folder):
+    """Serve the files of a folder and give the address."""
+    handler = functools.partial(_Quiet, directory=folder)
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{server.server_port}'
+        server.shutdown()
 
 
 def chromium(playwright):

@@ -1,13 +1,14 @@
-"""Take the pictures of the page for docs/: python tests/page_pictures.py LOGS FOLDER, or make page-pictures.
+"""Take the pictures of the pages for docs/: python tests/page_pictures.py LOGS FOLDER, or make page-pictures.
 
-LOGS, relative to the root of the project, holds the runs of config/DIGITS.txt and config/S_CURVE.txt.
+LOGS, relative to the root of the project, holds the runs of config/DIGITS.txt and config/S_CURVE.txt, and docs/try
+what `make try-files MODEL=DIGITS_CFG` puts there.
 """
 
 import sys
 import tempfile
 from pathlib import Path
 
-from browsing import chromium, served, settled
+from browsing import ROOT, chromium, folder_served, served, settled
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
@@ -21,10 +22,11 @@ PICTURES = {
 
 
 def main(logs, folder):
-    """Write each of PICTURES as a PNG."""
+    """Write each of PICTURES, and one of docs/try, as a PNG."""
     with (
         tempfile.TemporaryDirectory() as temporary,
         served(Path(temporary) / 'log', f'--logs={logs}') as address,
+        folder_served(ROOT / 'docs' / 'try') as address_of_try,
         sync_playwright() as playwright,
     ):
         browser = chromium(playwright)
@@ -38,10 +40,26 @@ def main(logs, folder):
             page.locator('[data-testid=stImage]').first.wait_for()
             page.wait_for_timeout(2000)  # charts are drawn last
             settled(page)
-            path = Path(folder) / f'{name}.png'
-            page.screenshot(path=path)
-            Image.open(path).convert('RGB').quantize(COLOURS, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
+            take(page, Path(folder) / f'{name}.png')
+        take(on_the_way(browser, address_of_try), Path(folder) / 'try.png')
         browser.close()
+
+
+def on_the_way(browser, address):
+    """Return the page of docs/try, on the way through a walk with guidance."""
+    page = browser.new_page(viewport={'width': 940, 'height': 840})
+    page.goto(address)
+    page.get_by_label('Guidance').fill('2')
+    page.get_by_role('button', name='Draw').click()
+    page.get_by_text('Drawn in').wait_for()
+    page.get_by_role('slider').fill('14')
+    return page
+
+
+def take(page, path):
+    """Save what a page shows in few colours."""
+    page.screenshot(path=path)
+    Image.open(path).convert('RGB').quantize(COLOURS, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
 
 
 if __name__ == '__main__':

@@ -22,6 +22,7 @@ from runs import Forked, config_of
 
 import interop
 from draw import walk
+from draw.noise import NOISES
 from interop import drawing_code, formats, pipeline, published, scheduler
 from process.schedules import SCHEDULES, make_betas
 from run import checkpoint
@@ -172,7 +173,7 @@ def errors_of_the_card(folder, flags, monkeypatch):
     config, net = run_of(*flags, '--logdir', folder / 'run')
     interop.EXPORTS['diffusers'][0](folder, config, net, 0)
     code = re.search('```python\n(.*?)```', (folder / 'README.md').read_text(), re.S)[1]
-    monkeypatch.setattr(walk, 'Noise', SharedNoise)
+    monkeypatch.setitem(NOISES, 'torch', SharedNoise)
     monkeypatch.setattr(DiffusionPipeline, 'numpy_to_pil', staticmethod(Kept))
     monkeypatch.setattr(Kept, 'drawn', drawn := {'PATH': str(folder)})
     preparing, *ways = re.split('^(?=# --sample)', code, flags=re.M)
