@@ -7,3 +7,4 @@ from dataset.files import DataError
 from dataset.images import FITS, Images, Points, fitted, listed, load, read_images, shown, sizes_text
 from dataset.kinds import open_files, splits
 from dataset.named import DATASETS
+from dataset.splits import check_one_set

@@ -85,8 +85,10 @@ def numbered(values, n, path, name):
     return classes, np.array([number[text] for text in texts], int)[labels]
 
 
-def read_arrays(path, split=''):
+def read_arrays(path, names, note):
     """Return the `Arrays` of an npy or npz. An npy is mapped into memory, an npz read into it.
+
+    names: as `splits_of_arrays` gives them for a split. note: what to say of the split.
 
     Only uint8 is taken, [N, H, W], [N, H, W, 1 or 3] or [N, 1 or 3, H, W], and only if no other order is possible:
     floats and other integers do not say which values are black and white. Raise DataError for anything else.
@@ -98,12 +100,12 @@ def read_arrays(path, split=''):
             axes, order = _layout(shape, dtype, path)
             x = np.memmap(path, dtype, 'r', file.tell(), shape, 'F' if by_columns else 'C')
             return Arrays(path, x, None, [file_marks(path)], axes, f', from {order}')
-        x_name, y_name = names = _names(file, path)[split]
+        x_name, y_name = names
         x = _member(file, path, x_name, _layout)
         axes, order = _layout(x.shape, x.dtype, f'{path}: {x_name}')
         y = _member(file, path, y_name) if y_name else None
         marks = [(name, file.getinfo(f'{name}.npy').CRC) for name in names if name]
-    return Arrays(path, x, y, marks, axes, f', from {x_name} {order}' + f' and {y_name}' * bool(y_name))
+    return Arrays(path, x, y, marks, axes, f', from {x_name} {order}{f" and {y_name}" * bool(y_name)}{note}')
 
 
 def splits_of_arrays(path, _):
@@ -141,10 +143,6 @@ def _layout(shape, dtype, what):
 
     Raise DataError if the array is not of uint8, or more than one order is possible.
     """
-    if dtype != np.uint8:
-        raise DataError(
-            f'{what} is {dtype}, which does not say what is black and white: save it as uint8, from 0 to 255'
-        )
     few = [axis for axis, length in enumerate(shape) if length in (1, 3) and axis]
     orders = {
         (3, ()): ((0, 1), '[N, H, W]'),
@@ -156,6 +154,10 @@ def _layout(shape, dtype, what):
         raise DataError(
             f'{what} is {list(shape)}, which is not clear: give many images, [N, H, W] or [N, H, W, 1 or 3], or more '
             'than 3 pixels wide and high'
+        )
+    if dtype != np.uint8:
+        raise DataError(
+            f'{what} is {dtype}, which does not say what is black and white: save it as uint8, from 0 to 255'
         )
     return taken
 

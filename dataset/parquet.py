@@ -12,6 +12,7 @@ import numpy as np
 
 from dataset.arrays import numbered
 from dataset.files import EXTENSIONS, LOOKED_AT, DataError, file_marks, identity_of, natural, open_image, spread
+from dataset.splits import warn_of_missing
 
 CACHED_BYTES = 2**28  # the row groups that a process keeps; one is kept whatever its size
 GROUP_BYTES = 2**30  # the most bytes of images in a row group, since each worker process holds at least one
@@ -46,6 +47,7 @@ class Parquet:
     def __init__(self, path, names, note):
         self.place, self.path = path, path if os.path.isdir(path) else os.path.dirname(path) or os.curdir
         self.files, self.kept, self.columns = sorted(names, key=natural), OrderedDict(), None
+        warn_of_missing(path, self.files)
         self.groups, counts, labels = [], [0], []  # (file, index) of each row group, their numbers of rows
         for file in self.files:
             with self._opened(file) as opened:

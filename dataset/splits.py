@@ -15,26 +15,38 @@ OTHER = 'other'  # the split of files whose names tell none
 def splits_by_name(path, names):
     """Return {split: names} of parquet files, or {'other': names} if no name tells a split.
 
-    These are the layouts of the Hugging Face Hub: SET/SPLIT/0000.parquet, and files SPLIT-00000-of-00003.parquet. A
-    split that lacks some of its files is warned of. Raise DataError if there are several sets.
+    These are the layouts of the Hugging Face Hub: SET/SPLIT/0000.parquet, and files SPLIT-00000-of-00003.parquet. Raise
+    DataError as `check_one_set`.
     """
-    splits, sets = {}, set()
+    check_one_set(path, names)
+    splits = {}
     for name in sorted(names, key=natural):
-        found = {split: match for split, pattern in PATTERNS.items() if (match := pattern.fullmatch(name))}
-        split, match = min(found.items(), key=lambda each: len(each[1]['set'] or ''), default=(OTHER, None))
-        splits.setdefault(split, []).append((name, match))
-        sets |= {match['set']} if match else set()
+        splits.setdefault(_told(name)[0], []).append(name)
+    return splits
+
+
+def check_one_set(path, names):
+    """Raise DataError if the names of parquet files tell of several data sets, each with splits of its own."""
+    sets = {match['set'] for _, match in map(_told, names) if match}
     if len(sets) > 1:
         shown = ' '.join(sorted(each or '.' for each in sets))
         raise DataError(f'{path} holds {len(sets)} data sets: name one of its folders {shown}')
-    for split, files in splits.items():
-        counts = {int(match['count']) for _, match in files if match and match['count']}
-        if any(match and match['part'] for _, match in files):
-            logging.warning('%s: the files of the split %s are only the first part of it, by their names', path, split)
-        elif counts and max(counts) != len(files):
-            text = '%s: %d of the %d files of the split %s are there, by their names'
-            logging.warning(text, path, len(files), max(counts), split)
-    return {split: [name for name, _ in files] for split, files in splits.items()}
+
+
+def warn_of_missing(path, names):
+    """Warn if the names of the files of a split tell that there are more."""
+    told = [match for _, match in map(_told, names) if match]
+    count = max((int(match['count']) for match in told if match['count']), default=len(names))
+    if any(match['part'] for match in told):
+        logging.warning('%s: by the names of its files, %s is only the first part', path, names[0])
+    elif count != len(names) > 1:
+        logging.warning('%s: by the names of its files, there are %d of %d', path, len(names), count)
+
+
+def _told(name):
+    """Return the split that a name tells, and the match of its pattern; OTHER and None if it tells none."""
+    found = {split: match for split, pattern in PATTERNS.items() if (match := pattern.fullmatch(name))}
+    return min(found.items(), key=lambda each: len(each[1]['set'] or ''), default=(OTHER, None))
 
 
 def chosen(path, splits, split):

@@ -8,7 +8,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
-LARGE = '.safetensors', '.bin', '.pt'  # what the Hub keeps by SHA-256; other files are git's
+LARGE = '.safetensors', '.bin', '.pt', '.parquet'  # what the Hub keeps by SHA-256; other files are git's
 PIECE = 1 << 16  # bytes
 TOKEN = 'hf_of_the_owner'
 
@@ -30,7 +30,7 @@ def files_of(folder):
 
 
 class Hub(ThreadingHTTPServer):
-    """A Hub that holds {repository: {revision: {path: bytes}}}."""
+    """A Hub that holds {repository: {revision: {path: bytes}}}. A data set is named datasets/OWNER/NAME."""
 
     daemon_threads = True
 
@@ -92,15 +92,18 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         parts = [unquote(part) for part in urlsplit(self.path).path.strip('/').split('/')]
         self.server.asked.append((self.command, '/'.join(parts), self.headers.get('Range')))
-        if parts[:2] == ['api', 'models']:
-            repo, kind, revision = '/'.join(parts[2:4]), *(parts[4:6] or ['revision', 'main'])
+        at_data = parts[0] == 'datasets' or parts[:2] == ['api', 'datasets']
+        above = 'datasets/' if at_data else ''
+        if parts[0] == 'api':
+            repo, kind, revision = above + '/'.join(parts[2:4]), *(parts[4:6] or ['revision', 'main'])
             files, commit = self.files(repo, revision)
             if files is not None and kind == 'revision':
                 self.answer({'id': repo, 'sha': commit, 'siblings': [{'rfilename': path} for path in files]})
             elif files is not None:
                 self.answer([self.listed(path, content) for path, content in files.items()])
         else:
-            repo, revision, path = '/'.join(parts[:2]), parts[3], '/'.join(parts[4:])
+            parts = parts[1:] if at_data else parts
+            repo, revision, path = above + '/'.join(parts[:2]), parts[3], '/'.join(parts[4:])
             files, commit = self.files(repo, revision)
             if files is not None and path not in files:
                 self.refuse(404, 'EntryNotFound')
