@@ -1,7 +1,6 @@
 """Read images and labels from the arrays of numpy, .npy and .npz. Nothing in them is unpickled."""
 
 import contextlib
-import logging
 import math
 import os
 import zipfile
@@ -25,9 +24,9 @@ NO_IMAGES = 'is no npz of images (arr_0, uint8 [N, H, W, C])'
 class Arrays:
     """The items (PIL image, label) of arrays: x, uint8 [N, ...]; y, integers or texts [N], or None.
 
-    The classes are the values that occur, in natural order, unless `classes` names those from 0 on. axes: those of an image, in the order height, width and
-    channels. marks: tuples of the name of each file and what tells whether it has changed. Raise DataError if y is no
-    such array or has negative numbers.
+    The classes are the values that occur, in natural order, unless `classes` names those from 0 on. axes: those of an
+    image, in the order height, width and channels. marks: tuples of the name of each file and what tells whether it has
+    changed. Raise DataError if y is no such array or has negative numbers.
     """
 
     def __init__(self, path, x, y, marks, axes=(0, 1), note='', classes=()):
@@ -62,8 +61,8 @@ class Arrays:
         return len(self.x)
 
     def __getitem__(self, i):
-        pixels = self.x[i].transpose(self.axes)
-        return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)), self.labels[i]
+        pixels = np.ascontiguousarray(self.x[i].transpose(self.axes))
+        return Image.fromarray(pixels.squeeze(2) if pixels.shape[2:] == (1,) else pixels), self.labels[i]
 
 
 def numbered(values, n, path, name):
@@ -94,7 +93,7 @@ def read_arrays(path, names, note):
     floats and other integers do not say which values are black and white. Raise DataError for anything else.
     """
     is_npz = path.lower().endswith('.npz')
-    with _explained(path), (zipfile.ZipFile(path) if is_npz else open(path, 'rb')) as file:
+    with _explained(path), zipfile.ZipFile(path) if is_npz else open(path, 'rb') as file:
         if not is_npz:
             shape, by_columns, dtype = _header(file, os.path.getsize(path), path, _layout)
             axes, order = _layout(shape, dtype, path)
@@ -175,9 +174,8 @@ def stream_npz(path):
 
     @contextlib.contextmanager
     def opened():
-        with _explained(path, NO_IMAGES), zipfile.ZipFile(path) as archive:
-            with archive.open('arr_0.npy') as file:
-                yield file, *_header(file, archive.getinfo('arr_0.npy').file_size, f'{path}: arr_0', check)
+        with _explained(path, NO_IMAGES), zipfile.ZipFile(path) as archive, archive.open('arr_0.npy') as file:
+            yield file, *_header(file, archive.getinfo('arr_0.npy').file_size, f'{path}: arr_0', check)
 
     def stream():
         with opened() as (file, *_):
@@ -209,7 +207,7 @@ def npz_identity(path):
 
 
 def _header(file, size, what, check):
-    """Read the header of an npy as `npy_header` does. Raise DataError as `check` of (shape, dtype, what), or if it lies.
+    """Read the header of an npy as `npy_header` does. Raise DataError if it lies, or as check(shape, dtype, what) does.
 
     size: that of the whole npy in bytes. what: its name in messages.
     """

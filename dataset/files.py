@@ -82,7 +82,7 @@ class ImageFiles:
             if self.path != path:
                 names = [os.path.basename(path)]
             else:
-                names = set(self._archive().namelist()) if self._is_zip else files_below(path) if names is None else names
+                names = names or (set(self._archive().namelist()) if self._is_zip else files_below(path))
         except Exception as error:  # a broken table of contents makes zipfile raise nearly anything
             raise DataError(
                 f'cannot read {path} as a {"zip" if self._is_zip else "folder"} of images: {error}'

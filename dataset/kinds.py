@@ -21,6 +21,10 @@ class Kind(NamedTuple):
     in_folders: bool = True  # whether a folder is taken
 
 
+def _ends(*endings):
+    return lambda name: name.lower().endswith(endings)
+
+
 def _images(path, names, note):
     return ImageFiles(path, names if os.path.isdir(path) else None)
 
@@ -31,9 +35,9 @@ def _is_parquet(name):
 
 # In the path of a file, what is none of these is a zip of images.
 KINDS = {
-    'images': Kind(lambda name: name.lower().endswith(EXTENSIONS), _images),
+    'images': Kind(_ends(*EXTENSIONS), _images),
     'parquet files': Kind(_is_parquet, Parquet, splits_by_name),
-    'arrays': Kind(lambda name: name.lower().endswith(('.npz', '.npy')), read_arrays, splits_of_arrays, in_folders=False),
+    'arrays': Kind(_ends('.npz', '.npy'), read_arrays, splits_of_arrays, in_folders=False),
     'files of MNIST': Kind(
         originals.MNIST_FILE.fullmatch,
         originals.read_mnist,

@@ -31,7 +31,8 @@ def splits_of_originals(pattern):
     def splits(path, names):
         folders = {os.path.dirname(name) or '.' for name in names}
         if len(folders) > 1:
-            raise DataError(f'{path} holds {len(folders)} data sets: name one of its folders {" ".join(sorted(folders))}')
+            shown = ' '.join(sorted(folders))
+            raise DataError(f'{path} holds {len(folders)} data sets: name one of its folders {shown}')
         found = {}
         for name in sorted(names):
             key = re.sub(r'_\d$', '', pattern.fullmatch(name)['split'])

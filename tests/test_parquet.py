@@ -20,6 +20,7 @@ import pyarrow as pa
 from parquet_files import encoded, features_of, images, write
 
 import dataset
+import score
 from dataset import DataError, loader
 from dataset import parquet as parquet_reader
 from run import distributed
@@ -97,8 +98,7 @@ def test_a_run_killed_within_an_epoch_resumes_to_the_same_bits(tmp_path, by):
     argv = [*TINY, '--train', '--cond', f'--dataset={shards(tmp_path / "set", by=by)}', '--total_steps=10']
     argv += ['--save_step=2', f'--logdir={tmp_path / "killed"}']
     log = tmp_path / 'log'
-    for nth in (4, 5):
-        assert Forked(*argv, log=log, before=partial(on_call, 'train.Run.update', nth)).status() == -9
+    assert Forked(*argv, log=log, before=partial(on_call, 'train.Run.update', 4)).status() == -9
     assert Forked(*argv, log=log).status() == 0, log.read_text()
     assert Forked(*argv, f'--logdir={tmp_path / "whole"}', log=log).status() == 0
     whole, killed = (load(tmp_path / name) for name in ('whole', 'killed'))
@@ -181,7 +181,7 @@ def test_two_columns_of_labels_are_none(tmp_path):
 
 BROKEN = images(1)[0][:60]
 REFUSED = {
-    'no images': ({'a': [1, 2], 'b': ['x', 'y']}, r'a\.parquet cannot be read: it has no column of images: a \(int64\)'),
+    'no images': ({'a': [1, 2], 'b': ['x', 'y']}, r'a\.parquet cannot be read: it has no column of images: a'),
     'two images': ({'a': images(2), 'b': images(2)}, 'it has 2 columns of images, a b: write it anew with one'),
     'empty': ({'image': pa.array([], pa.binary())}, r'a\.parquet has no rows'),
     'broken': ({'image': [*images(9), BROKEN]}, r'a\.parquet, row 9 cannot be decoded'),
@@ -293,20 +293,23 @@ def test_other_layouts(tmp_path, caplog):
     for name in ('part-2.snappy.parquet', 'part-10.snappy.parquet', 'trained.parquet', 'test_images.parquet'):
         write(tmp_path / 'c' / name, image=images(2))
     data = dataset.load(str(tmp_path / 'c'), '', 8)
-    assert data.items.files == ['part-2.snappy.parquet', 'part-10.snappy.parquet', 'test_images.parquet', 'trained.parquet']
+    first = ['part-2.snappy.parquet', 'part-10.snappy.parquet']
+    assert data.items.files == [*first, 'test_images.parquet', 'trained.parquet']
 
 
 def test_a_run_takes_labels_by_name_and_the_test_split_of_its_set(tmp_path, cli, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shards(tmp_path / 'set')
     write(tmp_path / 'set' / 'test-00000-of-00001.parquet', image=images(9, seed=1), label=['cat', 'ant', 'bee'] * 3)
-    flags = '--dataset=set', '--feature_net=classifier', f'--logdir={tmp_path / "run"}'
-    status, _, error = cli(*TINY, *flags, '--train', '--sample', '--eval', '--cond', '--labels=cat,ant', '--num_images=8')
+    monkeypatch.setitem(score.classifier.cache_classifier.__kwdefaults__, 'steps', 2)
+    flags = '--dataset=set', '--feature_net=classifier', f'--logdir={tmp_path / "run"}', '--num_images=8'
+    status, _, error = cli(*TINY, *flags, '--train', '--sample', '--eval', '--cond', '--labels=cat,ant')
     assert status == 0 and 'labels in turn: cat ant' in error, error
     assert 'it reads' in error and 'of 9 test images as labelled' in error
-    again = cli('--eval', *flags[2:], '--num_images=8')[2]
+    again = cli('--eval', *flags[1:])[2]
     assert 'training a classifier' not in again and 'building it' not in again
     write(tmp_path / 'set' / SHARDS[0], image=images(20, seed=2), label=['cat'] * 20)
-    assert 'was made' in cli('--eval', *flags[2:], '--num_images=8')[2]
-    status, out, error = cli('--eval', '--images=set/test-00000-of-00001.parquet', *flags[:2], '--img_size=8', '--channels=3')
+    assert 'was made' in cli('--eval', *flags[1:])[2]
+    scored = '--images=set/test-00000-of-00001.parquet', '--img_size=8', '--channels=3'
+    status, out, error = cli('--eval', *scored, *flags[:2])
     assert status == 0 and '9 images of 8x8, RGB' in out, error
