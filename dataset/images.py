@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from itertools import groupby, islice
 
 import numpy as np
@@ -201,6 +202,9 @@ def load(name, data_dir, img_size, split='train', channels='auto', background='w
         channels, classes, crop = source.channels if auto else int(channels), source.classes, source.crop
         seen = Survey(sizes, channels == 1, transparent=False)
     else:
+        if not os.path.exists(name):
+            names = ', '.join(DATASETS)
+            raise DataError(f'{name} is no file or folder that exists, nor one of {names}; from the Hub: hf:OWNER/NAME')
         items = open_files(name, split)
         seen = survey(items, background)
         channels, classes, crop = _channels(channels, seen), items.classes, None
