@@ -141,6 +141,8 @@ def package(use='hub'):
         import huggingface_hub.errors
     except ImportError as error:
         raise HubError(f'the Hub needs a package: pip install -r requirements-{use}.txt ({error})') from error
+    for name in ('httpx', 'httpx2'):  # which tell of every request
+        logging.getLogger(name).setLevel(logging.WARNING)
     return huggingface_hub
 
 

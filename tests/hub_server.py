@@ -5,8 +5,11 @@ import hashlib
 import json
 import os
 import threading
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
+
+from runs import Forked
 
 LARGE = '.safetensors', '.bin', '.pt', '.parquet'  # what the Hub keeps by SHA-256; other files are git's
 PIECE = 1 << 16  # bytes
@@ -48,6 +51,12 @@ class Hub(ThreadingHTTPServer):
         """Return the variables with which huggingface_hub uses this Hub and a cache of its own."""
         ours = {'HF_ENDPOINT': self.address, 'HF_HOME': str(cache), 'HF_HUB_CACHE': f'{cache}/hub', 'HF_TOKEN': ''}
         return {**ours, 'HF_HUB_DISABLE_XET': '1', 'HF_HUB_DISABLE_TELEMETRY': '1', 'HF_HUB_OFFLINE': '0', **others}
+
+
+def main_py(server, cache, log, *argv, **variables):
+    """Run main.py with a server as its Hub and a cache -> (exit status, stderr)."""
+    child = Forked(*argv, log=log, before=partial(enter, server.environment(cache, **variables)))
+    return child.status(), child.error()
 
 
 def enter(values):

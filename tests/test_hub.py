@@ -46,13 +46,7 @@ def server(run):
 @pytest.fixture
 def main_py(server, tmp_path):
     """Run main.py with the server as its Hub -> (exit status, stderr)."""
-
-    def call(*argv, **variables):
-        variables = server.environment(tmp_path / 'cache', **variables)
-        child = Forked(*argv, log=tmp_path / 'log', before=partial(hub_server.enter, variables))
-        return child.status(), child.error()
-
-    return call
+    return partial(hub_server.main_py, server, tmp_path / 'cache', tmp_path / 'log')
 
 
 def downloaded(server):
