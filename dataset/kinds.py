@@ -75,7 +75,7 @@ def open_files(path, split=None):
 def _kind(path):
     """Return the `Kind` of what lies at a path, and the names of its files."""
     if not os.path.exists(path):
-        raise DataError(f'there is no file or folder {path}')
+        raise DataError(f'no images at {path}: there is no such file or folder')
     if not os.path.isdir(path):
         name = os.path.basename(path)
         kind = next((kind for kind in KINDS.values() if kind.takes(name)), KINDS['images'])

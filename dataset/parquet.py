@@ -46,7 +46,8 @@ class Parquet:
 
     def __init__(self, path, names, note):
         self.place, self.path = path, path if os.path.isdir(path) else os.path.dirname(path) or os.curdir
-        self.files, self.kept, self.columns = sorted(names, key=natural), OrderedDict(), None
+        self.files, self.columns = sorted(names, key=natural), None
+        self.kept, self.footers = OrderedDict(), {}  # row groups by number, metadata by file
         warn_of_missing(path, self.files)
         self.groups, counts, labels = [], [0], []  # (file, index) of each row group, their numbers of rows
         for file in self.files:
@@ -69,10 +70,11 @@ class Parquet:
 
     @contextlib.contextmanager
     def _opened(self, file):
-        # Nothing stays open between two reads, so that worker processes share nothing. No threads: they do not fork.
+        # No file stays open between two reads, so that worker processes share none. No threads: they do not fork.
         place = os.path.join(self.path, file)
         try:
-            with package().ParquetFile(place, pre_buffer=False) as opened:
+            with package().ParquetFile(place, metadata=self.footers.get(file), pre_buffer=False) as opened:
+                self.footers[file] = opened.metadata
                 yield opened
         except (DataError, MemoryError):
             raise
