@@ -86,7 +86,8 @@ def _kind(path):
         below = [name for name in files_below(path) if not any(map(is_hidden, name.split(os.sep)))]
     except OSError as error:
         raise DataError(f'cannot read {path} as a folder of images: {error}') from error
-    found = {what: list(filter(kind.takes, below)) for what, kind in KINDS.items() if kind.in_folders}
+    plain = [name.replace(os.sep, '/') for name in below]
+    found = {what: list(filter(kind.takes, plain)) for what, kind in KINDS.items() if kind.in_folders}
     found = {what: names for what, names in found.items() if names}
     if len(found) > 1:
         raise DataError(f'{path} holds {" and ".join(found)}: name a file or folder of one kind')
