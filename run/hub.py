@@ -51,14 +51,15 @@ def resolved(path):
     return path if path.startswith(PREFIX) else os.path.realpath(path)
 
 
-def snapshot(text, address, wanted, kind='model'):
+def snapshot(text, address, wanted, **options):
     """Return the folder of the cache that has those files of an address that match `wanted`, downloaded if need be.
 
-    kind: model or dataset. Raise HubError if the package is missing or the files cannot be had.
+    options: those of huggingface_hub's function, such as repo_type. Raise HubError if the package is missing or the
+    files cannot be had.
     """
     hub = package()
     with explained(text, address):
-        return hub.snapshot_download(address.repo, repo_type=kind, revision=address.revision, allow_patterns=wanted)
+        return hub.snapshot_download(address.repo, revision=address.revision, allow_patterns=wanted, **options)
 
 
 @functools.cache
@@ -76,16 +77,19 @@ def data_set(text):
     if not hasattr(package('parquet').errors, 'IncompleteSnapshotError'):
         raise HubError(f'{text} needs a newer huggingface_hub: pip install -r requirements-parquet.txt')
     revisions = [address.revision] if address.revision else [CONVERTED, 'main']
+    path, silence = glob.escape(address.path), None
     for revision in revisions:
         asked = address._replace(revision=revision)
         check_one_set(text, _listed(asked))
         try:
-            path = glob.escape(address.path)
-            folder = snapshot(text, asked, [f'{path}/*.parquet'.lstrip('/'), path], 'dataset')
+            # If the Hub did not answer, it is not asked again, since main might come in place of a copy that exists.
+            how = {'repo_type': 'dataset', 'local_files_only': bool(silence)}
+            folder = snapshot(text, asked, [f'{path}/*.parquet'.lstrip('/'), path], **how)
             break
         except HubError as error:
-            if revision == revisions[-1] or not _is_absent(error.__cause__):
-                raise
+            if silence or revision == revisions[-1] or not _is_absent(error.__cause__):
+                raise silence or error from error.__cause__
+            silence = error if isinstance(error.__cause__, FileNotFoundError) else None  # not in the cache
     place = Path(folder, address.path)
     files = [place] if place.is_file() else list(place.rglob('*.parquet'))
     if not files:
@@ -100,9 +104,10 @@ def data_set(text):
 def _listed(address):
     """Return the names of the parquet files at an address, below its path, or none if the Hub cannot be asked."""
     try:
-        names = package().HfApi().list_repo_files(address.repo, revision=address.revision, repo_type='dataset')
+        about = package().HfApi().dataset_info(address.repo, revision=address.revision)
     except Exception:  # `snapshot` says what it is, or does without
         return []
+    names = [file.rfilename for file in about.siblings or ()]
     above = f'{address.path}/'.lstrip('/')
     return [name.removeprefix(above) for name in names if name.startswith(above) and name.endswith('.parquet')]
 

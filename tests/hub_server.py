@@ -41,6 +41,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(('127.0.0.1', 0), Handler)
         self.repos, self.private, self.asked, self.uploads, self.cards = {}, set(), [], {}, []
         self.cut, self.spoilt = set(), set()  # paths whose next download breaks off, or that come with other bytes
+        self.silent = set()  # revisions for which the server fails
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -91,6 +92,9 @@ class Handler(BaseHTTPRequestHandler):
         allowed = repo not in self.server.private or self.headers.get('Authorization') == f'Bearer {TOKEN}'
         if repo not in self.server.repos or not allowed:
             self.refuse(401 if not self.headers.get('Authorization') else 404, 'RepoNotFound')
+            return None, None
+        if revision in self.server.silent:
+            self.refuse(503, 'Busy')
             return None, None
         for name, files in self.server.repos[repo].items():
             if revision in (name, commit_of(name)):

@@ -145,6 +145,17 @@ def test_what_is_not_there_or_not_clear_is_said(server, main_py, tmp_path):
         'hf:me/two/b': ['test/0000.parquet', 'train/0000.parquet', 'train/0001.parquet'],
         'hf:me/own': ['data/0000.parquet'],  # there is no converted copy
     }
+    assert told(server, tmp_path, hub.data_set, 'hf:me/own', HF_HUB_OFFLINE='1') == {'hf:me/own': found['hf:me/own']}
+
+
+def test_if_the_hub_does_not_answer_for_the_converted_copy_main_is_not_taken(server, tmp_path):
+    server.repos['datasets/me/digits']['main'] = server.repos['datasets/me/own']['main']
+    server.silent.add(CONVERTED)
+    (said,) = told(server, tmp_path, hub.data_set, 'hf:me/digits').values()
+    assert said.startswith(
+        'HubError: hf:me/digits: it is not in the cache, and the Hub is not asked or does not answer'
+    )
+    assert not downloaded(server)
 
 
 def identity(split):
