@@ -210,7 +210,7 @@ def _shape(channels, height, width):
 
 
 def _name(path, index):
-    return f'image {index}' if path.endswith('.npz') else dataset.ImageFiles(path).names[index]
+    return f'image {index}' if path.endswith('.npz') else dataset.open_files(path).name(index)
 
 
 def _describe_source(statistics):

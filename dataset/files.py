@@ -1,4 +1,9 @@
-"""Read image files from a folder, a zip or an LMDB item by item, with their classes, and survey their headers."""
+"""Read image files from a folder, a zip or an LMDB item by item, with their classes, and survey their headers.
+
+The items that this package reads from files are sequences of (PIL image, label) with these attributes: path; name(i),
+what item i is called in messages; classes, the names of the labels, or no_classes, the reason why there are none;
+labels; identity(), what they were read from. note, if there is one, says more of what was found.
+"""
 
 import contextlib
 import hashlib
@@ -62,12 +67,12 @@ class ImageFiles:
     """The items (PIL image, label) of a folder or zip with any nesting; the first folder level is the class.
 
     The path of an image file stands for that file alone. `classes` is in natural order. If an image lies in no folder,
-    `classes` is empty and every label is 0.
+    `classes` is empty and every label is 0. names: the files of the folder, if they are known.
 
     Raise DataError if there is no image, or a folder or the zip cannot be read.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, names=None):
         self.path = path
         self._handle = None, None  # (process, its open archive): forked workers that share a handle would mix up reads
         self._is_zip = not os.path.isdir(path)
@@ -77,7 +82,7 @@ class ImageFiles:
             if self.path != path:
                 names = [os.path.basename(path)]
             else:
-                names = set(self._archive().namelist()) if self._is_zip else _files_below(path)
+                names = names or (set(self._archive().namelist()) if self._is_zip else files_below(path))
         except Exception as error:  # a broken table of contents makes zipfile raise nearly anything
             raise DataError(
                 f'cannot read {path} as a {"zip" if self._is_zip else "folder"} of images: {error}'
@@ -87,7 +92,8 @@ class ImageFiles:
             raise DataError(f'no images in {path}: expected files ending in {" ".join(EXTENSIONS)}')
         tops = [unicodedata.normalize('NFC', top) if below else '' for top, *below in map(self._parts, self.names)]
         self.classes = sorted(set(tops), key=natural) if all(tops) else []
-        self.stray = self.names[tops.index('')] if any(tops) and not all(tops) else ''  # why there are no classes
+        stray = any(tops) and not all(tops)
+        self.no_classes = f'as {self.names[tops.index("")]} lies in no folder' if stray else ''
         number = {top: i for i, top in enumerate(self.classes)}
         self.labels = [number.get(top, 0) for top in tops]
 
@@ -103,8 +109,7 @@ class ImageFiles:
         return re.split(r'[/\\]' if self._is_zip else re.escape(os.sep), name)  # some zips are written with backslashes
 
     def _is_image(self, name):
-        hidden = any(part.startswith(('.', '__MACOSX')) for part in self._parts(name))
-        return name.lower().endswith(EXTENSIONS) and not hidden
+        return name.lower().endswith(EXTENSIONS) and not any(map(is_hidden, self._parts(name)))
 
     def _images(self, names):
         """Return the images among all files, sorted. Among the pictures that this program writes, take only samples.
@@ -136,21 +141,19 @@ class ImageFiles:
         return images
 
     def identity(self):
-        """Return {'from': resolved path, 'count', 'files': a digest of names, sizes and times, or CRCs in a zip}.
+        """Return what `identity_of` does, with the CRCs of a zip in place of the times."""
 
-        No file is read. The times of modification are included because uncompressed images of one shape have one size;
-        a copy elsewhere has another path anyway. A file that is rewritten with the same size and time goes unnoticed.
-        """
-        digest = hashlib.sha256()
-        for name in self.names:
+        def marks(name):
             if self._is_zip:
                 info = self._archive().getinfo(name)
-                marks = info.file_size, info.CRC
-            else:
-                status = os.stat(os.path.join(self.path, name))
-                marks = status.st_size, int(status.st_mtime)  # some file systems keep only whole seconds
-            digest.update(repr(('/'.join(self._parts(name)), *marks)).encode(errors='surrogateescape'))
-        return {'from': os.path.realpath(self.path), 'count': len(self), 'files': digest.hexdigest()}
+                return info.file_size, info.CRC
+            return file_marks(os.path.join(self.path, name))
+
+        return identity_of(self.path, len(self), [('/'.join(self._parts(name)), *marks(name)) for name in self.names])
+
+    def name(self, i):
+        """Return the name of item i within the folder or zip."""
+        return self.names[i]
 
     def __len__(self):
         return len(self.names)
@@ -162,16 +165,45 @@ class ImageFiles:
         else:
             file = os.path.join(self.path, self.names[i])
             size = os.path.getsize(file)
-        if not 0 < size <= FILE_BYTES:
-            raise ValueError(f'a file of {size} bytes')
-        image = Image.open(file, formats=FORMATS)
-        image.filename = ''  # else Pillow maps the file into memory, and gives a rotated one the wrong shape
-        if image.width * image.height > PIXELS:
-            raise ValueError(f'{image.width}x{image.height} pixels are more than {PIXELS}')
-        return image, self.labels[i]
+        return open_image(file, size), self.labels[i]
 
 
-def _files_below(root):
+def open_image(file, size):
+    """Return the PIL image in a file, or at a path, of `size` bytes. Raise ValueError if it is empty or too large."""
+    if not 0 < size <= FILE_BYTES:
+        raise ValueError(f'a file of {size} bytes')
+    image = Image.open(file, formats=FORMATS)
+    image.filename = ''  # else Pillow maps the file into memory, and gives a rotated one the wrong shape
+    if image.width * image.height > PIXELS:
+        raise ValueError(f'{image.width}x{image.height} pixels are more than {PIXELS}')
+    return image
+
+
+def identity_of(path, count, marks):
+    """Return {'from': resolved path, 'count': of items, 'files': a digest of names, sizes and times}.
+
+    marks: tuples of the name of a file and its `file_marks`. No file is read. The times are included because
+    uncompressed images of one shape have one size; a copy elsewhere has another path anyway. A file that is rewritten
+    with the same size and time goes unnoticed.
+    """
+    digest = hashlib.sha256()
+    for mark in marks:
+        digest.update(repr(mark).encode(errors='surrogateescape'))
+    return {'from': os.path.realpath(path), 'count': count, 'files': digest.hexdigest()}
+
+
+def file_marks(path):
+    """Return the size of a file and the second of its last change: some file systems keep only whole seconds."""
+    status = os.stat(path)
+    return status.st_size, int(status.st_mtime)
+
+
+def is_hidden(part):
+    """Return whether a part of a path is that of a hidden file or folder, or of those that macOS adds to zips."""
+    return part.startswith(('.', '__MACOSX'))
+
+
+def files_below(root):
     """Return the names of all files below a folder. Follow links, except those that lead back to a parent folder."""
 
     def walk(folder, above):
@@ -197,7 +229,7 @@ def natural(name):
 
 def read_item(items, i, use):
     """Return use(image, label) for item i. Raise DataError, naming the image, if it cannot be decoded or is refused."""
-    name = f'{items.path}: {items.names[i]}' if isinstance(items, ImageFiles) else f'image {i} of the data set'
+    name = f'{items.path}: {items.name(i)}' if hasattr(items, 'name') else f'image {i} of the data set'
     try:
         image, label = items[i]
         with image:
@@ -222,6 +254,8 @@ class Survey(NamedTuple):
 def survey(items, background='white'):
     """Return a `Survey` of image files from the headers of up to HEADERS of them, evenly spread.
 
+    They are among the indices `items.looked_at`, if it has them: those that are near each other in its files.
+
     Decode up to LOOKED_AT and warn, naming some, if more than a tenth are blank. Raise DataError if one cannot be read,
     or if there are images of 16 bits and none reaches a quarter of white: 12-bit values in 16 bits would be black.
     """
@@ -238,16 +272,17 @@ def survey(items, background='white'):
         image.draft(None, (64, 64))  # a smaller version of a JPEG will do
         return np.ptp(np.asarray(decode(image, 3, background)), axis=(0, 1)).max() < BLANK
 
-    opened = spread(range(len(items)), HEADERS)
+    within = getattr(items, 'looked_at', range(len(items)))
+    opened = spread(within, HEADERS)
     sizes, grey, transparent, deep = zip(*(read_item(items, i, header) for i in opened), strict=True)
     deep = [i for i, is_deep in zip(opened, deep, strict=True) if is_deep]
     if deep and all(read_item(items, i, brightest) < DARK for i in spread(deep, LOOKED_AT)):
         raise DataError(
-            f'{items.path}: no image of 16 bits, such as {items.names[deep[0]]}, has a value above {256 * DARK - 1} of '
+            f'{items.path}: no image of 16 bits, such as {items.name(deep[0])}, has a value above {256 * DARK - 1} of '
             '65535: if the values use fewer bits, scale them to 16, else save the images in 8 bits'
         )
-    looked_at = spread(range(len(items)), LOOKED_AT)
-    blank = [items.names[i] for i in looked_at if read_item(items, i, is_blank)]
+    looked_at = spread(within, LOOKED_AT)
+    blank = [items.name(i) for i in looked_at if read_item(items, i, is_blank)]
     if len(blank) * 10 > len(looked_at):
         text = '%s: %d of %d images looked at are of one shade, such as %s'
         logging.warning(text, items.path, len(blank), len(looked_at), ', '.join(blank[:3]))

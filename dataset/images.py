@@ -1,18 +1,18 @@
-"""Load data sets of images, by name or from any folder or zip, and data sets of points in the plane."""
+"""Load data sets of images, by name or from files of any kind, and data sets of points in the plane."""
 
-import contextlib
 import logging
 import math
 import os
-import zipfile
 from itertools import groupby, islice
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from dataset.arrays import stream_npz
 from dataset.decode import decode
-from dataset.files import DataError, ImageFiles, Survey, read_item, spread, survey
+from dataset.files import DataError, Survey, read_item, spread, survey
+from dataset.kinds import open_files
 from dataset.named import DATASETS
 
 BICUBIC = Image.Resampling.BICUBIC
@@ -64,9 +64,9 @@ class Images:
 
     def __str__(self):
         """Describe the data set, as in `1,438 images of 8x8, grey, 10 classes: 0 1 2 ... 9`."""
-        stray = getattr(self.items, 'stray', '')
-        classes = f'no classes, as {stray} lies in no folder' if stray else listed(self.classes)
-        return f'{_described(len(self), self.seen, self.channels, self.background)}{self._fitting()}, {classes}'
+        reason, note = (getattr(self.items, name, '') for name in ('no_classes', 'note'))
+        classes = f'no classes, {reason}' if reason else listed(self.classes)
+        return f'{_described(len(self), self.seen, self.channels, self.background)}{self._fitting()}, {classes}{note}'
 
     def _fitting(self):
         """Say what happens to the images before they have the height and width of this set, if anything does."""
@@ -112,9 +112,10 @@ class Images:
     def __getitems__(self, indices):
         """Return a batch for DataLoader: (uint8 [B, C, H, W], labels), or a DataError that the caller raises."""
         try:
-            images, labels = zip(*(self[i] for i in indices), strict=True)
+            read = {i: self[i] for i in sorted(map(int, indices))}  # neighbours may lie in one part of a file
         except DataError as error:
             return error
+        images, labels = zip(*(read[int(i)] for i in indices), strict=True)
         return torch.stack(images), torch.tensor(labels) if self.num_classes else None
 
     def prepare(self, x, flip=None):
@@ -179,9 +180,9 @@ def _described(n, seen, channels, background):
 def load(name, data_dir, img_size, split='train', channels='auto', background='white', fit='crop'):
     """Return the `Images` or `Points` of a named data set, downloaded to `data_dir` if torchvision can, or of a path.
 
-    name: a key of `DATASETS`, or the path of a folder or zip of images. img_size, fit: as in `Images`. split: train or
-    test; a path has no splits. channels: 1 for grey, 3 for colour, or auto: grey if all surveyed images are, and then
-    one in colour is an error. background: white or black, behind transparent images and around padded ones.
+    name: a key of `DATASETS`, or a path of a kind in `KINDS`. img_size, fit: as in `Images`. split: train or test; a
+    path without splits is taken whole. channels: 1 for grey, 3 for colour, or auto: grey if all surveyed images are,
+    and then one in colour is an error. background: white or black, behind transparent images and around padded ones.
 
     Raise DataError if there is no such data set, or if it cannot be downloaded or read.
     """
@@ -200,12 +201,13 @@ def load(name, data_dir, img_size, split='train', channels='auto', background='w
         )
         channels, classes, crop = source.channels if auto else int(channels), source.classes, source.crop
         seen = Survey(sizes, channels == 1, transparent=False)
-    elif os.path.exists(name):
-        items = ImageFiles(name)
+    else:
+        if not os.path.exists(name):
+            names = ', '.join(DATASETS)
+            raise DataError(f'{name} is no file or folder that exists, nor one of {names}; from the Hub: hf:OWNER/NAME')
+        items = open_files(name, split)
         seen = survey(items, background)
         channels, classes, crop = _channels(channels, seen), items.classes, None
-    else:
-        raise DataError(f'dataset {name} is neither a folder or zip that exists nor one of {", ".join(DATASETS)}')
     how = {'crop': crop, 'fit': fit, 'background': background, 'keep_colour': auto}
     return Images(items, seen, channels, classes, img_size, **how)
 
@@ -226,16 +228,18 @@ def _channels(channels, seen):
 
 
 def read_images(path, channels='auto', background='white'):
-    """Return how many images a folder, zip or npz (arr_0, uint8 [N, H, W, C]) holds, and batches, uint8 [n, C, H, W].
+    """Return how many images there are at a path as in `load`, and batches of them, uint8 [n, C, H, W].
+
+    Of an npz, only arr_0, uint8 [N, H, W, C], is taken, and read as it is needed.
 
     Images keep their size, and neighbours of one size make a batch. Log one line that describes them. channels,
     background: as in `load`, for image files only. Raise DataError if the images cannot be read.
     """
     if path.endswith('.npz'):
-        return _read_npz(path)
-    if not os.path.exists(path):
-        raise DataError(f'no images at {path}')
-    files = ImageFiles(path)
+        (n, *size, c), stream = stream_npz(path)
+        logging.info('%s: %s', path, _described(n, Survey([tuple(size[::-1])], c == 1, transparent=False), c, ''))
+        return n, stream
+    files = open_files(path)
     seen = survey(files, background)
     auto, channels = channels == 'auto', _channels(channels, seen)
     logging.info('%s: %s', path, _described(len(files), seen, channels, background))
@@ -250,64 +254,3 @@ def read_images(path, channels='auto', background='white'):
         for _, run in runs
         for batch in iter(lambda run=run: list(islice(run, 128)), [])
     )
-
-
-def _read_npz(path):
-    # np.load would read the whole array: 50,000 images of 256x256 are 10 GB.
-    @contextlib.contextmanager
-    def opened():
-        try:
-            with zipfile.ZipFile(path) as archive, archive.open('arr_0.npy') as file:
-                yield file, archive.getinfo('arr_0.npy').file_size
-        except DataError:
-            raise
-        except Exception as error:  # a broken file can raise nearly anything
-            raise DataError(f'{path} is no npz of images (arr_0, uint8 [N, H, W, C]): {error}') from error
-
-    def stream():
-        with opened() as (file, _):
-            _npy_header(file)
-            if by_columns:  # the first index runs fastest, so the first image needs the whole file
-                stored = np.frombuffer(file.read(math.prod(shape)), np.uint8).reshape(shape[::-1]).T
-            for start in range(0, shape[0], 128):
-                block = (min(128, shape[0] - start), *shape[1:])
-                if by_columns:
-                    pixels = np.ascontiguousarray(stored[start : start + 128])
-                else:
-                    pixels = np.frombuffer(bytearray(file.read(math.prod(block))), np.uint8).reshape(block)
-                yield torch.from_numpy(pixels).permute(0, 3, 1, 2)
-
-    with opened() as (file, size):
-        shape, by_columns, dtype = _npy_header(file)
-        if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or min(shape) < 1:
-            raise DataError(f'{path}: arr_0 must be uint8 [N, H, W, 1 or 3], not {dtype} {list(shape)}')
-        if size - file.tell() != math.prod(shape):
-            raise DataError(f'{path}: arr_0 holds {size - file.tell()} bytes, its header says {math.prod(shape)}')
-    seen = Survey([shape[2:0:-1]], shape[3] == 1, transparent=False)
-    logging.info('%s: %s', path, _described(shape[0], seen, shape[3], ''))
-    return shape[0], stream()
-
-
-def npz_identity(path):
-    """Return what identifies the images of an npz, fit for JSON, as `Images.identity` does.
-
-    img_size: their height and width. files: a checksum that the npz has of them. Raise DataError if it cannot be read.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open('arr_0.npy') as file:
-            (count, *img_size, channels), _, _ = _npy_header(file)
-            checksum = archive.getinfo('arr_0.npy').CRC
-    except Exception as error:  # a broken file can raise nearly anything
-        raise DataError(f'{path} is no npz of images (arr_0, uint8 [N, H, W, C]): {error}') from error
-    shape = {'count': count, 'img_size': img_size, 'channels': channels}
-    return {'from': os.path.realpath(path), **shape, 'files': f'{checksum:08x}'}
-
-
-def _npy_header(file):
-    """Read the header of an npy: (shape, whether it is in Fortran order, dtype). Raise ValueError if it is broken."""
-    one, two = np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0
-    readers = {(1, 0): one, (2, 0): two, (3, 0): two}  # 3.0 differs only in how field names are encoded
-    version = np.lib.format.read_magic(file)
-    if version not in readers:
-        raise ValueError(f'format {version} of npy')
-    return readers[version](file)

@@ -4,7 +4,7 @@ from pathlib import PurePath
 
 import torch
 
-from dataset import ImageFiles, read_images, sizes_text
+from dataset import open_files, read_images, sizes_text
 from draw.noise import derive_seed
 
 # --mask -> function of (height, width, share, generator) that returns the pixels to draw anew, bool [height, width].
@@ -93,5 +93,6 @@ def _read(mask, images, n, height, width):
 
 
 def _names(path):
-    """Return the names of image files without their endings, in order; none for an npz, whose images have no names."""
-    return [] if path.endswith('.npz') else [str(PurePath(name).with_suffix('')) for name in ImageFiles(path).names]
+    """Return the names of image files without their endings, in order; none for other files, whose images have none."""
+    names = [] if path.endswith('.npz') else getattr(open_files(path), 'names', [])
+    return [str(PurePath(name).with_suffix('')) for name in names]

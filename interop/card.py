@@ -9,7 +9,7 @@ from pathlib import Path
 import score
 from dataset import DATASETS
 from interop.drawing_code import drawing_code
-from run import build, records
+from run import build, hub, records
 from run.config import recorded_keys
 from run.restore import run_folder
 
@@ -78,8 +78,9 @@ def _metadata(config, title, scores):
     Each way of measuring is one result of the model-index. What was measured again in the same way counts once.
     """
     task = 'class-conditional-image-generation' if config.num_classes else 'unconditional-image-generation'
-    name = os.path.basename(os.path.abspath(config.dataset))
-    identifier = re.sub(r'[^\w.-]+', '-', name, flags=re.ASCII)  # the Hub takes no other characters
+    on_hub = config.dataset.startswith(hub.PREFIX)
+    name = hub.parse(config.dataset).repo if on_hub else os.path.basename(os.path.abspath(config.dataset))
+    identifier = name if on_hub else re.sub(r'[^\w.-]+', '-', name, flags=re.ASCII)  # the Hub takes no others
     shared = {'task': {'type': task}, 'dataset': {'type': identifier, 'name': name}}
     latest = {str(measured): record for record in scores if (measured := records.measured(record))}
     results = [
@@ -90,8 +91,8 @@ def _metadata(config, title, scores):
     data = {'license': config.license, 'library_name': 'diffusers', 'tags': ['diffusers', 'ddpm', task]}
     if not config.num_classes:
         data['pipeline_tag'] = task  # the Hub has no task for images of a class
-    if config.dataset in DATASETS:
-        data['datasets'] = [config.dataset]
+    if on_hub or config.dataset in DATASETS:
+        data['datasets'] = [name]
     return {**data, **({'model-index': [{'name': title, 'results': results}]} if results else {})}
 
 

@@ -26,7 +26,7 @@ def export(config, net, step):
     `restore` gives them.
 
     Raises UsageError if the format cannot represent the model, FileExistsError if there is something at --out,
-    CheckpointError if the Hub does not take it.
+    HubError if the Hub does not take it.
     """
     write, default_name = EXPORTS[config.export]
     out = (config.out or os.path.join(run_folder(config), default_name)).rstrip(os.sep) or os.sep

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 from diffusion import GaussianDiffusionSampler
-from interop import formats, hub, pipeline
+from interop import formats, pipeline
+from interop.hub import fetch
 from interop.published import DDPM, PUBLISHED, download
-from run import build
+from run import build, hub
 from run.checkpoint import CheckpointError, load_weights, refusing_other_forms
 
 
@@ -28,14 +29,14 @@ def read(path):
     The config holds the flags that the weights tell, and those that a config next to them tells. The authors' network
     tells neither T nor img_size; for published weights they are known all the same.
 
-    Raises CheckpointError if the file is damaged, unsafe or of another network, or as `hub.fetch`; UsageError as that
-    does; FileNotFoundError.
+    Raises CheckpointError if the file is damaged, unsafe or of another network; HubError and UsageError as `fetch`;
+    FileNotFoundError.
     """
     published = None if os.path.exists(path) else PUBLISHED.get(path)
     if published:
         path = download(path)
     elif path.startswith(hub.PREFIX):
-        path = hub.fetch(path)
+        path = fetch(path)
     elif not os.path.exists(path):
         names = ', '.join(PUBLISHED)
         raise FileNotFoundError(f'{path}: no such file or folder, nor one of {names}; from the Hub: {hub.PREFIX}{path}')
@@ -70,7 +71,7 @@ def from_pretrained(name, **options):
     on the Hub. options: arguments of the sampler, such as steps=50 or eta=0.0, which replace those of the training or
     the publication.
 
-    Raises FileNotFoundError if there is no such thing; CheckpointError as `read` does.
+    Raises FileNotFoundError if there is no such thing; CheckpointError and HubError as `read` does.
     """
     source = read(name)
     config = SimpleNamespace(**{**UNTOLD, **source.config})

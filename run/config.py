@@ -164,8 +164,12 @@ GROUPS = [
         edit('jump', 10, 'number of steps that --resample goes back by', low=1),
     ]),
     Group('Data', ('train', 'stats'), [
-        data('dataset', 'cifar10', f'one of {", ".join(DATASETS)}, or a folder or zip of images'),
-        data('test_dataset', '', 'folder or zip that is the test split, if --dataset is a folder or zip'),
+        data(
+            'dataset',
+            'cifar10',
+            f'one of {", ".join(DATASETS)}, or a folder, zip, parquet, npz or npy of images, or hf:OWNER/NAME',
+        ),
+        data('test_dataset', '', 'the same for the test split, if --dataset is no name and has no such split'),
         data('data_dir', './data', 'folder of the named data sets'),
         data(
             'channels', 'auto', '1: grey, 3: colour, auto: grey if all are', ('auto', '1', '3'), key='image_channels'

@@ -7,7 +7,7 @@ import torch
 
 import dataset as datasets
 from dataset import loader
-from run import build, distributed, hardware, labels, progress
+from run import build, distributed, hardware, hub, labels, progress
 from run.config import replace, size_text
 
 
@@ -38,13 +38,18 @@ def dataset(config, split='train', like=None):
 def _name(config, split):
     if split == 'train' or config.dataset in datasets.DATASETS:
         return config.dataset
-    if not config.test_dataset:
+    if not _has_test(config):
         raise datasets.DataError(f'{config.dataset} has no test split of its own: name one with --test_dataset')
-    return config.test_dataset
+    return config.test_dataset or config.dataset
+
+
+def _place(name):
+    """Return what `datasets.load` opens for a data set of this name, and the commit if it is on the Hub, else ''."""
+    return hub.data_set(name) if name.startswith(hub.PREFIX) else (name, '')
 
 
 def _opened(config, split, channels, like=None):
-    name = _name(config, split)
+    name, _ = _place(_name(config, split))
     data = datasets.load(name, config.data_dir, config.img_size, split, channels, config.background, config.fit)
     data.arrange(_class_names(config, data) if like is None else like.classes)
     return data
@@ -103,7 +108,11 @@ def identity(config, split='train', data=None):
     """
     source = datasets.DATASETS.get(config.dataset)
     if source is None:
-        return (data or _opened(config, split, config.image_channels)).identity()
+        made, name = (data or _opened(config, split, config.image_channels)).identity(), _name(config, split)
+        if commit := _place(name)[1]:  # where the cache lies does not matter
+            name = datasets.fitted(name, config.fit, config.background)
+            made |= {'from': name, 'split': split, 'files': commit}
+        return made
     channels = source.channels if config.image_channels == 'auto' else int(config.image_channels)
     name = datasets.fitted(config.dataset, config.fit, config.background)
     made = {'from': name, 'split': split, 'img_size': config.img_size, 'channels': channels}
@@ -189,4 +198,6 @@ def labelled_identity(config):
 
 
 def _has_test(config):
-    return config.dataset in datasets.DATASETS or bool(config.test_dataset)
+    if config.dataset in datasets.DATASETS or config.test_dataset:
+        return True
+    return 'test' in datasets.splits(_place(config.dataset)[0])

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import dataset
 import score
-from run import distributed, hardware, inputs, progress
+from run import distributed, hardware, hub, inputs, progress
 from run.config import replace, size_text
 
 
@@ -48,7 +48,7 @@ def _stem(config):
         size = '' if dataset.DATASETS[config.dataset].size == config.img_size else size_text(config.img_size)
         colour = '' if config.image_channels == 'auto' else f'-{config.image_channels}channels'
         return os.path.join('stats', dataset.fitted(config.dataset + size + colour, config.fit, config.background))
-    paths = [os.path.realpath(path) for path in (config.dataset, config.test_dataset) if path]
+    paths = [hub.resolved(path) for path in (config.dataset, config.test_dataset) if path]
     read = (*paths, config.image_channels, config.background)
     digest = hashlib.sha256(repr(read).encode(errors='surrogateescape')).hexdigest()
     name = os.path.basename(os.path.abspath(config.dataset)).removesuffix('.zip')

@@ -5,10 +5,13 @@ import hashlib
 import json
 import os
 import threading
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
-LARGE = '.safetensors', '.bin', '.pt'  # what the Hub keeps by SHA-256; other files are git's
+from runs import Forked
+
+LARGE = '.safetensors', '.bin', '.pt', '.parquet'  # what the Hub keeps by SHA-256; other files are git's
 PIECE = 1 << 16  # bytes
 TOKEN = 'hf_of_the_owner'
 
@@ -30,7 +33,7 @@ def files_of(folder):
 
 
 class Hub(ThreadingHTTPServer):
-    """A Hub that holds {repository: {revision: {path: bytes}}}."""
+    """A Hub that holds {repository: {revision: {path: bytes}}}. A data set is named datasets/OWNER/NAME."""
 
     daemon_threads = True
 
@@ -38,6 +41,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(('127.0.0.1', 0), Handler)
         self.repos, self.private, self.asked, self.uploads, self.cards = {}, set(), [], {}, []
         self.cut, self.spoilt = set(), set()  # paths whose next download breaks off, or that come with other bytes
+        self.silent = set()  # revisions for which the server fails
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -48,6 +52,12 @@ class Hub(ThreadingHTTPServer):
         """Return the variables with which huggingface_hub uses this Hub and a cache of its own."""
         ours = {'HF_ENDPOINT': self.address, 'HF_HOME': str(cache), 'HF_HUB_CACHE': f'{cache}/hub', 'HF_TOKEN': ''}
         return {**ours, 'HF_HUB_DISABLE_XET': '1', 'HF_HUB_DISABLE_TELEMETRY': '1', 'HF_HUB_OFFLINE': '0', **others}
+
+
+def main_py(server, cache, log, *argv, **variables):
+    """Run main.py with a server as its Hub and a cache -> (exit status, stderr)."""
+    child = Forked(*argv, log=log, before=partial(enter, server.environment(cache, **variables)))
+    return child.status(), child.error()
 
 
 def enter(values):
@@ -83,6 +93,9 @@ class Handler(BaseHTTPRequestHandler):
         if repo not in self.server.repos or not allowed:
             self.refuse(401 if not self.headers.get('Authorization') else 404, 'RepoNotFound')
             return None, None
+        if revision in self.server.silent:
+            self.refuse(503, 'Busy')
+            return None, None
         for name, files in self.server.repos[repo].items():
             if revision in (name, commit_of(name)):
                 return files, commit_of(name)
@@ -92,15 +105,18 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         parts = [unquote(part) for part in urlsplit(self.path).path.strip('/').split('/')]
         self.server.asked.append((self.command, '/'.join(parts), self.headers.get('Range')))
-        if parts[:2] == ['api', 'models']:
-            repo, kind, revision = '/'.join(parts[2:4]), *(parts[4:6] or ['revision', 'main'])
+        at_data = parts[0] == 'datasets' or parts[:2] == ['api', 'datasets']
+        above = 'datasets/' if at_data else ''
+        if parts[0] == 'api':
+            repo, kind, revision = above + '/'.join(parts[2:4]), *(parts[4:6] or ['revision', 'main'])
             files, commit = self.files(repo, revision)
             if files is not None and kind == 'revision':
                 self.answer({'id': repo, 'sha': commit, 'siblings': [{'rfilename': path} for path in files]})
             elif files is not None:
                 self.answer([self.listed(path, content) for path, content in files.items()])
         else:
-            repo, revision, path = '/'.join(parts[:2]), parts[3], '/'.join(parts[4:])
+            parts = parts[1:] if at_data else parts
+            repo, revision, path = above + '/'.join(parts[:2]), parts[3], '/'.join(parts[4:])
             files, commit = self.files(repo, revision)
             if files is not None and path not in files:
                 self.refuse(404, 'EntryNotFound')

@@ -12,7 +12,7 @@ from conftest import TINY
 from hub_server import PIECE, TOKEN, Hub, files_of
 from runs import Forked, differences, load, one_line
 
-from interop import hub
+from run import hub
 from run.errors import UsageError
 
 SCORES = {
@@ -46,13 +46,7 @@ def server(run):
 @pytest.fixture
 def main_py(server, tmp_path):
     """Run main.py with the server as its Hub -> (exit status, stderr)."""
-
-    def call(*argv, **variables):
-        variables = server.environment(tmp_path / 'cache', **variables)
-        child = Forked(*argv, log=tmp_path / 'log', before=partial(hub_server.enter, variables))
-        return child.status(), child.error()
-
-    return call
+    return partial(hub_server.main_py, server, tmp_path / 'cache', tmp_path / 'log')
 
 
 def downloaded(server):
@@ -188,6 +182,7 @@ def test_addresses():
         ('hf://a/b@v1/', ('a/b', 'v1', '')),
         ('a/b@refs/pr/3/x/y.pt', ('a/b', 'refs/pr/3', 'x/y.pt')),
         ('hf:a/b/unet', ('a/b', None, 'unet')),
+        ('hf:a/b@refs/convert/parquet/all/train', ('a/b', 'refs/convert/parquet', 'all/train')),
     ):
         assert hub.parse(text) == address
     for text in ('hf:', 'hf:a', 'hf:a/b@', 'hf:a/b@/x', 'hf:/a/b', 'hf:a/b//', 'hf:../b', 'hf:a/b/./c', 'hf:a/b/..'):

@@ -1,4 +1,4 @@
-"""Checkpoints, zips of images and statistics with mutated bytes are read or refused, in bounded memory.
+"""Checkpoints, zips, parquet, arrays and statistics with mutated bytes are read or refused, in bounded memory.
 
 FUZZ=10000 tries that many mutated inputs of each kind, different ones every time, in place of 200.
 """
@@ -80,6 +80,18 @@ def write_images(path, _):
             archive.writestr(f'{mode}/image.{format.replace("jpeg", "jpg")}', content.getvalue())
 
 
+def write_parquet(path, _):
+    import parquet_files
+
+    contents = parquet_files.images(20)
+    columns = {'image': parquet_files.features_of(contents), 'label': [0, 1] * 10, 'classes': ['a', 'b']}
+    parquet_files.write(path, **columns)
+
+
+def write_arrays(path, _):
+    np.savez(path, x=np.random.default_rng(0).integers(0, 255, (9, 8, 8, 3), dtype=np.uint8), y=np.arange(9) % 3)
+
+
 def write_statistics(path, _):
     score.save_statistics(path, score.build_statistics(small_net(), small_images(30).split(10), 30))
 
@@ -109,6 +121,8 @@ def read_statistics(path, _):
 READERS = {  # file name -> what writes it, what reads it, and the errors allowed
     'ckpt.pt': (write_checkpoint, read_checkpoint, (CheckpointError, ValueError)),
     'images.zip': (write_images, read_images, DataError),
+    'images.parquet': (write_parquet, read_images, DataError),
+    'arrays.npz': (write_arrays, read_images, DataError),
     'set.npz': (write_statistics, read_statistics, ScoreError),
 }
 
@@ -134,7 +148,8 @@ def fuzz(path):
     )
     @given(st.lists(EDIT, min_size=1, max_size=8), st.none() | st.integers(0, 99))
     def once(edits, member):
-        path.write_bytes(edited(content, edits) if member is None else repacked(content, edits, member))
+        whole = member is None or path.suffix == '.parquet'
+        path.write_bytes(edited(content, edits) if whole else repacked(content, edits, member))
         signal.alarm(SECONDS)
         try:
             read(path, config)
@@ -159,6 +174,8 @@ def fuzz(path):
 
 @pytest.mark.parametrize('name', READERS)
 def test_mutated_bytes(tmp_path, name):
+    if name.endswith('.parquet'):
+        pytest.importorskip('pyarrow')
     (tmp_path / 'run').mkdir()
     child = Forked(log=tmp_path / 'log', before=partial(fuzz, tmp_path / 'run' / name))
     assert child.status(None) == 0, child.error()[-6000:]

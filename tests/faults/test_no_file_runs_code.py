@@ -54,6 +54,17 @@ def images(trap):
     np.savez('images.npz', arr_0=np.array([trap]))
 
 
+def cifar10(trap):
+    os.makedirs('cifar')
+    for name in [f'data_batch_{i}' for i in range(1, 6)]:
+        with open(f'cifar/{name}', 'wb') as file:
+            pickle.dump({'data': np.zeros((1, 3072), np.uint8), 'labels': [1], 'more': trap}, file)
+
+
+def arrays(trap):
+    np.savez('arrays.npz', x=np.zeros((9, 8, 8), np.uint8), y=np.array([trap] * 9))
+
+
 CLASSIFIER = '--feature_net=classifier'
 
 
@@ -68,6 +79,8 @@ CLASSIFIER = '--feature_net=classifier'
         (inception_weights, ['--stats', '--inception_weights=inception.pth']),
         (statistics, ['--stats', CLASSIFIER]),
         (images, ['--eval', '--images=images.npz', CLASSIFIER]),
+        (cifar10, ['--train', '--dataset=cifar']),
+        (arrays, ['--train', '--dataset=arrays.npz']),
     ],
     ids=lambda value: value.__name__ if callable(value) else value[0],
 )

@@ -27,7 +27,7 @@ def samples(tmp_path):
 
 
 def names(path):
-    return dataset.ImageFiles(str(path)).names
+    return dataset.open_files(str(path)).names
 
 
 NUMBERED = [f'{i:06d}.png' for i in range(12)]
