@@ -5,7 +5,7 @@ import streamlit as st
 
 from dataset.files import EXTENSIONS
 from draw.noise import Noise
-from page import opening, pictures, settings, step
+from page import held, opening, pictures, settings, step
 from page.texts import Stop, one_line, say
 from page.walk import Walk
 from run import build, hardware, labels
@@ -21,7 +21,6 @@ def view(opened, config):
     settings.own(n=(1, range(1, config.T + 1)), pace=(10, PACES), show_x0=(True, None), show_step=(True, None))
     if state.n > config.T:
         state.n = config.T
-    state.setdefault('numbers', {})  # of the keys of `_key`
     _choose_start(opened, config)
     try:
         walk = _current(opened, config)
@@ -140,72 +139,54 @@ def _same_again(opened, config, walk):
         st.caption(say('no_upload_in_link'))
 
 
-def _key(name, value, *how):
-    """Return the key of a widget that is to show `value`: a new one if the page itself has changed the value, or `how`.
-
-    A click may be under way while the page does so, and brings what a widget with an older key showed. A new widget
-    takes the value as its default, which the browser cannot miss.
-    """
-    state = st.session_state
-    number, before = state.numbers.get(name, (0, None))
-    if before != how or state.get(f'{name} {number}') != value:
-        number += 1
-        state.numbers[name] = number, how
-    return f'{name} {number}'
-
-
-def _is_current(key):
-    name, number = key.split()
-    return st.session_state.numbers[name][0] == int(number)
-
-
 def _controls(walk, denoise, end, arrived):
     """Show the controls of time. All of them hold values, so that no click can be lost while a step is computed."""
     state, n = st.session_state, st.session_state.n
     names = {'denoise': say('denoise'), 'diffuse': say('diffuse')}
 
-    def go(key):
-        if _is_current(key) and state[key] != walk.at:  # a new widget reports its value, too
-            state.target, state.play = state[key], False
+    def go(k):
+        if k != walk.at:  # a new widget reports its value, too
+            state.target, state.play = k, False
 
-    def turn(key):
-        if _is_current(key) and state[key] in names:
-            state.direction, state.target, state.play = state[key], None, False
+    def turn(direction):
+        if direction in names:
+            state.direction, state.target, state.play = direction, None, False
 
-    def play(key):
-        if _is_current(key) and state[key] != state.play:
-            state.target, state.play, state.restart = None, state[key], True
-            if state.play and walk.at == walk.end(denoise):
+    def play(on):
+        if on != state.play:
+            state.target, state.play, state.restart = None, on, True
+            if on and walk.at == walk.end(denoise):
                 walk.at = 0
 
     if state.pop('restart', False):  # the whole script sets the clock
         st.rerun()
     with st.container(horizontal=True, vertical_alignment='bottom'):
-        key = _key('direction', state.direction, state.lang)
         how = {'horizontal': True, 'label_visibility': 'collapsed', 'width': 'content', 'format_func': names.get}
         index = list(names).index(state.direction)
-        st.radio(say('direction'), list(names), index, key=key, on_change=turn, args=(key,), **how)
+        how |= held.by('direction', state.direction, turn, [state.lang])
+        st.radio(say('direction'), list(names), index, **how)
         value = walk.at if arrived else state.target
-        key = _key('step', value, end, n)
-        how = {'key': key, 'on_change': go, 'args': (key,), 'width': 150, 'disabled': state.play}
+        how = {'width': 150, 'disabled': state.play, **held.by('step', value, go, [end, n])}
         least, most = 1 - n, end + n - 1  # so that - and + reach both ends
         st.number_input(say('step_of', end=end), least, most, value, step=n, **how)
-        key = _key('play', state.play)
-        st.toggle(say('play'), state.play, key=key, on_change=play, args=(key,))
+        st.toggle(say('play'), state.play, **held.by('play', state.play, play))
     if end:
-        key = _key('position', walk.at, end)
-        how = {'key': key, 'on_change': go, 'args': (key,), 'label_visibility': 'collapsed', 'disabled': state.play}
+        how = {'label_visibility': 'collapsed', 'disabled': state.play, **held.by('position', walk.at, go, [end])}
         st.slider(say('position'), 0, end, walk.at, **how)
 
 
 def _pace(walk):
     """Show what a click does, how fast a play is, and what is shown beside the state."""
+    state = st.session_state
+
+    def pace(value):
+        state.pace, state.restart = value, True
+
     with st.container(horizontal=True, vertical_alignment='bottom'):
-        st.number_input(say('n'), 1, walk.sampler.T, key='n', help=say('n_help'), width=170)
-        how = {'key': 'pace', 'on_change': lambda: st.session_state.update(restart=True), 'width': 170}
-        st.select_slider(say('speed'), PACES, **how)
-        st.toggle(say('show_x0'), key='show_x0')
-        st.toggle(say('show_step'), key='show_step')
+        st.number_input(say('n'), 1, walk.sampler.T, state.n, help=say('n_help'), width=170, **held.by('n', state.n))
+        st.select_slider(say('speed'), PACES, state.pace, width=170, **held.by('pace', state.pace, pace))
+        st.toggle(say('show_x0'), state.show_x0, **held.by('show_x0', state.show_x0))
+        st.toggle(say('show_step'), state.show_step, **held.by('show_step', state.show_step))
 
 
 def _status(walk):

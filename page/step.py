@@ -4,7 +4,7 @@ import pandas as pd
 import streamlit as st
 import torch
 
-from page import pictures
+from page import held, pictures
 from page.texts import say
 
 SMALL = 110  # width of a picture, in pixels
@@ -65,7 +65,8 @@ def _number(name, size, start=0):
     state, key = st.session_state, f'at_{name}'
     if state.get(key, size) >= size:
         state[key] = min(start, size - 1)
-    return st.number_input(say(name), 0, size - 1, key=key, width=150)
+    st.number_input(say(name), 0, size - 1, state[key], width=150, **held.by(key, state[key], identity=[size]))
+    return state[key]
 
 
 def _equation(taken, parts, item, place):

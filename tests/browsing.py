@@ -16,12 +16,12 @@ ARGS = ['--no-sandbox', '--disable-gpu', '--disable-background-networking']
 
 
 @contextlib.contextmanager
-def served(log, *argv):
+def served(log, *argv, script='demo.py'):
     """Serve the page with these arguments and give its address. log: a path for what the server writes."""
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    command = [sys.executable, '-m', 'streamlit', 'run', 'demo.py', f'--server.port={port}', '--', *argv]
+    command = [sys.executable, '-m', 'streamlit', 'run', script, f'--server.port={port}', '--', *argv]
     with open(log, 'wb') as file, subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file) as server:
         try:
             for _ in range(300):

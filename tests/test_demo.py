@@ -235,6 +235,24 @@ def test_play_goes_to_the_end_and_pauses(visit, logs):
     expect(page.get_by_text(re.compile(r'^t = [1-9]'))).to_be_visible()
 
 
+def test_a_play_on_a_busy_machine_leaves_the_settings_as_they_were(visit, logs):
+    """The browser must not forget a widget of which Streamlit has thrown away an element before it was sent."""
+    with served(logs / 'slow.log', f'--ckpt={logs / "images"}', f'--logs={logs}', script='tests/slow_page.py') as slow:
+        page, ours = visit(f'{slow}/?n=2&pace=20'), walked(logs, 'images')
+        fill(page, 'Row', 6)
+        page.get_by_text('Play', exact=True).click()
+        same(page, ours.states[T])
+        settled(page)
+        same(page, ours.states[T])
+        assert [box.is_checked() for box in page.locator('[data-testid=stMain] input[type=checkbox]').all()] == [
+            False, True, True
+        ]  # fmt: skip
+        assert page.get_by_role('spinbutton', name='Steps a click').input_value() == '2'
+        assert page.get_by_role('slider', name='Pictures a second').get_attribute('aria-valuetext') == '20'
+        go(page, T - 2)
+        assert page.get_by_role('spinbutton', name='Row').input_value() == '6'
+
+
 @pytest.mark.parametrize('query', ['', 'order=2&sample_steps=8&', 'order=3&corrector=true&eta=0&sample_steps=8&'])
 def test_the_numbers_of_a_step_add_up_to_the_next_state(visit, logs, query):
     options = {name: int(value) for name, value in re.findall(r'(order|sample_steps)=(\d+)', query)}
