@@ -2,7 +2,7 @@
 
 Two things go wrong otherwise. A click may be under way while the page itself changes the value of a widget. And
 Streamlit may tell the browser that a run has ended without the elements of the fragment, if it had not sent them yet
-when the next run of the fragment began: the browser then forgets what those widgets hold, and later shows their defaults.
+when the next run of the fragment began: the browser then forgets what those widgets hold, and later shows defaults.
 So the value is an entry of the session that no widget has for its key, and is the default of the widget.
 """
 
