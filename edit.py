@@ -32,17 +32,19 @@ def edit(config, net, interrupted=lambda: False):
     config, net: from `restore`. Raises UsageError if flags, images and masks do not go together, before anything is
     made; DataError if images cannot be read; FileExistsError if --out holds anything else.
     """
-    sources, plan = _plan(config)
+    sources, planned = _plan(config)
     count = len(sources) * config.variants
     out = config.out or os.path.join(run_folder(config), 'edits')
-    known = plan.sources if plan.operator is None else plan.operator(slice(None)).inverse(plan.sources)
+    known = planned.sources
+    if planned.operator:
+        known = planned.operator(slice(None)).inverse(known)
     digest = hashlib.sha256(sources.numpy().tobytes() + known.numpy().tobytes()).hexdigest()
     flags = {key: getattr(config, key) for key in keys('edit')}
     folder.claim(out, folder.fingerprint(config, net, {'kind': config.edit, 'images': digest, **flags}))
     paths = [os.path.join(out, f'{i:06d}.png') for i in range(count)]
     pending = [i for i, path in enumerate(paths) if not os.path.exists(path)]
     if pending:
-        folder.write(paths, walk.draw(config, net, pending, interrupted, edit=plan))
+        folder.write(paths, walk.draw(config, net, pending, interrupted, edit=planned))
     if interrupted():
         there = sum(map(os.path.exists, paths))
         print(f'stopped: {there} of {count} images in {out}; the same command makes the others')
@@ -61,23 +63,32 @@ def _plan(config):
     if not config.images:
         raise UsageError(f'--edit={config.edit} needs --images, the images to edit')
     with usage():
-        if config.num_classes and config.guidance and config.labels == 'all':
-            raise ValueError('say with --labels what the images show, one label for all or one each, or --guidance=0')
         kind, shape = EDITS[config.edit], build.shape(config)
         if kind is None:
             if not config.strength:
                 raise ValueError('--strength=0 changes nothing: it must be above 0, and 1 at most')
             sources = _read(config, shape)
-            start = max(1, round(config.strength * config.T))
-            return sources, walk.Edit(sources.float() / 127.5 - 1, config.variants, start)
+            return sources, plan(config, sources)
         whole = torch.zeros(1, *shape)
         sources = _read(config, kind.make(torch.ones_like(whole[:, :1]), config.factor).forward(whole).shape[1:])
-        known = _known(config, sources) if kind.takes_mask else None
+        return sources, plan(config, sources, _known(config, sources) if kind.takes_mask else None)
+
+
+def plan(config, sources, known=None):
+    """Return the `Edit` of --edit for these sources, uint8 [N, C, H, W]. known: what --mask keeps, bool [N, 1, H, W].
+
+    Raises ValueError if nothing says what the images show.
+    """
+    if config.num_classes and config.guidance and config.labels == 'all':
+        raise ValueError('say with --labels what the images show, one label for all or one each, or --guidance=0')
+    kind, x = EDITS[config.edit], sources.float() / 127.5 - 1
+    if kind is None:
+        return walk.Edit(x, config.variants, max(1, round(config.strength * config.T)))
 
     def operator(rows):
         return kind.make(None if known is None else known[rows], config.factor)
 
-    return sources, walk.Edit(sources.float() / 127.5 - 1, config.variants, operator=operator)
+    return walk.Edit(x, config.variants, operator=operator)
 
 
 def _read(config, shape):

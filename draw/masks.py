@@ -11,7 +11,7 @@ from draw.noise import derive_seed
 # given: what the user wrote behind a colon, as `READERS` reads it, or None.
 MASKS = {
     'half': lambda height, width, given, generator: _columns(height, width) >= width // 2,
-    'box': lambda height, width, given, generator: _box(height, width, *(given or _middle(height, width))),
+    'box': lambda height, width, given, generator: _box(height, width, *(given or middle(height, width))),
     'lines': lambda height, width, given, generator: (_columns(width, height) % 2 == 1).T,
     'random': lambda height, width, given, generator: _scattered(height, width, given, generator),
 }
@@ -26,7 +26,8 @@ def _columns(height, width):
     return torch.arange(width).expand(height, width)
 
 
-def _middle(height, width):
+def middle(height, width):
+    """Return the corners (left, top, right, bottom) of the box that is half as wide and half as high as an image."""
     return width // 4, height // 4, width - width // 4, height - height // 4
 
 
@@ -49,9 +50,9 @@ def known(mask, images, n, height, width, seed):
     """
     if not mask:
         raise ValueError(f'--edit=inpaint needs --mask: {", ".join(MASKS)}, or an image whose white is drawn anew')
-    name, colon, text = mask.partition(':')
+    name = mask.partition(':')[0]
     if name in MASKS:
-        given = _given(mask, name, text if colon else None, height, width)
+        given = given_by(mask, height, width)
         anew = torch.stack([MASKS[name](height, width, given, _generator(seed, i)) for i in range(n)])[:, None]
     else:
         anew = _read(mask, images, n, height, width)
@@ -68,10 +69,11 @@ def _generator(seed, i):
     return torch.Generator().manual_seed(derive_seed('mask', seed, i))
 
 
-def _given(mask, name, text, height, width):
-    """Return what stands behind the colon of a mask, or None if there is none. Raises ValueError if it does not fit."""
+def given_by(mask, height, width):
+    """Return what stands behind the colon of a mask of `MASKS`, or None. Raises ValueError if it does not fit."""
+    name, colon, text = mask.partition(':')
     read, forms = READERS.get(name, (None, (name,)))
-    if text is None and name in forms:
+    if not colon and name in forms:
         return None
     try:
         if text and read:

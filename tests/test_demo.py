@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 import os
 import re
 import shlex
@@ -23,6 +24,7 @@ sync_api = pytest.importorskip('playwright.sync_api', reason='needs requirements
 from draw import picture
 from draw.inference import Inference
 from draw.noise import Noise
+from page import pictures
 from run import build, hardware, labels
 from run.config import replace
 from run.restore import restore
@@ -310,6 +312,56 @@ def test_a_real_image_is_diffused_and_comes_back(visit, logs, tmp_path):
     expect(page.get_by_text('does not hold the image')).to_be_visible()
 
 
+def test_images_are_completed_as_by_the_command_line(visit, logs, tmp_path, monkeypatch):
+    page = visit('sample_steps=5&resample=2&jump=2&num_images=4&start=image&item=3&mask=box:1,2,6,7')
+    at(page, 33)
+    expect(page.get_by_text('what is known')).to_be_visible()
+    assert page.get_by_text('Diffuse', exact=True).count() == 0  # it has one direction
+    page.get_by_role('slider', name='Rows of the box').first.press('ArrowRight')
+    settled(page)
+    fill(page, 'Row', 3)
+    fill(page, 'Column', 0)  # a known pixel
+    for k in range(11):  # 5 steps, of which 4 are taken twice, and 2 on the way back up
+        go(page, k)
+        *rows, (_, _, _, total) = table(page)
+        assert abs(sum(float(row[1]) * float(row[2]) for row in rows) - float(total)) < 1e-5
+        if len(rows) == 3:
+            put_in = next(text for text in page.locator('.katex annotation').all_text_contents() if 'cdot' in text)
+            y, raw, x0_hat = (float(number) for number in re.findall(r'-?\d\.\d{8}', put_in))
+            assert y == x0_hat == float(rows[1][2]) and raw != y
+    expect(page.get_by_text('Back up from')).to_have_count(0)
+    go(page, 2)
+    expect(page.get_by_text('Back up from 17 to 33')).to_be_visible()
+    keep(page, 'complete')
+    go(page, 100)
+    at(page, 0)
+    other = visit(page.url)
+    at(other, 0)
+    assert (shown(other) == shown(page)).all()
+    with page.expect_download() as download:
+        page.get_by_role('button', name='Save the images to complete').click()
+    download.value.save_as(tmp_path / download.value.suggested_filename)
+    monkeypatch.chdir(tmp_path)
+    compare_with_command(page, tmp_path, 4)
+    samples = np.load(tmp_path / 'out' / 'samples.npz')['arr_0'][..., 0]
+    sources = np.load(tmp_path / 'sources.npz')['arr_0'][..., 0]
+    known = np.ones((8, 8), bool)
+    known[3:7, 1:6] = False
+    assert (samples[:, known] == sources[:, known]).all() and (samples != sources).any()
+
+
+def compare_with_command(page, folder, n):
+    """Run the command line that the page shows, and check that its n images are those of the page."""
+    page.get_by_text('The same again').click()
+    command = shlex.split(page.locator('[data-testid=stCode] code').first.inner_text())
+    assert command[:2] == ['python', 'main.py']
+    assert Forked(*command[2:], f'--out={folder / "out"}', log=folder / 'log').status() == 0, command
+    images = [Image.open(folder / 'out' / f'{i:06d}.png') for i in range(n)]
+    x = torch.stack([torch.from_numpy(np.asarray(image).copy()) for image in images])[:, None]
+    tile = pictures.WIDTH // math.ceil(math.sqrt(n))
+    assert (np.asarray(picture.grid(x, tile=tile)) == halves(page)[0]).all()
+
+
 def test_a_changed_setting_begins_a_new_walk_at_once(visit, logs):
     page, total = visit('ckpt=labels/ckpt.pt'), {}
     go(page, 10)
@@ -424,15 +476,8 @@ def test_the_figures_of_the_command_line_are_drawn_by_a_button(visit, logs):
 def test_a_link_and_a_command_make_the_same_again_and_files_are_saved(visit, logs, tmp_path):
     page = visit('ckpt=labels/ckpt.pt&order=2&sample_steps=9&seed=3&labels=2')
     go(page, 9)
-    final = halves(page)[0]
-    page.get_by_text('The same again').click()
-    line, link = page.locator('[data-testid=stCode] code').all_inner_texts()
-    command = shlex.split(line)
-    assert command[:2] == ['python', 'main.py']
-    assert Forked(*command[2:], f'--out={tmp_path / "out"}', log=tmp_path / 'log').status() == 0
-    images = [Image.open(tmp_path / 'out' / f'{i:06d}.png') for i in range(N)]
-    x = torch.stack([torch.from_numpy(np.asarray(image).copy()) for image in images])[:, None]
-    assert (np.asarray(picture.grid(x, tile=TILE)) == final).all()
+    compare_with_command(page, tmp_path, N)
+    link = page.locator('[data-testid=stCode] code').last.inner_text()
     pick(page, 'Diffuse')
     go(page, 12)
     assert page.url.split('?')[1] != link.split('?')[1]
