@@ -35,14 +35,14 @@ def choose(opened, config):
         _choose_item(opened)
     if points or state.start == 'noise':
         return config
-    settings.own(mask=('', None), resample=(config.resample, None), jump=(config.jump, None))
+    settings.own(mask=('', None), resample=(config.resample, range(1, 101)), jump=(config.jump, range(1, 10**4)))
     height, width = build.shape(config)[1:]
     with side:
         _choose_mask(height, width)
     if not state.mask:
         return config
     side.number_input('resample', 1, 100, key='resample', help=say('resample_help'))
-    side.number_input('jump', 1, config.T, key='jump', help=say('jump_help'))
+    side.number_input('jump', 1, 10**4 - 1, key='jump', help=say('jump_help'))
     flags = {name: state[name] for name in EDIT}
     variants = config.num_images if state.start == 'upload' else 1
     return replace(config, edit='inpaint', images=SOURCES, variants=variants, **flags)
@@ -86,7 +86,8 @@ def _choose_mask(height, width):
         left, top, right, bottom = given or masks.middle(height, width)
 
         def corners(columns=(left, right), rows=(top, bottom)):
-            state.mask = f'box:{columns[0]},{rows[0]},{columns[1]},{rows[1]}'
+            if columns[0] < columns[1] and rows[0] < rows[1]:  # else the sliders go back
+                state.mask = f'box:{columns[0]},{rows[0]},{columns[1]},{rows[1]}'
 
         how = held.by('columns', (left, right), corners, [width])
         st.slider(say('columns'), 0, width, (left, right), **how)
@@ -119,8 +120,11 @@ def begin(opened, config):
     if not config.edit:
         return Walk(sampler, noise, y, x)
     sources = picture.to_uint8(x).cpu()
-    known = masks.known(config.mask, config.images, len(sources), *shape[1:], config.seed)
-    planned = edit.plan(config, sources, known)
+    try:
+        known = masks.known(config.mask, config.images, len(sources), *shape[1:], config.seed)
+        planned = edit.plan(config, sources, known)
+    except ValueError as error:
+        raise Stop(say('does_not_fit', why=one_line(error))) from error
     stops = planned.stops(sampler, config)
     if n > (most := most_items(len(stops), shape)):
         raise Stop(say('long_walk', states=len(stops), most=most))

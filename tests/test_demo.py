@@ -22,7 +22,7 @@ sync_api = pytest.importorskip('playwright.sync_api', reason='needs requirements
 
 # ruff: noqa: E402
 import figure
-from draw import picture
+from draw import masks, picture
 from draw.inference import Inference
 from draw.noise import Noise
 from page import pictures
@@ -354,6 +354,30 @@ def test_images_are_completed_as_by_the_command_line(visit, logs, tmp_path, monk
     known = np.ones((8, 8), bool)
     known[3:7, 1:6] = False
     assert (samples[:, known] == sources[:, known]).all() and (samples != sources).any()
+
+
+def test_an_image_of_ones_own_is_completed_several_times(visit, tmp_path, monkeypatch):
+    page = visit('ckpt=labels/ckpt.pt&sample_steps=4&order=2&resample=1&num_images=2&start=image&mask=half')
+    expect(page.get_by_text('say with --labels what the images show')).to_be_visible()
+    choose(page, 'Label', '3')
+    path = tmp_path / 'own.png'
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30), np.uint8)).save(path)
+    pick(page, 'an image of your own')
+    page.locator('input[type=file]').set_input_files(path)
+    at(page, T)
+    choose(page, 'Draw anew', 'pixels at random')
+    at(page, T)
+    go(page, 4)
+    with page.expect_download() as download:
+        page.get_by_role('button', name='Save the images to complete').click()
+    download.value.save_as(tmp_path / 'sources.npz')
+    monkeypatch.chdir(tmp_path)
+    compare_with_command(page, tmp_path, 2)
+    samples = np.load('out/samples.npz')['arr_0'][..., 0]
+    known = masks.known('random:0.5', '', 1, 8, 8, 0)[0, 0].numpy()
+    assert (samples[:, known] == np.load('sources.npz')['arr_0'][..., 0][:, known]).all()
+    assert (samples[0] != samples[1]).any()
+    keep(page, 'complete-own')
 
 
 def compare_with_command(page, folder, n):
