@@ -102,7 +102,9 @@ def _same_again(opened, config, walk):
     if walk.stops:
         more |= {name: getattr(config, name) for name in start.EDIT}
     address = settings.address(opened, walk=write_path(walk.runs) or None, **more)
-    same = {} if walk.stops else {'sample': True} if state.start == 'noise' else {'figure': 'forward'}
+    same = {'sample': True} if state.start == 'noise' else {'figure': 'forward'}
+    if walk.stops:
+        same = {'num_images': None}  # the images and their variants say how many
     settings.same_again(opened, [replace(config, **same)], address, resting=not state.play)
     if walk.stops:
         st.caption(say('save_sources', name=config.images))

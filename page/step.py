@@ -39,7 +39,7 @@ def show(walk):
     """Show the step that leads on from the state at hand, of one image or point."""
     taken = walk.taken()
     if taken is None:
-        st.info(say('no_step'))
+        st.info(say('completed' if walk.stops else 'no_step'))
         return
     parts = terms(walk)
     mean = sum(weight * x for _, weight, x in parts if x is not taken.z)

@@ -133,6 +133,10 @@ TEXTS = {
         'This is x_0: no step of denoising is left. Go back, or diffuse it.',
         '这就是 x_0：没有去噪步了。可以后退，或者给它加噪。',
     ),
+    'completed': (
+        'This is x_0, the completed image: no step is left. Go back to see how it came about.',
+        '这就是 x_0，补全后的图像：没有去噪步了。可以后退，看它如何形成。',
+    ),
     'no_noise': ('This step adds no noise.', '这一步不加噪声。'),
     'back_up': (
         'Back up from {t} to {s} noisings by the forward process q: what was drawn anew is then denoised again, and '

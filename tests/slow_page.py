@@ -1,4 +1,4 @@
-"""Serve demo.py as a busy machine does: what the browser is to be told waits for a fifth of a second."""
+"""Serve demo.py as a busy machine does: the thread that talks to the browser is held up each time that it sends."""
 
 import runpy
 import time
@@ -6,15 +6,13 @@ import time
 from browsing import ROOT
 from streamlit.runtime.app_session import AppSession
 
-if not hasattr(AppSession, 'sent_at'):
-    AppSession.sent_at, flush = 0, AppSession.flush_browser_queue
+if not hasattr(AppSession, 'flush'):
+    AppSession.flush = AppSession.flush_browser_queue
 
-    def flush_later(session):
-        if time.monotonic() < session.sent_at + 0.2:
-            return []
-        session.sent_at = time.monotonic()
-        return flush(session)
+    def flush_late(session):
+        time.sleep(0.1)
+        return session.flush()
 
-    AppSession.flush_browser_queue = flush_later
+    AppSession.flush_browser_queue = flush_late
 
 runpy.run_path(str(ROOT / 'demo.py'))
