@@ -389,8 +389,12 @@ class GaussianDiffusionSampler(nn.Module):
 
         s and t are numbers of noisings, 0 <= s < t <= T; x_0 has ab = 1. All tensors have the shape of x_s.
         """
-        kept = (self.alphas_bar[t - 1] / (self.alphas_bar[s - 1] if s else 1)).item()
+        kept = self.kept(s, t)
         return kept**0.5 * x_s + (1 - kept) ** 0.5 * z
+
+    def kept(self, s, t):
+        """Return ab_t / ab_s, the share of the variance of x_s that is left in x_t; s and t are as in `renoise`."""
+        return (self.alphas_bar[t - 1] / (self.alphas_bar[s - 1] if s else 1)).item()
 
     def forward(self, x_T, y=None, noise=standard_normal):
         """Draw x_0, clipped to [-1, 1], from x_T ~ N(0, I) [B, C, H, W] (Algorithm 2). noise: x -> z ~ N(0, I)."""

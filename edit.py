@@ -31,9 +31,11 @@ def edit(config, net, interrupted=lambda: False):
     config, net: from `restore`. Raises UsageError if flags, images and masks do not go together, before anything is
     made; DataError if images cannot be read; FileExistsError if --out holds anything else.
     """
-    sources, plan = _plan(config)
+    sources, planned = _plan(config)
     out = config.out or os.path.join(run_folder(config), 'edits')
-    known = plan.sources if plan.operator is None else plan.operator(slice(None)).inverse(plan.sources)
+    known = planned.sources
+    if planned.operator:
+        known = planned.operator(slice(None)).inverse(known)
     digest = hashlib.sha256(sources.numpy().tobytes() + known.numpy().tobytes()).hexdigest()
     flags = {key: getattr(config, key) for key in keys('edit')}
     of = {'kind': config.edit, 'images': digest, **flags}
@@ -41,7 +43,7 @@ def edit(config, net, interrupted=lambda: False):
     def grid(paths):
         return _table(config, sources, known, paths)
 
-    folder.fill(config, net, out, len(sources) * config.variants, grid, interrupted, plan, of)
+    folder.fill(config, net, out, len(sources) * config.variants, grid, interrupted, planned, of)
 
 
 def _plan(config):
@@ -51,23 +53,32 @@ def _plan(config):
     if not config.images:
         raise UsageError(f'--edit={config.edit} needs --images, the images to edit')
     with usage():
-        if labels.count(config) and config.labels == 'all':
-            raise ValueError('say with --labels what the images show, one label for all or one each, or --guidance=0')
         kind, shape = EDITS[config.edit], build.shape(config)
         if kind is None:
             if not config.strength:
                 raise ValueError('--strength=0 changes nothing: it must be above 0, and 1 at most')
             sources = _read(config, shape)
-            start = max(1, round(config.strength * config.T))
-            return sources, walk.Edit(sources.float() / 127.5 - 1, config.variants, start)
+            return sources, plan(config, sources)
         whole = torch.zeros(1, *shape)
         sources = _read(config, kind.make(torch.ones_like(whole[:, :1]), config.factor).forward(whole).shape[1:])
-        known = _known(config, sources) if kind.takes_mask else None
+        return sources, plan(config, sources, _known(config, sources) if kind.takes_mask else None)
+
+
+def plan(config, sources, known=None):
+    """Return the `Edit` of --edit for these sources, uint8 [N, C, H, W]. known: what --mask keeps, bool [N, 1, H, W].
+
+    Raises ValueError if nothing says what the images show.
+    """
+    if labels.count(config) and config.labels == 'all':
+        raise ValueError('say with --labels what the images show, one label for all or one each, or --guidance=0')
+    kind, x = EDITS[config.edit], sources.float() / 127.5 - 1
+    if kind is None:
+        return walk.Edit(x, config.variants, max(1, round(config.strength * config.T)))
 
     def operator(rows):
         return kind.make(None if known is None else known[rows], config.factor)
 
-    return sources, walk.Edit(sources.float() / 127.5 - 1, config.variants, operator=operator)
+    return walk.Edit(x, config.variants, operator=operator)
 
 
 def _read(config, shape):

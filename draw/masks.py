@@ -7,23 +7,33 @@ import torch
 from dataset import open_files, read_images, sizes_text
 from draw.noise import derive_seed
 
-# --mask -> function of (height, width, share, generator) that returns the pixels to draw anew, bool [height, width].
-# share: what the user wrote behind a colon, a float in (0, 1), or None.
+# --mask -> function of (height, width, given, generator) that returns the pixels to draw anew, bool [height, width].
+# given: what the user wrote behind a colon, as `READERS` reads it, or None.
 MASKS = {
-    'half': lambda height, width, share, generator: _columns(height, width) >= width // 2,
-    'box': lambda height, width, share, generator: _middle(height)[:, None] & _middle(width),
-    'lines': lambda height, width, share, generator: (_columns(width, height) % 2 == 1).T,
-    'random': lambda height, width, share, generator: _scattered(height, width, share, generator),
+    'half': lambda height, width, given, generator: _columns(height, width) >= width // 2,
+    'box': lambda height, width, given, generator: _box(height, width, *(given or middle(height, width))),
+    'lines': lambda height, width, given, generator: (_columns(width, height) % 2 == 1).T,
+    'random': lambda height, width, given, generator: _scattered(height, width, given, generator),
 }
-TAKES_SHARE = ('random',)
+# What may stand behind a colon: name -> (function of (text, height, width) that raises ValueError, forms to write)
+READERS = {
+    'box': (lambda text, height, width: _corners(text, height, width), ('box', 'box:LEFT,TOP,RIGHT,BOTTOM')),
+    'random': (lambda text, height, width: _share(text), ('random:0.5, the share drawn anew',)),
+}
 
 
 def _columns(height, width):
     return torch.arange(width).expand(height, width)
 
 
-def _middle(length):
-    return (torch.arange(length) >= length // 4) & (torch.arange(length) < length - length // 4)
+def middle(height, width):
+    """Return the corners (left, top, right, bottom) of the box that is half as wide and half as high as an image."""
+    return width // 4, height // 4, width - width // 4, height - height // 4
+
+
+def _box(height, width, left, top, right, bottom):
+    across, down = _columns(height, width), _columns(width, height).T
+    return (across >= left) & (across < right) & (down >= top) & (down < bottom)
 
 
 def _scattered(height, width, share, generator):
@@ -40,10 +50,10 @@ def known(mask, images, n, height, width, seed):
     """
     if not mask:
         raise ValueError(f'--edit=inpaint needs --mask: {", ".join(MASKS)}, or an image whose white is drawn anew')
-    name, colon, share = mask.partition(':')
+    name = mask.partition(':')[0]
     if name in MASKS:
-        share = _share(mask, name, share if colon else None)
-        anew = torch.stack([MASKS[name](height, width, share, _generator(seed, i)) for i in range(n)])[:, None]
+        given = given_by(mask, height, width)
+        anew = torch.stack([MASKS[name](height, width, given, _generator(seed, i)) for i in range(n)])[:, None]
     else:
         anew = _read(mask, images, n, height, width)
     for i, share in enumerate(anew.float().mean((1, 2, 3)).tolist()):
@@ -59,16 +69,39 @@ def _generator(seed, i):
     return torch.Generator().manual_seed(derive_seed('mask', seed, i))
 
 
-def _share(mask, name, text):
-    if (text is not None) != (name in TAKES_SHARE):
-        raise ValueError(f'--mask={mask}: write {name}{":0.5, the share drawn anew" * (name in TAKES_SHARE)}')
+def given_by(mask, height, width):
+    """Return what stands behind the colon of a mask of `MASKS`, or None. Raises ValueError if it does not fit."""
+    name, colon, text = mask.partition(':')
+    read, forms = READERS.get(name, (None, (name,)))
+    if not colon and name in forms:
+        return None
     try:
-        share = None if text is None else float(text)
+        if text and read:
+            return read(text, height, width)
+    except ValueError as error:
+        raise ValueError(f'--mask={mask}: {error}') from error
+    raise ValueError(f'--mask={mask}: write {" or ".join(forms)}')
+
+
+def _share(text):
+    try:
+        share = float(text)
     except ValueError:
         share = 0
-    if share is not None and not 0 < share < 1:
-        raise ValueError(f'--mask={mask}: the share that is drawn anew must lie between 0 and 1')
+    if not 0 < share < 1:
+        raise ValueError('the share that is drawn anew must lie between 0 and 1')
     return share
+
+
+def _corners(text, height, width):
+    """Read a box as Pillow has it: its first column and row, and the column and row behind its last ones."""
+    try:
+        left, top, right, bottom = map(int, text.split(','))
+    except ValueError:
+        raise ValueError(f'write {" or ".join(READERS["box"][1])}') from None
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise ValueError(f'the box must have 0 <= LEFT < RIGHT <= {width} and 0 <= TOP < BOTTOM <= {height}')
+    return left, top, right, bottom
 
 
 def _read(mask, images, n, height, width):

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -103,11 +104,15 @@ class Edit(NamedTuple):
             return sampler.renoise(sources, 0, self.start, z), None
         return sampler.start(z), self.operator(rows).projection(sources)
 
-    def calls(self, sampler, config):
-        """Return how often the network is called for an image."""
+    def stops(self, sampler, config):
+        """Return the noisings left in every state of the walk, in turn. They grow where `descents` goes back up."""
         resample = config.resample if self.operator else 1
         parts = descents(sampler, self.start or sampler.states[-1], resample, config.jump)
-        return sum(len({top, *(t for t in sampler.states if stop < t < top)}) for top, stop in parts)
+        return [t for top, stop in parts for t in (top, *(t for t in sampler.states[::-1] if stop <= t < top))]
+
+    def calls(self, sampler, config):
+        """Return how often the network is called for an image."""
+        return sum(after < before for before, after in pairwise(self.stops(sampler, config)))
 
 
 FROM_NOISE = Edit()

@@ -32,7 +32,7 @@ class Tiles:
             top, left = (side * place for place in mark)
             corners = [left, top, left + side - 1, top + side - 1]
             ImageDraw.Draw(drawn).rectangle(corners, outline=MARK, width=max(2, round(side / 10)))
-        return drawn
+        return drawn if mark or x.shape[1] > 1 else drawn.convert('L')  # a quarter of the work of packing it
 
 
 class Plane:
@@ -96,7 +96,7 @@ class Plane:
 
 def beside(left, right):
     """Return two pictures of one size side by side; without the right one, its place is transparent."""
-    drawn = Image.new('RGBA', (2 * left.width + APART, left.height))
+    drawn = Image.new('LA' if left.mode == 'L' else 'RGBA', (2 * left.width + APART, left.height))
     drawn.paste(left, (0, 0))
     if right:
         drawn.paste(right, (left.width + APART, 0))

@@ -142,13 +142,14 @@ def _follow(opened):
 def suggested(config):
     """Return the config that the page begins with: that of the checkpoint, drawn as `--sample --ckpt` draws."""
     points = build.is_points(config)
-    n = DEFAULT_POINTS if points else min(DEFAULT_IMAGES, most_items(build.sampler(config, None), build.shape(config)))
+    states = len(build.sampler(config, None).states)
+    n = DEFAULT_POINTS if points else min(DEFAULT_IMAGES, most_items(states, build.shape(config)))
     return replace(config, timesteps=[], num_images=n)
 
 
 def most_images(opened, sampler):
     """Return the largest number of images, or points, of a walk."""
-    most = most_items(sampler, build.shape(opened.config))
+    most = most_items(len(sampler.states), build.shape(opened.config))
     return most if build.is_points(opened.config) else min(IMAGES, most)
 
 

@@ -3,12 +3,8 @@
 import pandas as pd
 import streamlit as st
 
-from dataset.files import EXTENSIONS
-from draw.noise import of_images
-from page import opening, pictures, settings, step
+from page import held, opening, pictures, settings, start, step
 from page.texts import Stop, one_line, say
-from page.walk import Walk
-from run import build, hardware, labels
 from run.config import replace
 
 PACES = 1, 2, 5, 10, 20  # pictures a second
@@ -21,33 +17,14 @@ def view(opened, config):
     settings.own(n=(1, range(1, config.T + 1)), pace=(10, PACES), show_x0=(True, None), show_step=(True, None))
     if state.n > config.T:
         state.n = config.T
-    state.setdefault('numbers', {})  # of the keys of `_key`
-    _choose_start(opened, config)
+    config = start.choose(opened, config)
     try:
         walk = _current(opened, config)
     except opening.FAULTS as error:
         raise Stop(say('no_start', why=one_line(error))) from error
+    if walk.stops:
+        start.show_known(walk)
     st.fragment(_page, run_every=1 / state.pace if state.play else None)(opened, config, walk)
-
-
-def _choose_start(opened, config):
-    """Show what the walk starts from: noise, an item of the training set, or a file."""
-    state, side, points = st.session_state, st.sidebar, build.is_points(config)
-    names = {'noise': say('start_noise'), 'image': say('start_points' if points else 'start_image')}
-    if not points:
-        names['upload'] = say('start_upload')
-    side.radio(say('start'), list(names), key='start', format_func=names.get)
-    if state.start == 'upload':
-        side.file_uploader(say('file'), [name[1:] for name in EXTENSIONS], key='file')
-    elif state.start == 'image':
-        try:
-            data, numbers = opening.training_data(opened.path, opened.modified, opened.config)
-        except opening.FAULTS:
-            return  # `_current` says why
-        if numbers is not None:
-            options = ['', *data.classes]
-            side.selectbox(say('item_class'), options, key='item_class', format_func=lambda name: name or say('any'))
-        side.number_input(say('item'), 0, len(data) - 1, key='item')
 
 
 def _current(opened, config):
@@ -55,29 +32,18 @@ def _current(opened, config):
 
     Raise one of `opening.FAULTS` if there is nothing to start from.
     """
-    state = st.session_state
-    file = state.get('file') if state.start == 'upload' else None
-    place = (state.get('item_class'), state.get('item')) if state.start == 'image' else getattr(file, 'file_id', None)
-    values = [getattr(config, name) for name in settings.FLAGS]
-    key = opened.path, opened.modified, config.weights, *values, state.start, place
+    state, key = st.session_state, (opened.path, opened.modified, start.key(config))
     if state.get('walk_key') == key:
         return state.walk
-    x, n = None, config.num_images
-    if state.start == 'image':
-        x = opening.real(opened, state.get('item_class'), state.get('item', 0), n)
-    elif state.start == 'upload':
-        if file is None:
-            raise Stop(say('choose_file'), 'info')
-        x = opening.uploaded(config, file, n)
-    noise = of_images(config, range(n))
-    sampler = build.sampler(config, opened.model).to(hardware.device(config))
-    walk = Walk(sampler, noise, labels.of_indices(config, range(n)), x)
-    walk.canvas, walk.unit = opening.canvases(opened, sampler)
-    state.direction = 'denoise' if x is None else 'diffuse'
+    walk = start.begin(opened, config)
+    walk.canvas, walk.unit = opening.canvases(opened, walk.sampler)
+    state.direction = 'denoise' if walk.state.t else 'diffuse'
     state.walk, state.walk_key, state.play, state.target = walk, key, False, None
     if path := state.link.pop('walk', ''):
         try:
             runs = read_path(path)
+            if walk.stops and not all(denoise for denoise, _ in runs):
+                raise ValueError(say('one_way', path=path))
             with st.spinner(say('replaying')):
                 walk.replay(runs)
             state.direction = 'denoise' if runs[-1][0] else 'diffuse'
@@ -133,79 +99,67 @@ def _same_again(opened, config, walk):
     """Show the command line and the link that make this state again."""
     state, own = st.session_state, {'n': 1, 'pace': 10, 'show_x0': True, 'show_step': True}
     more = {name: state[name] for name, default in own.items() if state[name] != default}
+    if walk.stops:
+        more |= {name: getattr(config, name) for name in start.EDIT}
     address = settings.address(opened, walk=write_path(walk.runs) or None, **more)
     same = {'sample': True} if state.start == 'noise' else {'figure': 'forward'}
+    if walk.stops:
+        same = {'num_images': None}  # the images and their variants say how many
     settings.same_again(opened, [replace(config, **same)], address, resting=not state.play)
+    if walk.stops:
+        st.caption(say('save_sources', name=config.images))
     if state.start == 'upload':
         st.caption(say('no_upload_in_link'))
-
-
-def _key(name, value, *how):
-    """Return the key of a widget that is to show `value`: a new one if the page itself has changed the value, or `how`.
-
-    A click may be under way while the page does so, and brings what a widget with an older key showed. A new widget
-    takes the value as its default, which the browser cannot miss.
-    """
-    state = st.session_state
-    number, before = state.numbers.get(name, (0, None))
-    if before != how or state.get(f'{name} {number}') != value:
-        number += 1
-        state.numbers[name] = number, how
-    return f'{name} {number}'
-
-
-def _is_current(key):
-    name, number = key.split()
-    return st.session_state.numbers[name][0] == int(number)
 
 
 def _controls(walk, denoise, end, arrived):
     """Show the controls of time. All of them hold values, so that no click can be lost while a step is computed."""
     state, n = st.session_state, st.session_state.n
-    names = {'denoise': say('denoise'), 'diffuse': say('diffuse')}
+    names = {name: say(name) for name in (['denoise'] if walk.stops else ['denoise', 'diffuse'])}
 
-    def go(key):
-        if _is_current(key) and state[key] != walk.at:  # a new widget reports its value, too
-            state.target, state.play = state[key], False
+    def go(k):
+        if k != walk.at:  # a new widget reports its value, too
+            state.target, state.play = k, False
 
-    def turn(key):
-        if _is_current(key) and state[key] in names:
-            state.direction, state.target, state.play = state[key], None, False
+    def turn(direction):
+        if direction in names:
+            state.direction, state.target, state.play = direction, None, False
 
-    def play(key):
-        if _is_current(key) and state[key] != state.play:
-            state.target, state.play, state.restart = None, state[key], True
-            if state.play and walk.at == walk.end(denoise):
+    def play(on):
+        if on != state.play:
+            state.target, state.play, state.restart = None, on, True
+            if on and walk.at == walk.end(denoise):
                 walk.at = 0
 
     if state.pop('restart', False):  # the whole script sets the clock
         st.rerun()
     with st.container(horizontal=True, vertical_alignment='bottom'):
-        key = _key('direction', state.direction, state.lang)
         how = {'horizontal': True, 'label_visibility': 'collapsed', 'width': 'content', 'format_func': names.get}
         index = list(names).index(state.direction)
-        st.radio(say('direction'), list(names), index, key=key, on_change=turn, args=(key,), **how)
+        how |= held.by('direction', state.direction, turn, [state.lang, *names])
+        st.radio(say('direction'), list(names), index, **how)
         value = walk.at if arrived else state.target
-        key = _key('step', value, end, n)
-        how = {'key': key, 'on_change': go, 'args': (key,), 'width': 150, 'disabled': state.play}
+        how = {'width': 150, 'disabled': state.play, **held.by('step', value, go, [end, n])}
         least, most = 1 - n, end + n - 1  # so that - and + reach both ends
         st.number_input(say('step_of', end=end), least, most, value, step=n, **how)
-        key = _key('play', state.play)
-        st.toggle(say('play'), state.play, key=key, on_change=play, args=(key,))
+        st.toggle(say('play'), state.play, **held.by('play', state.play, play))
     if end:
-        key = _key('position', walk.at, end)
-        how = {'key': key, 'on_change': go, 'args': (key,), 'label_visibility': 'collapsed', 'disabled': state.play}
+        how = {'label_visibility': 'collapsed', 'disabled': state.play, **held.by('position', walk.at, go, [end])}
         st.slider(say('position'), 0, end, walk.at, **how)
 
 
 def _pace(walk):
     """Show what a click does, how fast a play is, and what is shown beside the state."""
+    state = st.session_state
+
+    def pace(value):
+        state.pace, state.restart = value, True
+
     with st.container(horizontal=True, vertical_alignment='bottom'):
-        st.number_input(say('n'), 1, walk.sampler.T, key='n', help=say('n_help'), width=170)
-        how = {'key': 'pace', 'on_change': lambda: st.session_state.update(restart=True), 'width': 170}
-        st.select_slider(say('speed'), PACES, **how)
-        st.toggle(say('show_x0'), key='show_x0')
-        st.toggle(say('show_step'), key='show_step')
+        st.number_input(say('n'), 1, walk.sampler.T, state.n, help=say('n_help'), width=170, **held.by('n', state.n))
+        st.select_slider(say('speed'), PACES, state.pace, width=170, **held.by('pace', state.pace, pace))
+        st.toggle(say('show_x0'), state.show_x0, **held.by('show_x0', state.show_x0))
+        st.toggle(say('show_step'), state.show_step, **held.by('show_step', state.show_step))
 
 
 def _status(walk):
@@ -224,8 +178,10 @@ def _states(walk):
     halves = [walk.canvas.draw(x) if field is None else walk.canvas.draw(x, field=field), None]
     caption = say('x_t', t=t)
     if st.session_state.show_x0:
+        if taken and not taken.x0_hats:  # it goes back up: show what led here
+            taken = walk.taken(walk.at - 1)
         halves[1] = walk.canvas.draw(taken.x0_hats[0] if taken else x)
-        caption += ' · ' + (say('x0_hat', t=t) if taken else say('x_0'))
+        caption += ' · ' + (say('x0_projected' if walk.project else 'x0_hat', t=taken.t) if taken else say('x_0'))
     drawn = pictures.beside(*halves)
     st.image(pictures.url(drawn), caption)
 
@@ -264,3 +220,5 @@ def _save(walk):
         )
         states = [each.x for each in walk.states[: walk.at + 1]]
         st.download_button(say('gif'), lambda: pictures.gif(walk.canvas, states), 'walk.gif', 'image/gif', **how)
+        if walk.stops:
+            st.download_button(say('sources'), lambda: start.npz(walk.sources), start.SOURCES, **how)

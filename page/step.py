@@ -4,7 +4,7 @@ import pandas as pd
 import streamlit as st
 import torch
 
-from page import pictures
+from page import held, pictures
 from page.texts import say
 
 SMALL = 110  # width of a picture, in pixels
@@ -39,12 +39,14 @@ def show(walk):
     """Show the step that leads on from the state at hand, of one image or point."""
     taken = walk.taken()
     if taken is None:
-        st.info(say('no_step'))
+        st.info(say('completed' if walk.stops else 'no_step'))
         return
     parts = terms(walk)
     mean = sum(weight * x for _, weight, x in parts if x is not taken.z)
     item, place = _place(taken.x_t)
     _equation(taken, parts, item, place)
+    if walk.project and taken.x0_hats:
+        _projection(walk, taken, item, place)
     _pictures(walk, taken, mean, item, place)
     _table(taken, parts, item, place)
     _curves(walk, taken)
@@ -65,7 +67,8 @@ def _number(name, size, start=0):
     state, key = st.session_state, f'at_{name}'
     if state.get(key, size) >= size:
         state[key] = min(start, size - 1)
-    return st.number_input(say(name), 0, size - 1, key=key, width=150)
+    st.number_input(say(name), 0, size - 1, state[key], width=150, **held.by(key, state[key], identity=[size]))
+    return state[key]
 
 
 def _equation(taken, parts, item, place):
@@ -77,8 +80,20 @@ def _equation(taken, parts, item, place):
         weight = _at(weight, item, place)
         numbers += f'{"-" if weight < 0 else "+" if numbers else ""} {abs(weight):.4f}\\, {name} '
     st.markdown(f'##### $x_{{{taken.s}}} = {letters}$\n##### $\\hphantom{{x_{{{taken.s}}}}} = {numbers}$')
-    if taken.z is None:
+    if not taken.x0_hats:
+        st.caption(say('back_up', t=taken.t, s=taken.s))
+    elif taken.z is None:
         st.caption(say('no_noise'))
+
+
+def _projection(walk, taken, item, place):
+    """Show how the known pixels were put into the prediction, by `Operator.projection`, at one pixel."""
+    m = int(walk.known[item][(0, *place[1:])])
+    y, raw, x0_hat = (_at(x, item, place) for x in (walk.source, walk.state.raw, taken.x0_hats[0]))
+    name = rf'\hat x_0(x_{{{taken.t}}})'
+    letters = rf"{name} = m\, y + (1 - m)\, \hat x_0'"
+    st.markdown(f'${letters} = {m} \\cdot ({y:.8f}) + {1 - m} \\cdot ({raw:.8f}) = {x0_hat:.8f}$')
+    st.caption(say('projection'))
 
 
 def _at(value, item, place):
@@ -88,12 +103,15 @@ def _at(value, item, place):
 def _pictures(walk, taken, mean, item, place):
     """Show one item on its way from x_t to x_s; of points, all."""
     t = torch.full((1,), taken.t - 1, device=taken.x_t.device).expand(len(taken.x_t))
-    eps = walk.sampler.predict_eps_from_xstart(taken.x_t, t, taken.x0_hats[0])
     added = taken.x_s - mean if taken.z is None else taken.std * taken.z
-    shown = {
-        'x_t': (taken.x_t, walk.canvas), 'eps': (eps, walk.unit), 'x0_hat': (taken.x0_hats[0], walk.canvas),
-        'mean': (mean, walk.canvas), 'added': (added, walk.canvas), 'x_s': (taken.x_s, walk.canvas),
-    }  # fmt: skip
+    shown = {'x_t': (taken.x_t, walk.canvas)}
+    if taken.x0_hats:
+        raw = walk.state.raw if walk.project else taken.x0_hats[0]
+        shown['eps'] = walk.sampler.predict_eps_from_xstart(taken.x_t, t, raw), walk.unit
+        if walk.project:
+            shown['raw'] = raw, walk.canvas
+        shown['x0_hat'] = taken.x0_hats[0], walk.canvas
+    shown |= {'mean': (mean, walk.canvas), 'added': (added, walk.canvas), 'x_s': (taken.x_s, walk.canvas)}
     for j, x0_hat in enumerate(taken.x0_hats[1:], 1):
         shown[f'before {walk.states[walk.at - j].t}'] = x0_hat, walk.canvas
     with st.container(horizontal=True):

@@ -69,6 +69,29 @@ TEXTS = {
     'any': ('any', '任意'),
     'item': ('From number', '从第几个开始'),
     'file': ('Image', '图像文件'),
+    'mask': ('Draw anew', '重新绘制'),
+    'mask_': ('nothing', '无'),
+    'mask_half': ('the right half', '右半边'),
+    'mask_box': ('a box', '方框'),
+    'mask_lines': ('every second row', '隔行'),
+    'mask_random': ('pixels at random', '随机像素'),
+    'mask_help': (
+        'What of the images is drawn anew, from noise; the other pixels stay as they are (--edit=inpaint).',
+        '图像的哪一部分从噪声重新绘制；其余像素保持不变（--edit=inpaint）。',
+    ),
+    'share': ('Share drawn anew', '重新绘制的比例'),
+    'columns': ('Columns of the box', '方框的列'),
+    'rows': ('Rows of the box', '方框的行'),
+    'resample_help': (
+        'Times that the walk takes each `jump` steps; 1: it never goes back up.',
+        '每 `jump` 步走多少遍；1：从不回退。',
+    ),
+    'jump_help': ('Number of steps that it goes back up by.', '每次回退的步数。'),
+    'known': ('what is known; grey is drawn anew', '已知的部分；灰色处重新绘制'),
+    'long_walk': (
+        'This walk has {states} states, of which memory keeps those of {most} images: choose so many, or fewer steps',
+        '这段行走有 {states} 个状态，内存只能保存 {most} 幅图像的：请减少图像数或步数',
+    ),
     'choose_file': (
         'Choose an image in the sidebar. It is cropped and resized to what the network sees.',
         '请在侧栏选择一张图像。它会被裁剪、缩放成网络所见的大小。',
@@ -99,6 +122,10 @@ TEXTS = {
         r'$\hat x_0(x_{{{t}}})$, the result that the network predicts from it',
         r'$\hat x_0(x_{{{t}}})$，网络由它预测的结果',
     ),
+    'x0_projected': (
+        r'$\hat x_0(x_{{{t}}})$, the result predicted from $x_{{{t}}}$, with the known pixels put in',
+        r'$\hat x_0(x_{{{t}}})$，由 $x_{{{t}}}$ 预测的结果，并填入已知像素',
+    ),
     'x_0': ('$x_0$, the result', '$x_0$，结果'),
     # a step
     'show_step': ('What happens in this step', '这一步里发生了什么'),
@@ -106,7 +133,21 @@ TEXTS = {
         'This is x_0: no step of denoising is left. Go back, or diffuse it.',
         '这就是 x_0：没有去噪步了。可以后退，或者给它加噪。',
     ),
+    'completed': (
+        'This is x_0, the completed image: no step is left. Go back to see how it came about.',
+        '这就是 x_0，补全后的图像：没有去噪步了。可以后退，看它如何形成。',
+    ),
     'no_noise': ('This step adds no noise.', '这一步不加噪声。'),
+    'back_up': (
+        'Back up from {t} to {s} noisings by the forward process q: what was drawn anew is then denoised again, and '
+        'comes to fit what is known.',
+        '用前向过程 q 从 {t} 次加噪回退到 {s} 次：新绘制的部分再次去噪，从而与已知部分协调。',
+    ),
+    'projection': (
+        r"The step is made of the prediction with the known pixels put in: $\hat x_0'$ is the network's, $y$ the "
+        r'image, and $m$ is 1 where a pixel is known.',
+        r"这一步用的是填入已知像素后的预测：$\hat x_0'$ 是网络的预测，$y$ 是图像，像素已知处 $m$ 为 1。",
+    ),
     'image': ('Image', '图像'),
     'point': ('Point', '点'),
     'channel': ('Channel', '通道'),
@@ -120,6 +161,7 @@ TEXTS = {
     'of_x_t': ('$x_{{{t}}}$', '$x_{{{t}}}$'),
     'of_eps': (r'predicted noise $\hat\epsilon$', r'预测的噪声 $\hat\epsilon$'),
     'of_x0_hat': (r'$\hat x_0(x_{{{t}}})$', r'$\hat x_0(x_{{{t}}})$'),
+    'of_raw': (r"$\hat x_0'$, the network's", r"$\hat x_0'$，网络的预测"),
     'of_before': (r'before: $\hat x_0(x_{{{t}}})$', r'此前：$\hat x_0(x_{{{t}}})$'),
     'of_mean': (r'mean of $x_{{{s}}}$', r'$x_{{{s}}}$ 的均值'),
     'of_added': (r'noise added $\sigma z$', r'加入的噪声 $\sigma z$'),
@@ -133,6 +175,11 @@ TEXTS = {
     # saving
     'png': ('Save the state as PNG', '把状态存为 PNG'),
     'gif': ('Save the walk as GIF', '把行走存为 GIF'),
+    'sources': ('Save the images to complete', '保存待补全的图像'),
+    'save_sources': (
+        'The command reads {name}, which the button above saves: put it where you run the command.',
+        '命令读取 {name}：请用上面的按钮保存，并放在运行命令的目录。',
+    ),
     'same_again': ('The same again: command line and link', '重现：命令行与链接'),
     'no_upload_in_link': ('The link does not hold the image of your own.', '链接里不含你自己的图像。'),
     # comparing
@@ -196,6 +243,7 @@ TEXTS = {
         'num_images must be 1 to {most} here, and item at least 0',
         '此处 num_images 须为 1 到 {most}，item 至少为 0',
     ),
+    'one_way': ('walk={path} goes up, and completing images goes down only', 'walk={path} 含加噪，而补全图像只去噪'),
     'bad_path': ('walk={path} is no path such as denoise20.diffuse5', 'walk={path} 不是 denoise20.diffuse5 这样的路径'),
 }
 

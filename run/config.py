@@ -154,8 +154,8 @@ GROUPS = [
         edit(
             'mask',
             '',
-            'what --edit=inpaint draws anew: half, box, lines, random:SHARE, or the white of a black and white PNG, '
-            'or of one for each image in a folder or zip',
+            'what --edit=inpaint draws anew: half, box, box:LEFT,TOP,RIGHT,BOTTOM in pixels, lines, random:SHARE, or '
+            'the white of a black and white PNG, or of one for each image in a folder or zip',
         ),
         edit('factor', 4, 'width of a result of --edit=upscale, in widths of its source', low=2),
         edit('strength', 0.4, 'share of --T that --edit=vary noises an image by', low=0, high=1),

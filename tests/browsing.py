@@ -19,12 +19,12 @@ ARGS = ['--no-sandbox', '--disable-gpu', '--disable-background-networking']
 
 
 @contextlib.contextmanager
-def served(log, *argv):
+def served(log, *argv, script='demo.py'):
     """Serve the page with these arguments and give its address. log: a path for what the server writes."""
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    command = [sys.executable, '-m', 'streamlit', 'run', 'demo.py', f'--server.port={port}', '--', *argv]
+    command = [sys.executable, '-m', 'streamlit', 'run', script, f'--server.port={port}', '--', *argv]
     with open(log, 'wb') as file, subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file) as server:
         try:
             for _ in range(300):
@@ -61,11 +61,17 @@ def chromium(playwright):
     return playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
 
 
-def settled(page):
-    """Wait until the script behind the page rests. It also pauses between a click and its run, and between two runs."""
+def settled(page, rest=100):
+    """Wait until the script behind the page has rested for so many milliseconds. It also pauses between two runs.
+
+    From a click on, the page counts as not resting; a slider waits for 200 ms before it reports what it shows.
+    """
     page.evaluate('window.restingSince = performance.now()')
-    page.wait_for_function("""() => {
+    page.wait_for_function(
+        """rest => {
         const state = document.querySelector('[data-testid=stApp]').dataset.testScriptState
         if (state !== 'notRunning') window.restingSince = performance.now()
-        return performance.now() - window.restingSince > 300
-    }""")
+        return performance.now() - window.restingSince > rest
+    }""",
+        arg=rest,
+    )

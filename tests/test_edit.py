@@ -82,6 +82,9 @@ def test_a_mask_covers_what_its_name_says():
     assert share('box')[0] == pytest.approx(4 * 4 / 48) and share('random:0.25')[0] == 0.25
     assert masks.known('half', '', 1, 8, 6, 0)[0, 0, :, :3].all()
     assert not masks.known('lines', '', 1, 8, 6, 0)[0, 0, 1::2].any()
+    box = torch.zeros(8, 6, dtype=torch.bool)
+    box[2:7, 1:3] = True  # rows, columns
+    assert torch.equal(~masks.known('box:1,2,3,7', '', 1, 8, 6, 0)[0, 0], box)
     a, b = masks.known('random:0.5', '', 2, 8, 6, 0)
     assert (a != b).any() and torch.equal(a, masks.known('random:0.5', '', 1, 8, 6, 0)[0])
 
@@ -177,7 +180,11 @@ def refused():
         'third is empty': ([inpaint, '--mask=m'], [half, half, black], 'image 2 of it, draws nothing anew'),
         'share': ([inpaint, '--mask=random:1.5'], None, 'must lie between 0 and 1'),
         'no share': ([inpaint, '--mask=random'], None, 'write random:0.5'),
-        'share of box': ([inpaint, '--mask=box:0.5'], None, 'write box'),
+        'share of box': ([inpaint, '--mask=box:0.5'], None, 'write box or box:LEFT,TOP,RIGHT,BOTTOM'),
+        'nothing of box': ([inpaint, '--mask=box:'], None, 'write box or box:LEFT,TOP,RIGHT,BOTTOM'),
+        'share of half': ([inpaint, '--mask=half:0.5'], None, 'write half'),
+        'wide box': ([inpaint, '--mask=box:2,0,9,4'], None, 'LEFT < RIGHT <= 8 and 0 <= TOP < BOTTOM <= 8'),
+        'box of all': ([inpaint, '--mask=box:0,0,8,8'], None, 'keeps nothing'),
         'factor': (['--edit=upscale', '--factor=3'], None, 'a factor of 3 does not divide images of 8x8'),
         'large images': (['--edit=upscale', '--factor=2'], None, 'takes images of 4x4 here, and images has one of 8x8'),
         'grey network': (['--edit=colorize'], None, 'colour has 3 channels, and these images have 1'),

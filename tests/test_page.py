@@ -18,9 +18,12 @@ pytest.importorskip('streamlit', reason='needs requirements-demo.txt')
 import main
 from dataset import DataError
 from diffusion import GaussianDiffusionSampler
+from draw import masks
 from draw.noise import Noise
+from draw.walk import Edit, denoise
 from page import opening, pictures, settings, show, step, texts
 from page.walk import Walk, most_items
+from process.operators import inpaint
 from run.config import drawn_keys, replace
 from run.restore import restore
 
@@ -111,8 +114,51 @@ def test_the_terms_of_the_panel_add_up_to_the_next_state(options):
         assert times[0] == states[-1] and set(times) <= set(states)
 
 
+@pytest.mark.parametrize('options', KINDS)
+def test_a_walk_that_completes_images_is_that_of_the_command_line_and_its_steps_add_up(options):
+    ours, expected, known = completing(**options)
+    ups = 0
+    for k in range(ours.end(True)):
+        ours.go(k, True)
+        taken, raw = ours.taken(), getattr(ours.state, 'raw', None)
+        total = sum(weight * x for _, weight, x in step.terms(ours))
+        torch.testing.assert_close(total, taken.x_s, atol=1e-6, rtol=1e-6)
+        assert (taken.s > taken.t) == (not taken.x0_hats)
+        ups += not taken.x0_hats
+        if taken.x0_hats:
+            assert torch.equal(taken.x0_hats[0], torch.where(known, ours.source, raw))
+    ours.go(10**4, True)
+    assert ups > 1 and ours.state.t == 0 and ours.end(True) == ours.at == len(ours.stops) - 1
+    assert torch.equal(ours.state.x.clamp(-1, 1), expected)
+    assert torch.equal(ours.state.x[known], ours.source[known])
+    ours.go(7, True)  # back, and on again
+    again, _, _ = completing(**options)
+    again.replay(ours.runs)
+    assert again.at == 7 and torch.equal(again.state.x, ours.state.x) and ours.kept(True) == ours.end(True)
+
+
+def completing(**options):
+    """Return a walk that completes two images, what `draw.walk.denoise` makes of them, and what is known of them."""
+    known = masks.known('random:0.4', '', 2, *SHAPE[1:], 0)
+    sources = torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    planned = Edit(sources, operator=lambda rows: inpaint(known[rows]))
+    config = SimpleNamespace(resample=3, jump=2, net='unet')
+
+    def begin():
+        noise = Noise(3, range(2), SHAPE, CPU)
+        return noise, *planned.begin(sampler(**options), [0, 1], noise())
+
+    y, (noise, x_T, project) = torch.tensor([0, 1]), begin()
+    expected = denoise(config, sampler(**options), x_T, y, noise, lambda: False, project=project)
+    noise, x_T, project = begin()
+    stops = planned.stops(sampler(**options), config)
+    ours = Walk(sampler(**options), noise, y, x_T, stops[0], project, stops)
+    ours.source = sources
+    return ours, expected, known
+
+
 def test_memory_limits_the_images_of_a_walk():
-    few, many = sampler(steps=5), sampler()
+    few, many = len(sampler(steps=5).states), len(sampler().states)
     assert most_items(few, SHAPE) > most_items(many, SHAPE) or most_items(few, SHAPE) == 10**4
     big = most_items(many, (3, 1024, 1024))
     assert big == 1 and most_items(many, (3, 256, 256)) * 12 * 3 * 256**2 * (T + 2) <= 2**29

@@ -26,8 +26,8 @@ MAY_IMPORT = {
     'interop': BELOW_RUN | {'run', 'draw'},
     **dict.fromkeys(VERBS, BELOW_RUN | {'run', 'draw', 'interop'}),
     'main': BELOW_RUN | VERBS | {'run', 'draw', 'interop'},
-    'page': BELOW_RUN
-    | {'run', 'draw', 'figure', 'main'},  # demo.py's: it shows flags and draws figures as main.py does
+    # demo.py's: it shows flags, draws figures and completes images as main.py does
+    'page': BELOW_RUN | {'run', 'draw', 'edit', 'figure', 'main'},
 }
 LEAVES = {'demo', 'bench', 'tests'}
 
