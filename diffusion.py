@@ -16,7 +16,6 @@ and move with the module, because some devices have no float64.
 """
 
 from collections import deque
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -24,7 +23,7 @@ from torch import nn
 from process.losses import LOSSES, T_SAMPLERS
 from process.parameterisations import Parameterisation, extract
 from process.schedules import known, make_betas, make_timesteps, spacing_for
-from process.solvers import VAR_TYPES, Step, encoding_steps, learns_variance, posterior_table, solver_steps
+from process.solvers import VAR_TYPES, Taken, encoding_steps, learns_variance, posterior_table, solver_steps
 
 
 def standard_normal(x):
@@ -153,23 +152,6 @@ class GaussianDiffusionTrainer(nn.Module):
         target = self.parameterisation.target(x_0, eps, t)
         out = _apply(self.model, x_t, t, y).to(target.dtype)
         return self.t_sampler.weigh(self.loss.of(self, x_0, x_t, t, out, target), t)
-
-
-class Taken(NamedTuple):
-    """A step as it was taken: x_s = cx x_t + c_0 x0_hats[0] + c_1 x0_hats[1] + ... + std z, by the numbers of `row`.
-
-    t, s: the noisings in x_t and x_s. x0_hats: the newest first, as many as there are, at most one for each c. std:
-    that of `row` or, if the variance is learned, a tensor in the shape of x_t. z: None if the step adds no noise.
-    """
-
-    t: int
-    s: int
-    row: Step
-    x_t: torch.Tensor
-    x0_hats: tuple
-    std: float | torch.Tensor
-    z: torch.Tensor | None
-    x_s: torch.Tensor
 
 
 class GaussianDiffusionSampler(nn.Module):

@@ -5,8 +5,7 @@ from types import SimpleNamespace
 
 import torch
 
-from diffusion import Taken
-from process.solvers import Step
+from process.solvers import Step, Taken
 
 KEPT_BYTES = 2**29  # about what one walk may keep, which limits the number of images of a page
 
@@ -15,7 +14,7 @@ class Walk:
     """A list of states that grows at its end, by denoising (p) or diffusing (q), and a place in it, `at`.
 
     A state has t, the noisings in it; x [n, ...]; denoised, whether a step of p led to it; drawn, the draws of noise
-    before it; and, once somebody has asked, `taken`, the step of p that leads on from it (`diffusion.Taken`), and
+    before it; and, once somebody has asked, `taken`, the step of p that leads on from it (`Taken`), and
     `raw`, its prediction before `project`. However often the reader goes back, a step uses the same draw, and a walk of
     p alone from x_T uses the draws in the order of `--sample`.
 

@@ -151,6 +151,23 @@ class Step(NamedTuple):
     slope: float
 
 
+class Taken(NamedTuple):
+    """A step as it was taken: x_s = cx x_t + c_0 x0_hats[0] + c_1 x0_hats[1] + ... + std z, by the numbers of `row`.
+
+    t, s: the noisings in x_t and x_s. x0_hats: the newest first, as many as there are, at most one for each c. std:
+    that of `row` or, if the variance is learned, a tensor in the shape of x_t. z: None if the step adds no noise.
+    """
+
+    t: int
+    s: int
+    row: Step
+    x_t: torch.Tensor
+    x0_hats: tuple
+    std: float | torch.Tensor
+    z: torch.Tensor | None
+    x_s: torch.Tensor
+
+
 def _weights(order, corrector, eta):
     """Return the function of a `Solver`. Raise ValueError if there is none for this corrector and eta."""
     solver = SOLVERS[known('order', order, SOLVERS)]
