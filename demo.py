@@ -5,7 +5,11 @@ is made of; it has the controls of the demo of pesser/pytorch_diffusion. Compare
 Figures draws what `main.py --figure` draws. Streamlit runs this script anew at each click.
 """
 
+import os
+
 import streamlit as st
+
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # before torch: its waiting threads would keep the browser's busy
 
 from page import compare, figures, settings, show
 from page.texts import Stop, say

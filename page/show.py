@@ -1,5 +1,7 @@
 """Show a walk: its controls, the state at hand, and what the next step is made of."""
 
+import time
+
 import pandas as pd
 import streamlit as st
 
@@ -8,6 +10,7 @@ from page.texts import Stop, one_line, say
 from run.config import replace
 
 PACES = 1, 2, 5, 10, 20  # pictures a second
+PAINTING = 0.08  # seconds that the browser has to show a click's pictures before it gets the charts, which keep it busy
 BUDGET = 0.25  # seconds that may pass until the page shows how far a long way has come
 
 
@@ -85,6 +88,8 @@ def _page(opened, config, walk):
     _controls(walk, denoise, end, arrived)
     _status(walk)
     _states(walk)
+    if not state.play:
+        time.sleep(PAINTING)
     _timeline(walk)
     _pace(walk)
     if state.show_step:
