@@ -14,6 +14,7 @@ MODES = [
     ('draw.picture.table', ['--figure=progressive']),
     ('interop.exports.save_file', ['--export=safetensors']),
     ('interop.pipeline.save_file', ['--export=diffusers']),
+    ('interop.onnx_folder.describe', ['--export=onnx']),
     ('score.build_statistics', ['--stats', '--feature_net=classifier']),
     ('interop.read', ['--import_ckpt=x.pt', '--logdir=other']),
 ]
@@ -23,7 +24,7 @@ MODES = [
 def test_a_value_error_of_ours(here, cli, monkeypatch, place, argv):
     assert cli(*TINY, '--train', '--logdir=run')[0] == 0
     assert cli(*TINY, '--stats', '--split=test', '--feature_net=classifier')[0] == 0
-    assert set(interop.EXPORTS) == {'safetensors', 'diffusers'}
+    assert set(interop.EXPORTS) == {'safetensors', 'diffusers', 'onnx'}
 
     def bug(*_, **__):
         raise ValueError('a bug')
