@@ -230,7 +230,7 @@ def _channels(channels, seen):
 def read_images(path, channels='auto', background='white'):
     """Return how many images there are at a path as in `load`, and batches of them, uint8 [n, C, H, W].
 
-    Of an npz, only arr_0, uint8 [N, H, W, C], is taken, and read as it is needed.
+    An npz must hold arr_0, uint8 [N, H, W, C], which is read as it is needed; its other arrays are left out.
 
     Images keep their size, and neighbours of one size make a batch. Log one line that describes them. channels,
     background: as in `load`, for image files only. Raise DataError if the images cannot be read.

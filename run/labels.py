@@ -14,7 +14,8 @@ def chosen(config):
     Raises ValueError if the network does not have those labels.
     """
     if not config.num_classes:
-        if config.labels != 'all' or (guides(config) and not config.guide_by):
+        guides = config.guidance != 1 or config.guidance_interval
+        if config.labels != 'all' or (guides and not config.guide_by):
             raise ValueError(
                 '--labels, --guidance and --guidance_interval need a checkpoint trained with --cond, the latter two or '
                 'a --guide_by'
@@ -36,11 +37,6 @@ def names(config):
     """Return the names of the labels of the config's network: class names, and numbers for those without a name."""
     names = config.class_names or []
     return [*names, *map(str, range(len(names), config.num_classes))]
-
-
-def guides(config):
-    """Return whether any weight other than 1 is asked for."""
-    return bool(config.guidance != 1 or config.guidance_interval)
 
 
 def count(config):
