@@ -121,6 +121,9 @@ def interpolate(config, net, interrupted):
     if t > sampler.T:
         raise UsageError(f'--figure_t={t}: the checkpoint has T = {sampler.T} steps')
     ends = _real_images(config, 2 * SAMPLES)
+    if len(ends) < 2:
+        raise UsageError(f'--figure=interpolate mixes pairs of images, and {config.dataset} has only one image')
+    ends = ends[: len(ends) // 2 * 2]
     x_t = _encode(config, net, ends, interrupted) if codes else walk.diffuse(config, sampler, ends, stop=t)
     if x_t is None:
         return None
@@ -200,8 +203,10 @@ def _real_images(config, n):
 
 def _encode(config, net, x_0, interrupted):
     """Return the codes of images, in their shape, or None if interrupted."""
-    x_T = x_0
-    for _, x_T, _ in build.sampler(config, net).to(x_0.device).encode(x_0):
+    sampler, x_T = build.sampler(config, net).to(x_0.device), x_0
+    if sampler.states[-1] == 1:
+        raise UsageError('the only timestep of these flags is 0, and codes need one above it: add to --sample_steps')
+    for _, x_T, _ in sampler.encode(x_0):
         if interrupted():
             return None
     return x_T
