@@ -23,8 +23,8 @@ def sample(config, net, interrupted=lambda: False):
 
     Images: 000000.png..., grid.png and samples.npz, which is as guided-diffusion writes it: arr_0, uint8 [N, H, W, C],
     and if conditional arr_1, the labels, int64 [N]. Images already drawn from the same weights, seed and sampler, in
-    the same precision, are kept, so that an interrupted call continues. Points: points.npz (points, float32 [N, 2], and labels if conditional)
-    and figure.png, which shows q(x_t) above p(x_t) at ten times.
+    the same precision, are kept, so that an interrupted call continues. Points: points.npz (points, float32 [N, 2], and
+    labels if conditional) and figure.png, which shows q(x_t) above p(x_t) at ten times.
 
     config, net: from `restore`. Samples drawn with other weights or settings move to `<out>.prev`. Raises
     FileExistsError if --out holds anything else; DataError if the data set of points cannot be read, or an image that
