@@ -119,4 +119,4 @@ def _table(config, sources, known, paths):
         columns['known'] = known[:n]
     for v in range(config.variants):
         columns[str(v + 1)] = folder.read(paths[v : n * config.variants : config.variants]).float() / 127.5 - 1
-    return picture.table(torch.stack([*columns.values()], dim=1), [*columns], [f'${i + 1}$' for i in range(n)])
+    return picture.table(torch.stack([*columns.values()], dim=1), [*columns])
