@@ -19,7 +19,7 @@ VENDOR = docs/try/vendor
 MODEL ?= DIGITS
 PORT ?= 8000
 
-.PHONY: venv demo demo-page try try-files pictures page-pictures test test-avx2 test-browser flags lint
+.PHONY: venv demo demo-page try free-port try-files pictures page-pictures test test-avx2 test-browser flags lint
 
 venv: $(STAMP)
 
@@ -33,9 +33,14 @@ demo-page: $(STAMP)-demo
 	$(RUN) -m streamlit run demo.py
 
 # Serve a page on which the browser itself draws, with the model of the demo.
-try: try-files
+try: free-port try-files
 	@echo "Open http://127.0.0.1:$(PORT)"
 	$(RUN) -m http.server $(PORT) --bind 127.0.0.1 --directory docs/try
+
+# Say it now if the page cannot be served, not after the training.
+free-port: $(STAMP)
+	@$(RUN) -c "import socket; socket.create_server(('127.0.0.1', $(PORT)))" 2>/dev/null || \
+	    { echo "Port $(PORT) is taken, or is no port: take another, as in make try PORT=9000" >&2; exit 1; }
 
 # Make what that page needs. The training does nothing if it was done before.
 try-files: $(STAMP)-onnx $(VENDOR)/$(ORT)
