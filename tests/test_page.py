@@ -319,6 +319,20 @@ def test_a_link_that_cannot_be_followed_says_so(visit, query, message):
     assert page.code[0].value.startswith('python main.py')  # the rest of the page is there
 
 
+def test_a_play_begins_with_a_network_slower_than_a_picture(visit, monkeypatch):
+    page = visit(n='4')
+    monkeypatch.setattr(show, 'BUDGET', 0)  # a step takes longer
+    (play,) = (toggle for toggle in page.toggle if toggle.label == 'Play')
+    play.set_value(True).run()
+    assert not page.exception and page.session_state.walk.at > 0
+
+
+def test_a_figure_takes_its_settings_from_the_link(visit):
+    page = visit(view='figures', figure='nearest', feature_net='classifier', num_images='2')
+    assert page.code[0].value.startswith('python main.py --figure=nearest')
+    assert '--num_images=2 --feature_net=classifier' in page.code[0].value
+
+
 def test_a_link_and_a_command_know_the_other_checkpoint_of_a_comparison(run, visit):
     other = Path(run.path).parent.parent / 'other'
     other.mkdir()
