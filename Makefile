@@ -93,8 +93,10 @@ test-avx2: $(STAMP)
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(RUN) -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal \
 	    tests/test_model.py tests/test_diffusion.py tests/test_sample.py tests/test_score*.py tests/test_speed.py -k "not compiled"
 
+# Run the tests of the pages, those without a browser too: they need more than make test has.
 test-browser: $(STAMP)-demo $(STAMP)-browser $(VENDOR)/$(ORT)
-	$(RUN) -m pytest -m browser
+	$(RUN) -m pytest -m "" --numprocesses=auto --maxprocesses=4 --dist=worksteal \
+	    tests/test_page.py tests/test_demo.py tests/test_try.py
 	@echo "Look at logs/screenshots"
 
 flags: $(STAMP)
