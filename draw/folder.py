@@ -27,7 +27,6 @@ LITTER = r'\.DS_Store|Thumbs\.db|desktop\.ini'  # from operating systems
 
 OURS = rf'({IMAGE}|(grid|figure)\.png|(samples|points)\.npz|{RECORD})(\.tmp)?|{LITTER}'
 
-
 LATER = 'device', 'precision'  # entries of a `fingerprint` that older records lack; their images count as the same
 
 
@@ -53,11 +52,9 @@ def claim(out, fingerprint):
     before = complete({**{key: fingerprint[key] for key in LATER}, **before})
     changed = [key for key in fingerprint if before.get(key) != fingerprint[key]]
     replaced = changed and any(_is_picture(name) for name in ours)
-    in_the_way = [name for name in foreign if replaced or _is_picture(name) or name == RECORD]
-    if in_the_way:
-        first = min(in_the_way, key=lambda name: (not _is_picture(name), name))
+    if in_the_way := sorted(name for name in foreign if replaced or _is_picture(name) or name == RECORD):
         raise FileExistsError(
-            f'{out} holds {first}, which --sample or --edit did not make: choose another --out or move it'
+            f'{out} holds {in_the_way[0]}, which --sample or --edit did not make: choose another --out or move it'
         )
     if replaced:
         _set_aside(out, changed)
@@ -80,8 +77,8 @@ def _held(out):
         if isinstance(found, dict) and 'weights' in found:
             before, pattern = found, OURS
     entries = list(os.scandir(out)) if os.path.isdir(out) else []
-    ours = {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
-    ours = {name for name in ours if re.fullmatch(pattern, name)}
+    plain = {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
+    ours = {name for name in plain if re.fullmatch(pattern, name)}
     return before, ours, {entry.name for entry in entries} - ours
 
 
