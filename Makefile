@@ -19,7 +19,7 @@ VENDOR = docs/try/vendor
 MODEL ?= DIGITS
 PORT ?= 8000
 
-.PHONY: venv demo demo-page try try-files pictures page-pictures test test-avx2 test-browser flags lint
+.PHONY: venv demo demo-page try free-port try-files pictures page-pictures test test-avx2 test-browser flags lint
 
 venv: $(STAMP)
 
@@ -33,9 +33,14 @@ demo-page: $(STAMP)-demo
 	$(RUN) -m streamlit run demo.py
 
 # Serve a page on which the browser itself draws, with the model of the demo.
-try: try-files
+try: free-port try-files
 	@echo "Open http://127.0.0.1:$(PORT)"
 	$(RUN) -m http.server $(PORT) --bind 127.0.0.1 --directory docs/try
+
+# Say it now if the page cannot be served, not after the training.
+free-port: $(STAMP)
+	@$(RUN) -c "import socket; socket.create_server(('127.0.0.1', $(PORT)))" 2>/dev/null || \
+	    { echo "Port $(PORT) is taken, or is no port: take another, as in make try PORT=9000" >&2; exit 1; }
 
 # Make what that page needs. The training does nothing if it was done before.
 try-files: $(STAMP)-onnx $(VENDOR)/$(ORT)
@@ -88,8 +93,10 @@ test-avx2: $(STAMP)
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(RUN) -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal \
 	    tests/test_model.py tests/test_diffusion.py tests/test_sample.py tests/test_score*.py tests/test_speed.py -k "not compiled"
 
+# Run the tests of the pages, those without a browser too: they need more than make test has.
 test-browser: $(STAMP)-demo $(STAMP)-browser $(VENDOR)/$(ORT)
-	$(RUN) -m pytest -m browser
+	$(RUN) -m pytest -m "" --numprocesses=auto --maxprocesses=4 --dist=worksteal \
+	    tests/test_page.py tests/test_demo.py tests/test_try.py
 	@echo "Look at logs/screenshots"
 
 flags: $(STAMP)

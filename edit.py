@@ -54,6 +54,8 @@ def _plan(config):
         raise UsageError(f'--edit={config.edit} needs --images, the images to edit')
     with usage():
         kind, shape = EDITS[config.edit], build.shape(config)
+        if config.mask and not (kind and kind.takes_mask):
+            raise ValueError(f'--mask is for inpaint: --edit={config.edit} changes the whole image, so leave it out')
         if kind is None:
             if not config.strength:
                 raise ValueError('--strength=0 changes nothing: it must be above 0, and 1 at most')
@@ -117,4 +119,4 @@ def _table(config, sources, known, paths):
         columns['known'] = known[:n]
     for v in range(config.variants):
         columns[str(v + 1)] = folder.read(paths[v : n * config.variants : config.variants]).float() / 127.5 - 1
-    return picture.table(torch.stack([*columns.values()], dim=1), [*columns], [f'${i + 1}$' for i in range(n)])
+    return picture.table(torch.stack([*columns.values()], dim=1), [*columns])

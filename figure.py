@@ -44,8 +44,7 @@ def figure(config, net, step, interrupted=lambda: False):
 
 def progressive(config, net, interrupted):
     """Draw x_t at ten times of Algorithm 2, and below each the x0_hat predicted from it (paper figure 6)."""
-    film = walk.Snapshots(build.sampler(config, None))
-    n = min(config.num_images or SAMPLES, SAMPLES)
+    film, n = walk.Snapshots(build.sampler(config, None)), _few(config)
     for _ in walk.draw(config, net, list(range(n)), interrupted, film):
         pass
     if interrupted():
@@ -59,8 +58,7 @@ def forward(config, net, interrupted):
     """Draw x_t of real images at ten times of the forward process q (paper eq. 2)."""
     sampler = build.sampler(config, None)
     film = walk.Snapshots(sampler)
-    x_0 = inputs.sample_items(config, inputs.dataset(config), min(config.num_images or SAMPLES, SAMPLES))
-    walk.diffuse(config, sampler, x_0, observe=film)
+    walk.diffuse(config, sampler, _real_images(config, _few(config)), observe=film)
     rows = torch.stack([x_t for (x_t,) in film.frames.values()], dim=1)  # [n, times, C, H, W]
     return picture.table(rows, [f'$t = {t}$' for t in film.frames], ['$x_t$'] * len(rows), group=1)
 
@@ -74,7 +72,7 @@ def guidance(config, net, interrupted):
     if chosen is None and not config.guide_by:
         raise UsageError('--figure=guidance needs a checkpoint trained with --cond, or --guide_by')
     net = Inference(net, hardware.precision(config))
-    rows = [0] * len(chosen) if chosen else range(min(config.num_images or SAMPLES, SAMPLES))
+    rows = [0] * len(chosen) if chosen else range(_few(config))
     y, columns = labels.of_indices(config, range(len(rows))), []
     for w in progress.bar(WEIGHTS, 'guidance', unit='weight'):
         guided = replace(config, guidance=w)
@@ -82,14 +80,14 @@ def guidance(config, net, interrupted):
         if interrupted():
             return None
     names = [name.replace('$', r'\$') for name in labels.names(config)]  # a $ would start mathtext
-    names = [names[y] for y in chosen] if chosen else [f'${i + 1}$' for i in rows]
+    names = [names[y] for y in chosen] if chosen else None
     return picture.table(torch.stack(columns, dim=1), [f'$w = {w}$' for w in WEIGHTS], names)
 
 
 def reconstruct(config, net, interrupted):
     """Draw real images, their codes, and what DDIM's ODE makes of them in ever more steps. No labels are used."""
-    config, n = replace(config, eta=0.0, timesteps=[]), min(config.num_images or SAMPLES, SAMPLES)
-    net, x_0 = Inference(net, hardware.precision(config)), _real_images(config, n)
+    config = replace(config, eta=0.0, timesteps=[])
+    net, x_0 = Inference(net, hardware.precision(config)), _real_images(config, _few(config))
     columns, titles, errors = [x_0], ['source'], []
     most = config.sample_steps or config.T
     counts = [*(S for S in STEPS if most > S), most]
@@ -104,7 +102,7 @@ def reconstruct(config, net, interrupted):
     logging.info('root mean square error of the reconstruction, in units of [-1, 1]: %s', ', '.join(errors))
     columns.insert(1, x_T)
     titles.insert(1, '$x_T$')
-    return picture.table(torch.stack(columns, dim=1), titles, [f'${i + 1}$' for i in range(len(x_0))], group=1)
+    return picture.table(torch.stack(columns, dim=1), titles, group=1)
 
 
 def interpolate(config, net, interrupted):
@@ -121,6 +119,9 @@ def interpolate(config, net, interrupted):
     if t > sampler.T:
         raise UsageError(f'--figure_t={t}: the checkpoint has T = {sampler.T} steps')
     ends = _real_images(config, 2 * SAMPLES)
+    if len(ends) < 2:
+        raise UsageError(f'--figure=interpolate mixes pairs of images, and {config.dataset} has only one image')
+    ends = ends[: len(ends) // 2 * 2]
     x_t = _encode(config, net, ends, interrupted) if codes else walk.diffuse(config, sampler, ends, stop=t)
     if x_t is None:
         return None
@@ -137,8 +138,8 @@ def interpolate(config, net, interrupted):
 
 def nearest(config, net, interrupted):
     """Draw samples beside the training images nearest to them, in pixels and in the features of --feature_net."""
-    n = min(config.num_images or SAMPLES, SAMPLES)
-    drawn = [picture.to_uint8(x_0).cpu() for _, x_0 in walk.draw(config, net, list(range(n)), interrupted)]
+    indices = list(range(_few(config)))
+    drawn = [picture.to_uint8(x_0).cpu() for _, x_0 in walk.draw(config, net, indices, interrupted)]
     if interrupted():
         return None
     samples, data, feature_net = torch.cat(drawn), inputs.dataset(config), load_feature_net(config)
@@ -151,7 +152,7 @@ def nearest(config, net, interrupted):
     text = 'root mean square difference from the samples, in units of 255: in pixels %s, in features %s'
     logging.info(text, *(', '.join(f'{error:.1f}' for error in each.tolist()) for each in errors))
     rows = data.prepare(torch.stack([samples, in_pixels, in_features], dim=1))
-    return picture.table(rows, ['sample', 'in pixels', 'in features'], [f'${i + 1}$' for i in range(n)], group=1)
+    return picture.table(rows, ['sample', 'in pixels', 'in features'], group=1)
 
 
 def _nearest_in_pixels(config, data, samples):
@@ -192,6 +193,11 @@ def slerp(a, b, share):
     return (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / angle.sin()
 
 
+def _few(config):
+    """Return the number of samples or images in a figure."""
+    return min(config.num_images or SAMPLES, SAMPLES)
+
+
 def _real_images(config, n):
     data = inputs.dataset(config)
     inputs.check_channels(config, data)
@@ -200,8 +206,10 @@ def _real_images(config, n):
 
 def _encode(config, net, x_0, interrupted):
     """Return the codes of images, in their shape, or None if interrupted."""
-    x_T = x_0
-    for _, x_T, _ in build.sampler(config, net).to(x_0.device).encode(x_0):
+    sampler, x_T = build.sampler(config, net).to(x_0.device), x_0
+    if sampler.states[-1] == 1:
+        raise UsageError('the only timestep of these flags is 0, and codes need one above it: add to --sample_steps')
+    for _, x_T, _ in sampler.encode(x_0):
         if interrupted():
             return None
     return x_T

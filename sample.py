@@ -22,12 +22,13 @@ def sample(config, net, interrupted=lambda: False):
     """Draw --num_images (default 100) to --out (default samples/ beside the checkpoint).
 
     Images: 000000.png..., grid.png and samples.npz, which is as guided-diffusion writes it: arr_0, uint8 [N, H, W, C],
-    and if conditional arr_1, the labels, int64 [N]. Images already drawn from the same weights, seed and sampler are
-    kept, so that an interrupted call continues. Points: points.npz (points, float32 [N, 2], and labels if conditional)
-    and figure.png, which shows q(x_t) above p(x_t) at ten times.
+    and if conditional arr_1, the labels, int64 [N]. Images already drawn from the same weights, seed and sampler, in
+    the same precision, are kept, so that an interrupted call continues. Points: points.npz (points, float32 [N, 2], and
+    labels if conditional) and figure.png, which shows q(x_t) above p(x_t) at ten times.
 
     config, net: from `restore`. Samples drawn with other weights or settings move to `<out>.prev`. Raises
-    FileExistsError if --out holds anything else; DataError if the data set of points cannot be read.
+    FileExistsError if --out holds anything else; DataError if the data set of points cannot be read, or an image that
+    was kept has changed.
     """
     out = config.out or os.path.join(run_folder(config), 'samples')
     config = replace(config, num_images=config.num_images or NUM_IMAGES)
@@ -47,6 +48,7 @@ def _grid(paths):
 def _sample_points(config, net, out, interrupted):
     if distributed.rank():  # drawing points is quick: rank 0 does it alone
         return
+    x_0 = inputs.sample_items(config, inputs.dataset(config), config.num_images).cpu()
     folder.claim(out, folder.fingerprint(config, net))
     sampler = build.sampler(config, None)
     p, q = walk.Snapshots(sampler), walk.Snapshots(sampler)
@@ -54,9 +56,7 @@ def _sample_points(config, net, out, interrupted):
     points = [x_0.cpu() for _, x_0 in walk.draw(config, net, indices, interrupted, p)]
     if interrupted():
         return
-    walk.diffuse(
-        config, sampler, inputs.sample_items(config, inputs.dataset(config), config.num_images).cpu(), observe=q
-    )
+    walk.diffuse(config, sampler, x_0, observe=q)
     arrays = {'points': torch.cat(points).numpy()}
     if config.num_classes:
         arrays['labels'] = labels.of_indices(config, indices).cpu().numpy()

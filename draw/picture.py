@@ -4,7 +4,6 @@ import math
 
 import torch
 from PIL import Image
-from torch.nn import functional as F
 
 from run import files
 
@@ -40,21 +39,22 @@ def grid(images, columns=None, tile=TILE):
 
     height, width = images.shape[-2:]
     scale = max(1, round(tile / min(height, width)))
-    images = F.interpolate(images.float(), scale_factor=scale).to(torch.uint8)
+    images = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     columns = columns or math.ceil(math.sqrt(len(images) * height / width))
     tiled = make_grid(images, nrow=columns, padding=GAP, pad_value=255)
     return Image.fromarray(tiled.permute(1, 2, 0).cpu().numpy())
 
 
-def table(rows, titles, names, group=None):
+def table(rows, titles, names=None, group=None):
     """Draw images in [-1, 1], one tensor [N, C, H, W] per row, with titles above the columns and names beside the rows.
 
-    Titles and names may hold mathtext. group: the number of rows in a group, or None for all; gaps separate the groups.
+    Titles and names may hold mathtext; without names, the rows have numbers from 1. group: the number of rows in a
+    group, or None for all; gaps separate the groups.
     """
     from matplotlib.figure import Figure
     from matplotlib.textpath import TextPath
 
-    group = group or len(rows)
+    names, group = names or [f'${i + 1}$' for i in range(len(rows))], group or len(rows)
     blocks = [grid(to_uint8(torch.cat(list(part))), len(titles)) for part in batched(rows, group)]
     across = (blocks[0].width - GAP) // len(titles)  # pixels from one image to the next, in a row
     down = (blocks[0].height - GAP) // len(rows[:group])  # and in a column

@@ -21,7 +21,7 @@ def denoise(config, sampler, x, y, noise, interrupted, observe=lambda t, x_t, x0
     x: x_T, or the state `start`. y: int64 labels [B] or None. Images are clipped to [-1, 1].
     observe(t, x_t, x0_hat) is called at every state from x to x_0. t is the number of noisings left, and x0_hat is
     predicted from x_t; at the end both tensors are x_0. project: as in `trajectory`; then --resample and --jump say
-    how often to go back (see `descents`).
+    how often to go back (see `descents`). Raises FloatingPointError if what it draws is not finite.
     """
     t, x_t = sampler.states[-1] if start is None else start, x
     for top, stop in descents(sampler, t, config.resample if project else 1, config.jump):
@@ -32,6 +32,11 @@ def denoise(config, sampler, x, y, noise, interrupted, observe=lambda t, x_t, x0
             if interrupted():
                 return None
             t, x_t = s, x_s
+    if not x_t.isfinite().all():
+        raise FloatingPointError(
+            'what the network draws with these flags is not finite: try --precision=fp32, or --guidance and '
+            '--eps_scale nearer to 1'
+        )
     observe(0, x_t, x_t)
     return x_t if build.is_points(config) else clip_image(x_t)
 

@@ -26,7 +26,7 @@ OWN = {
 def view(opened, config):
     """Show the settings of the sidebar, A, beside the same but for one thing, B, once the reader asks for it."""
     state = st.session_state
-    settings.own(**OWN)
+    settings.own(**OWN, b_ckpt=('', ['', *state.paths]))
     others = [name for name in AGAINST if name != 'guidance' or config.num_classes]
     others = [name for name in others if name != 'ckpt' or len(state.paths) > 1]
     with st.container(horizontal=True, vertical_alignment='bottom'):
@@ -46,7 +46,8 @@ def view(opened, config):
     drawn = state.drawn[1] if state.get('drawn', (None,))[0] == key else None
     _show(sides, drawn)
     commands = [replace(of, sample=True) for _, of in sides.values()]
-    settings.same_again(opened, commands, settings.address(opened, **{name: state[name] for name in OWN}))
+    own = {name: state[name] for name in OWN} | {'b_ckpt': state.b_ckpt if what == 'ckpt' else None}
+    settings.same_again(opened, commands, settings.address(opened, **own))
 
 
 def _other(opened, config, what):
@@ -60,15 +61,16 @@ def _other(opened, config, what):
         changes = {'order': order, 'corrector': corrector, 'eta': eta, 'sample_steps': steps % config.T}
         return opened, settings.chosen(opened, **changes)
     if what == 'guidance':
-        state.b_guidance = max(0.0, min(state.b_guidance, 10.0))
-        guidance = st.slider(say('guidance'), 0.0, 10.0, step=0.5, key='b_guidance')
+        least, most = settings.LIMITS['guidance']
+        state.b_guidance = max(least, min(state.b_guidance, most))
+        guidance = st.slider(say('guidance'), least, most, step=0.5, key='b_guidance')
         return opened, settings.chosen(opened, guidance=guidance)
     if what == 'weights':
         weights = 'net' if state.weights == 'ema' else 'ema'
         other = opening.opened(opened.path, weights)
         return other, settings.chosen(opened, weights=weights)
     names = [name for name in state.paths if name != state.ckpt]
-    if state.get('b_ckpt') not in names:
+    if state.b_ckpt not in names:
         state.b_ckpt = names[0]
     other = opening.opened(state.paths[st.selectbox(say('checkpoint'), names, key='b_ckpt')], state.weights)
     theirs, kept = settings.suggested(other.config), set(settings.FLAGS)

@@ -24,11 +24,8 @@ def by(name, value, change=None, identity=()):
         number += 1
         state.numbers[name] = number, identity
     key = f'{name} {number}'
-    return {'key': key, 'on_change': _changed, 'args': (key, change or _entry(name))}
-
-
-def _entry(name):
-    return lambda value: st.session_state.update({name: value})
+    change = change or (lambda value: state.update({name: value}))
+    return {'key': key, 'on_change': _changed, 'args': (key, change)}
 
 
 def _changed(key, change):

@@ -34,6 +34,8 @@ FLAGS = (
 STARTS = 'noise', 'image', 'upload'
 START = {'start': 'noise', 'item_class': '', 'item': 0}
 TRANSLATED = {'start': STARTS, 'weights': ('ema', 'net'), 'view': ('walk', 'compare', 'figures')}
+# name -> smallest and largest value of its widget; what lies beyond, Streamlit would replace without a word
+LIMITS = {'eps_scale': (0.5, 2.0), 'guidance': (0.0, 10.0), 'seed': (0, 2**31 - 1)}
 IMAGES = 64  # the most images
 DEFAULT_IMAGES, DEFAULT_POINTS = 9, 2000
 
@@ -134,9 +136,11 @@ def _follow(opened):
         raise ValueError(say('link_start', start=state.start))
     sampler = build.sampler(chosen(opened), None)
     labels.chosen(chosen(opened))
-    most = most_images(opened, sampler)
-    if not 1 <= state.num_images <= most or state.item < 0:
-        raise ValueError(say('link_range', most=most))
+    if state.labels not in ('all', *labels.names(opened.config)):  # the page shows one label or all
+        raise ValueError(f'labels={state.labels}')
+    for name, (least, most) in {**LIMITS, 'num_images': (1, most_images(opened, sampler))}.items():
+        if not least <= state[name] <= most:
+            raise ValueError(say('link_range', name=name, least=least, most=most))
 
 
 def suggested(config):
@@ -187,11 +191,12 @@ def choose(opened):
     side.toggle(say('corrector'), key='corrector', help=say('corrector_help'))
     side.slider('eta', 0.0, 1.0, key='eta', help=say('eta_help'))
     side.selectbox(say('spacing'), ['auto', *SPACINGS], key='spacing', help=say('spacing_help'))
-    side.number_input('eps_scale', 0.5, 2.0, step=0.001, format='%.3f', key='eps_scale', help=say('eps_scale_help'))
+    how = {'step': 0.001, 'format': '%.3f', 'key': 'eps_scale', 'help': say('eps_scale_help')}
+    side.number_input('eps_scale', *LIMITS['eps_scale'], **how)
     side.toggle(say('clip'), key='clip_denoised', help=say('clip_help'))
     if config.num_classes:
         side.selectbox(say('label'), ['all', *labels.names(config)], key='labels', format_func=_label)
-        side.slider(say('guidance'), 0.0, 10.0, step=0.5, key='guidance', help=say('guidance_help'))
+        side.slider(say('guidance'), *LIMITS['guidance'], step=0.5, key='guidance', help=say('guidance_help'))
     try:
         sampler = build.sampler(chosen(opened), None)
     except ValueError as error:
@@ -200,7 +205,7 @@ def choose(opened):
     if state.num_images > most:  # longer walks keep fewer images
         state.num_images = most
     side.number_input(say('points' if points else 'images'), 1, most, key='num_images')
-    side.number_input(say('seed'), 0, 2**31 - 1, key='seed', help=say('seed_help'))
+    side.number_input(say('seed'), *LIMITS['seed'], key='seed', help=say('seed_help'))
     return chosen(opened)
 
 
@@ -210,7 +215,8 @@ def _label(name):
 
 def command(config, opened):
     """Return the command line of main.py that does the same: the flags that `--ckpt` alone does not say."""
-    base = replace(opened.config, weights='ema', ckpt='', num_images=None)
+    own = opened if config.ckpt == opened.path else opening.opened(config.ckpt, config.weights)
+    base = replace(own.config, weights='ema', ckpt='', num_images=None)
     if config.order != base.order:  # then main.py does not take the spacing of the checkpoint either
         base.spacing = 'auto'
     words = [

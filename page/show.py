@@ -27,6 +27,7 @@ def view(opened, config):
         raise Stop(say('no_start', why=one_line(error))) from error
     if walk.stops:
         start.show_known(walk)
+    state.whole = True
     st.fragment(_page, run_every=1 / state.pace if state.play else None)(opened, config, walk)
 
 
@@ -74,6 +75,7 @@ def write_path(runs):
 def _page(opened, config, walk):
     """Show everything that changes with a step. Streamlit runs this anew at each click, and at each tick of a play."""
     state = st.session_state
+    scope = 'app' if state.pop('whole', False) else 'fragment'  # of this run, and so of the next
     denoise = state.direction == 'denoise'
     end = walk.end(denoise)
     if state.play and walk.at >= end:
@@ -97,7 +99,7 @@ def _page(opened, config, walk):
     _save(walk)
     _same_again(opened, config, walk)
     if not arrived:
-        st.rerun(scope='fragment')
+        st.rerun(scope=scope)
 
 
 def _same_again(opened, config, walk):

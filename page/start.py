@@ -55,8 +55,12 @@ def _choose_item(opened):
         data, numbers = opening.training_data(opened.path, opened.modified, opened.config)
     except opening.FAULTS:
         return  # `begin` says why
+    state, options = st.session_state, ['', *(data.classes if numbers is not None else [])]
+    for name, fits in ('item_class', state.item_class in options), ('item', 0 <= state.item < len(data)):
+        if not fits:
+            st.warning(say('bad_link', why=f'{name}={state[name]}'))
+            state[name] = settings.START[name]
     if numbers is not None:
-        options = ['', *data.classes]
         side.selectbox(say('item_class'), options, key='item_class', format_func=lambda name: name or say('any'))
     side.number_input(say('item'), 0, len(data) - 1, key='item')
 

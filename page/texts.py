@@ -239,10 +239,7 @@ TEXTS = {
         '链接里的检查点 {name} 不在这里：下面是另一个检查点',
     ),
     'link_start': ('start={start} is neither noise nor image', 'start={start} 既不是 noise 也不是 image'),
-    'link_range': (
-        'num_images must be 1 to {most} here, and item at least 0',
-        '此处 num_images 须为 1 到 {most}，item 至少为 0',
-    ),
+    'link_range': ('{name} must be {least} to {most} here', '此处 {name} 须为 {least} 到 {most}'),
     'one_way': ('walk={path} goes up, and completing images goes down only', 'walk={path} 含加噪，而补全图像只去噪'),
     'bad_path': ('walk={path} is no path such as denoise20.diffuse5', 'walk={path} 不是 denoise20.diffuse5 这样的路径'),
 }

@@ -190,6 +190,8 @@ def refused():
         'grey network': (['--edit=colorize'], None, 'colour has 3 channels, and these images have 1'),
         'no strength': (['--edit=vary', '--strength=0'], None, '--strength=0 changes nothing'),
         'too strong': (['--edit=vary', '--strength=1.5'], None, 'strength'),
+        'mask of vary': (['--edit=vary', '--mask=half'], None, '--mask is for inpaint: --edit=vary changes the whole'),
+        'mask of upscale': (['--edit=upscale', '--mask=half'], None, '--mask is for inpaint'),
         'colour images': (['--edit=vary', '--images=m'], [colour], 'those of m are in colour: --channels=1'),
     }
 

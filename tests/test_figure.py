@@ -129,6 +129,20 @@ def test_interpolation_lies_between_two_real_images(logdir, draw):
     assert max(steps) < abs(far[:, 11] - far[:, 1]).mean()  # the same noise for every lambda
 
 
+@pytest.mark.parametrize('n', [1, 2, 5])
+def test_interpolation_is_of_the_pairs_that_there_are(logdir, draw, tmp_path, cli, n):
+    for i, image in enumerate(np.random.default_rng(0).integers(0, 256, (n, 8, 8), np.uint8)):
+        (tmp_path / 'few').mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / 'few' / f'{i}.png')
+    argv = ['--figure=interpolate', f'--dataset={tmp_path / "few"}', '--figure_t=1']
+    if n > 1:
+        ends = draw('interpolate', n // 2, 13, *argv[1:], group=1)[:, [0, -1]]
+        assert len({end.tobytes() for end in ends.reshape(-1, 8, 8)}) == n // 2 * 2
+    else:
+        status, _, error = cli(*argv, f'--logdir={logdir / "digits"}', f'--out={tmp_path / "out"}')
+        assert status == 2 and 'mixes pairs of images, and' in one_line(error)
+
+
 def test_reconstructions_are_near_and_nearer_by_order_two(logdir, draw):
     tiles = draw('reconstruct', 4, 5, group=1)  # the source, its code, and 5, 10 and all 20 steps
     config, _ = restored(logdir)
@@ -205,6 +219,8 @@ def test_figures_go_to_tensorboard_too_and_lie_beside_the_checkpoint(logdir, tmp
     ('points', ['--figure=interpolate'], '--figure=interpolate is of images'),
     ('free', ['--figure=guidance'], '--figure=guidance needs a checkpoint trained with --cond'),
     ('digits', ['--figure=interpolate', '--figure_t=21'], '--figure_t=21: the checkpoint has T = 20 steps'),
+    ('digits', ['--figure=reconstruct', '--sample_steps=1'], 'the only timestep of these flags is 0'),
+    ('digits', ['--figure=interpolate', '--between=codes', '--timesteps=0'], 'add to --sample_steps'),
     ('digits', ['--figure=spiral'], 'progressive|forward|guidance|reconstruct|interpolate'),
 ])  # fmt: skip
 def test_a_figure_that_cannot_be_is_one_line(logdir, tmp_path, cli, run, flags, phrase):

@@ -4,7 +4,9 @@ import ast
 import io
 import re
 import string
+from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import parse_qsl
 
 import numpy as np
 import pytest
@@ -12,8 +14,11 @@ import torch
 from absl.testing import flagsaver
 from conftest import ROOT, TINY
 from PIL import Image
+from runs import load
 
 pytest.importorskip('streamlit', reason='needs requirements-demo.txt')
+
+from streamlit.testing.v1 import AppTest
 
 import main
 from dataset import DataError
@@ -273,3 +278,72 @@ def test_an_image_of_ones_own_is_seen_as_the_network_sees_it(run):
     content.write(bytes(20))
     with pytest.raises(DataError, match='cannot be decoded'):
         opening.uploaded(run.config, file, 3)
+
+
+@pytest.fixture
+def visit(run, monkeypatch):
+    """Return a function that shows the page of demo.py to a new visitor, without a browser: visit(**query)."""
+    monkeypatch.setattr('sys.argv', ['demo.py', f'--logs={Path(run.path).parent.parent}'])
+
+    def show_page(**query):
+        page = AppTest.from_file(str(ROOT / 'demo.py'), default_timeout=60)
+        for name, value in query.items():
+            page.query_params[name] = value
+        return page.run()
+
+    return show_page
+
+
+@pytest.mark.parametrize(
+    'query, message',
+    [
+        ({'order': '7'}, 'order: value should be one of'),
+        ({'sample_steps': '400'}, 'between 1 and T'),
+        ({'num_images': '5000'}, 'num_images must be 1 to'),
+        ({'seed': '3000000000'}, 'seed must be 0 to 2147483647'),
+        ({'guidance': '20'}, 'guidance must be 0.0 to 10.0'),
+        ({'eps_scale': '5'}, 'eps_scale must be 0.5 to 2.0'),
+        ({'labels': '3,5'}, 'labels=3,5'),
+        ({'start': 'image', 'item': '100000'}, 'item=100000'),
+        ({'start': 'image', 'item_class': '99'}, 'item_class=99'),
+        ({'ckpt': 'other/ckpt.pt'}, 'a checkpoint other/ckpt.pt that is not here'),
+        ({'walk': 'sideways3'}, 'walk=sideways3 is no path'),
+        ({'pace': '7'}, 'pace=7'),
+        ({'view': 'compare', 'b_ckpt': 'gone/ckpt.pt'}, 'b_ckpt=gone/ckpt.pt'),
+    ],
+)
+def test_a_link_that_cannot_be_followed_says_so(visit, query, message):
+    page = visit(**query)
+    (warning,) = page.warning
+    assert message in warning.value and not page.exception and not page.error
+    assert page.code[0].value.startswith('python main.py')  # the rest of the page is there
+
+
+def test_a_play_begins_with_a_network_slower_than_a_picture(visit, monkeypatch):
+    page = visit(n='4')
+    monkeypatch.setattr(show, 'BUDGET', 0)  # a step takes longer
+    (play,) = (toggle for toggle in page.toggle if toggle.label == 'Play')
+    play.set_value(True).run()
+    assert not page.exception and page.session_state.walk.at > 0
+
+
+def test_a_figure_takes_its_settings_from_the_link(visit):
+    page = visit(view='figures', figure='nearest', feature_net='classifier', num_images='2')
+    assert page.code[0].value.startswith('python main.py --figure=nearest')
+    assert '--num_images=2 --feature_net=classifier' in page.code[0].value
+
+
+def test_a_link_and_a_command_know_the_other_checkpoint_of_a_comparison(run, visit):
+    other = Path(run.path).parent.parent / 'other'
+    other.mkdir()
+    state = load(Path(run.path).parent)
+    torch.save({**state, 'config': {**state['config'], 'order': 2, 'spacing': 'auto'}}, other / 'ckpt.pt')
+    (other.parent / 'another').mkdir()
+    torch.save(state, other.parent / 'another' / 'ckpt.pt')
+    page = visit(view='compare', against='ckpt', ckpt='run/ckpt.pt')
+    assert page.selectbox(key='b_ckpt').value == 'another/ckpt.pt'
+    page.selectbox(key='b_ckpt').select('other/ckpt.pt').run()
+    _, theirs, link = (code.value for code in page.code)
+    assert f'--ckpt={other / "ckpt.pt"}' in theirs and '--spacing=quad --order=1' in theirs and '--T' not in theirs
+    again = visit(**dict(parse_qsl(link.partition('?')[2])))
+    assert [code.value for code in again.code] == [code.value for code in page.code]

@@ -85,6 +85,9 @@ def test_what_sampling_writes(logdir, cli, monkeypatch):
     status, out, _ = cli(*argv, '--seed=1')
     assert status == 0 and 'held samples of other seed' in out
     assert np.array_equal(np.load(logdir / 'samples.prev' / 'points.npz')['points'], file['points'])
+    status, _, error = cli(*argv, '--seed=2', '--dataset=missing.npz')
+    assert status == 1 and 'missing.npz is no file' in error
+    assert json.loads((logdir / 'samples' / 'samples.json').read_text())['seed'] == 1  # nothing was set aside
 
 
 def test_point_i_does_not_depend_on_the_batch(logdir):

@@ -152,9 +152,44 @@ def test_a_record_of_before_a_flag_existed_is_continued(tmp_path, draw):
     draw('--num_images=2')
     record = tmp_path / 'out' / 'samples.json'
     used = json.loads(record.read_text())
-    del used['head_dim']
+    for name in ('head_dim', 'device', 'precision'):
+        del used[name]
     record.write_text(json.dumps(used))
     assert 'all drawn before' in draw('--num_images=2') and not (tmp_path / 'out.prev').exists()
+
+
+def test_samples_of_another_precision_are_not_taken_for_those_of_this_one(tmp_path, draw):
+    draw('--num_images=2', '--weights=net', '--precision=fp32')
+    exact = images_in(tmp_path / 'out')
+    assert 'held samples of other precision: ' in draw('--num_images=2', '--weights=net', '--precision=bf16')
+    assert not np.array_equal(images_in(tmp_path / 'out'), exact)
+
+
+@pytest.mark.parametrize('text', ['[1]', '{"mine": 1}', '"weights"', 'none'])
+def test_a_record_of_others_is_not_touched(tmp_path, draw, text):
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / 'samples.json').write_text(text)
+    assert 'holds samples.json, which --sample or --edit did not make' in one_line(draw('--num_images=1', status=1))
+    assert (tmp_path / 'out' / 'samples.json').read_text() == text
+
+
+def test_an_image_that_has_changed_since_is_named(tmp_path, draw):
+    draw('--num_images=3', '--precision=fp32')
+    whole, path = (tmp_path / 'out' / 'samples.npz').read_bytes(), tmp_path / 'out' / '000001.png'
+    content = path.read_bytes()
+    for change in (
+        lambda: Image.open(path).convert('RGB').save(path),
+        lambda: Image.open(path).convert('P').save(path),
+        lambda: Image.open(path).resize((4, 16)).save(path),
+        lambda: path.write_bytes(content[:60]),
+        lambda: path.write_bytes(b''),
+    ):
+        change()
+        error = one_line(draw('--num_images=3', '--precision=fp32', status=1))
+        assert f'{path} is not as it was drawn' in error and 'the same command draws it again' in error
+        path.unlink()
+        draw('--num_images=3', '--precision=fp32')
+        assert (tmp_path / 'out' / 'samples.npz').read_bytes() == whole
 
 
 @pytest.mark.parametrize('name', ['cat.png', 'notes.txt', 'mine.npz', 'folder/a.txt'])
@@ -207,7 +242,6 @@ def test_every_solver_draws_the_same_in_any_batches(logdir, tmp_path, cli, flags
     assert record['corrector'] == ('--corrector' in flags)
 
 
-@pytest.mark.parametrize('flags', HIGHER, ids=' '.join)
 @pytest.mark.parametrize('kind', [
     ['--cond', '--guidance=2'],
     ['--mean_type=v', '--clip_denoised'],
@@ -215,12 +249,14 @@ def test_every_solver_draws_the_same_in_any_batches(logdir, tmp_path, cli, flags
     ['--loss=hybrid', '--var_type=learned_range'],
     ['--dataset=s_curve', '--net=point_mlp', '--prior=data'],
 ], ids=' '.join)  # fmt: skip
-def test_every_solver_draws_from_every_kind_of_model(tmp_path, cli, flags, kind):
-    argv = [*TINY, '--total_steps=2', f'--logdir={tmp_path}', *kind]
-    assert cli(*argv, '--train', '--sample', '--sample_steps=4', *flags)[0] == 0
-    drawn = np.load(tmp_path / 'samples' / ('points.npz' if '--net=point_mlp' in kind else 'samples.npz'))
-    values = drawn[drawn.files[0]]
-    assert np.isfinite(values).all() and values.std() > 0.1
+def test_every_solver_draws_from_every_kind_of_model(tmp_path, cli, kind):
+    assert cli(*TINY, '--train', '--total_steps=2', f'--logdir={tmp_path}', *kind)[0] == 0
+    for i, flags in enumerate(HIGHER):
+        drawn_by = ['--num_images=4', '--sample_steps=4', *kind[-1:], *flags]  # no checkpoint suggests --guidance
+        assert cli('--sample', f'--logdir={tmp_path}', f'--out={tmp_path / str(i)}', *drawn_by)[0] == 0
+        drawn = np.load(tmp_path / str(i) / ('points.npz' if '--net=point_mlp' in kind else 'samples.npz'))
+        values = drawn[drawn.files[0]]
+        assert np.isfinite(values).all() and values.std() > 0.1, flags
 
 
 def test_listed_timesteps_stand_in_place_of_a_number(logdir, tmp_path, cli):

@@ -19,7 +19,7 @@ async function load() {
     throw Error(`vendor/ort.wasm.bundle.min.mjs, which runs the network, is missing: ${REMEDY}.`)
   })
   const get = async (name) => {
-    const response = await fetch(`model/${name}`)
+    const response = await fetch(`model/${name}`, { cache: 'no-cache' }) // which asks whether it has changed
     if (!response.ok) throw Error(`model/${name} is missing: ${REMEDY}.`)
     return response
   }
@@ -66,7 +66,7 @@ function command(table, y) {
   const quoted = /^[\w.-]+$/.test(label) ? label : `'${label.replaceAll("'", "'\\''")}'`
   return `python main.py --sample --ckpt=CHECKPOINT --weights=${sampler.weights} ${table.flags}` +
     (y ? ` --labels=${quoted} --guidance=${$('guidance').value}` : '') +
-    ` --seed=${$('seed').value} --num_images=${$('images').value} --precision=fp32`
+    ` --seed=${$('seed').valueAsNumber} --num_images=${$('images').value} --precision=fp32`
 }
 
 // Map [-1, 1] to 0..255 as draw/picture.py does, the images side by side with a gap of one pixel.
@@ -98,7 +98,7 @@ function show(position) {
 async function draw() {
   const token = (drawing = {}), table = chosen(), began = performance.now()
   const indices = [...Array(Number($('images').value)).keys()]
-  const noise = new Noise(BigInt($('seed').value), indices, sampler.shape.reduce((a, b) => a * b))
+  const noise = new Noise(BigInt($('seed').valueAsNumber), indices, sampler.shape.reduce((a, b) => a * b))
   const label = $('label').value, all = sampler.null_label
   const y = all === null ? null : indices.map((i) => (label === 'all' ? i % all : Number(label)))
   $('command').textContent = command(table, y)

@@ -1,4 +1,7 @@
-"""A loss or gradient that is NaN ends the run with the step's number. The update is neither made nor saved."""
+"""A loss or gradient that is NaN ends the run with the step's number. The update is neither made nor saved.
+
+No image is made of NaN either.
+"""
 
 import copy
 
@@ -55,3 +58,13 @@ def test_no_update_is_made(tmp_path):
     run.update(torch.full((8, 1, 8, 8), torch.nan))
     run.update(torch.zeros(8, 1, 8, 8))  # no later batch makes an update either
     assert differences(before, [run.net.state_dict(), run.optim.state_dict()['state']]) == []
+
+
+@pytest.mark.parametrize('kind', [[], ['--dataset=moons', '--net=point_mlp']])
+def test_no_image_is_made_of_it(tmp_path, cli, kind):
+    run, out = tmp_path / 'run', tmp_path / 'out'
+    assert cli(*TINY, '--train', '--cond', *kind, f'--logdir={run}')[0] == 0
+    for verb in ('--sample', *['--figure=progressive'] * (not kind)):
+        status, _, error = cli(verb, f'--logdir={run}', f'--out={out}', '--guidance=1e39')
+        assert status == 1 and 'is not finite: try --precision=fp32, or --guidance' in one_line(error)
+        assert not [path.name for path in out.glob('*') if path.name != 'samples.json']
