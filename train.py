@@ -136,8 +136,13 @@ def loop(run, data, flagfile='', interrupted=lambda: False, evaluate=None):
             if run.is_at(config.eval_step):
                 log.flush()
                 averaged = replace(in_few_steps(config, config.eval_sample_steps), weights='ema', ckpt='')
-                with memory('lower --sample_batch_size'):
-                    record = evaluate(averaged, run.ema, run.step, interrupted)
+                try:
+                    with memory('lower --sample_batch_size'):
+                        record = evaluate(averaged, run.ema, run.step, interrupted)
+                except Exception:
+                    if run.saved != run.step:  # a score that cannot be had costs no steps
+                        run.save()
+                    raise
                 if record:
                     show_scores(run, log, record)
                     if run.best and run.best.note(record):
