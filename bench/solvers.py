@@ -37,7 +37,9 @@ def measure(config, net, step, seeds):
             chosen = {'order': order, 'corrector': corrector, 'eta': eta}
             chosen |= {'sample_steps': calls, 'spacing': 'auto', 'timesteps': []}
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                records = [evaluate(replace(config, **chosen, seed=seed), net, step) for seed in range(seeds)]
+                records = [
+                    evaluate(replace(config, **chosen, seed=seed, metrics=['fid']), net, step) for seed in range(seeds)
+                ]
             fids = [next(value for key, value in record.items() if key.startswith('FID')) for record in records]
             yield name, calls, fids, records[-1]['seconds']
 

@@ -11,7 +11,7 @@ import torch
 from absl.testing import flagsaver
 from conftest import TINY
 from PIL import Image
-from runs import config_of, one_line, scalars
+from runs import config_of, load, one_line, scalars
 from score_fakes import random_inception_state
 
 import dataset
@@ -20,6 +20,7 @@ import score
 from bench import solvers
 from dataset import loader
 from interop import card
+from run import records
 from run.restore import restore
 
 CLASSIFIER = '--feature_net=classifier'
@@ -187,6 +188,11 @@ def test_the_card_of_an_export_has_the_figures_that_were_chosen(trained, cli):
     (line,) = card._scores_table([record]).splitlines()[2:]
     assert 'Precision_k3(classifier) 0, ' in line and 'Recall_k3(classifier)' not in line
     assert f'Coverage_k5(classifier) {record["Coverage_k5(classifier)"]:.4g}, ' in line and 'precision fp32' in line
+    # Whose scores they are is told. Those that pytorch-ddpm writes say only after which step.
+    theirs = {'IS': 9.4, 'FID': 3.9, 'IS_EMA': 9.5, 'FID_EMA': 3.2, 'step': 5000}
+    lines = card._scores_table([record, record | {'weights': 'net'}, theirs]).splitlines()[2:]
+    assert [line.split(' | ')[:3] for line in lines] == [['| 4', 'ema', '30'], ['| 4', 'net', '30'], ['| 5000', '', '']]
+    assert lines[2].startswith('| 5000 |  |  | IS 9.4, FID 3.9, IS_EMA 9.5, FID_EMA 3.2 |')
 
 
 def test_a_checkpoint_suggests_its_metrics(trained, cli):
@@ -357,6 +363,21 @@ def test_evaluation_while_training(here, cli):
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+def test_a_line_that_was_cut_off_costs_no_other_record(tmp_path):
+    for step in (1, 2):
+        records.append(tmp_path / 'eval.txt', {'step': step})
+    with open(tmp_path / 'eval.txt', 'a') as file:
+        file.write('{"step": 3, "n')
+    records.append(tmp_path / 'eval.txt', {'step': 4})
+    assert [record['step'] for record in records.read(tmp_path)] == [1, 2, 4]
+
+
+def test_an_evaluation_that_fails_costs_no_training_steps(here, cli):
+    argv = [*TINY, '--train', '--logdir=run', CLASSIFIER]
+    status, _, error = cli(*argv, '--eval_step=3', '--num_images=1')
+    assert status == 1 and 'a covariance needs at least 2 images' in one_line(error) and load('run')['step'] == 3
+
+
 def test_an_interrupted_evaluation_writes_nothing(trained):
     config, net, _ = restore(config_of('--logdir=run', '--num_images=20', CLASSIFIER), set())
     assert evaluate.evaluate(config, net, None, lambda: True) is None
@@ -386,6 +407,7 @@ def test_where_statistics_are_kept():
         (['--images=flipped.npz'], 'flipped.npz is no npz of images'),
         (['--images=names.npz'], 'names.npz is no npz of images'),
         (['--images=one.npz', '--dataset=unlabelled'], 'has no labels'),
+        (['--images=one.npz', '--dataset=few'], 'few has 9 images: --feature_net=classifier holds out every tenth'),
         (
             ['--images=one.npz', '--dataset=unlabelled', '--split=test', '--feature_net=inception'],
             'inception.pth: no such',
@@ -402,16 +424,16 @@ def test_what_cannot_be_scored(here, cli, argv, phrase):
     content[len(content) // 3] ^= 1
     (here / 'flipped.npz').write_bytes(content)
     np.savez('names.npz', pictures=zeros.numpy())
-    (here / 'unlabelled').mkdir()
-    for i in range(3):
-        Image.new('L', (8, 8)).save(here / 'unlabelled' / f'{i}.png')
+    written(here / 'unlabelled', zeros[:, 0].numpy())
+    (here / 'few').mkdir()
+    written(here / 'few' / 'a', random_images(9, 8, 8))
     flags = [*TINY, '--eval', CLASSIFIER, '--inception_weights=inception.pth']
     status, _, error = cli(*flags, *argv)
     assert status == 1 and phrase in error.strip().splitlines()[-1] and 'Traceback' not in error
 
 
 def test_the_bench_scores_every_solver(here, cli, capsys, monkeypatch):
-    argv = [*TINY, '--logdir=run', CLASSIFIER, '--num_images=20']
+    argv = [*TINY, '--logdir=run', CLASSIFIER, '--num_images=20', '--metrics=kid']
     assert cli(*argv, '--train')[0] == 0
     monkeypatch.setattr(solvers, 'CALLS', (3, 4))
     with flagsaver.flagsaver():

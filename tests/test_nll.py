@@ -96,6 +96,8 @@ def test_fewer_terms_the_other_split_and_a_shorter_chain(runs, cli):
     status, out, _ = cli(*argv, '--sample_steps=4', '--eta=0', '--var_type=fixedsmall')
     assert status == 0 and '4 steps, every term, fixedsmall' in out
     assert len(np.load(runs / 'fixed' / 'nll.npz')['t']) == 4
+    status, out, _ = cli(*argv, '--sample_steps=1')
+    assert status == 0 and '1 steps, every term' in out and 'L_1 to L_T-1 0.0000' in out
 
 
 def test_labels_count(runs, cli):
