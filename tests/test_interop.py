@@ -441,6 +441,9 @@ def test_exports_by_the_command(cli, tmp_path):
     before = out.read_bytes()
     status, _, err = cli('--export=safetensors', '--logdir', run, '--out', out)
     assert status == 1 and 'is there already' in err and out.read_bytes() == before
+    (tmp_path / 'empty').mkdir()
+    status, _, err = cli('--export=safetensors', '--logdir', run, '--out', tmp_path / 'empty')
+    assert status == 1 and 'empty is a folder: name the file in it' in err and (tmp_path / 'empty').is_dir()
 
 
 @pytest.mark.parametrize(
@@ -561,6 +564,15 @@ def test_a_folder_and_wrapped_weights_are_sampled_and_bare_ones_sent_to_import_c
     for name in ('bare.pt', 'theirs', 'model.safetensors'):
         status, _, err = cli('--sample', '--ckpt', tmp_path / name)
         assert status == 1 and f'--import_ckpt={tmp_path / name} --logdir=NEW' in err.splitlines()[-1], err
+
+
+@pytest.mark.parametrize('key, value', [('T', None), ('ch', 'abc'), ('metrics', 5), ('eta', 'x'), ('ch_mult', {})])
+def test_a_config_of_another_form_is_one_line(run, tmp_path, cli, key, value):
+    state = checkpoint.load(run / 'ckpt.pt')
+    torch.save({**state, 'config': {**state['config'], key: value}}, tmp_path / 'other.pt')
+    status, _, err = cli('--import_ckpt', tmp_path / 'other.pt', '--logdir', tmp_path / 'run')
+    assert status in (1, 2) and err.startswith('main.py: error: ') and len(err.splitlines()) == 1
+    assert not (tmp_path / 'run').exists()
 
 
 def test_contradicting_flags_and_missing_files_are_refused(cli, tmp_path):
