@@ -21,7 +21,7 @@ from bench import solvers
 from dataset import loader
 from interop import card
 from run import records
-from run.restore import restore
+from run.restore import restore, run_folder
 
 CLASSIFIER = '--feature_net=classifier'
 
@@ -361,6 +361,11 @@ def test_evaluation_while_training(here, cli):
     assert cli(*TINY, '--train', '--logdir=plain', CLASSIFIER, '--num_images=20')[0] == 0
     a, b = (torch.load(f'{name}/ckpt.pt', weights_only=True)['net_model'] for name in ('run', 'plain'))
     assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_checkpoint_named_without_a_folder_is_in_the_working_folder():
+    """An empty name is no folder to a tracker."""
+    assert run_folder(config_of('--ckpt=ckpt.pt')) == os.curdir
 
 
 def test_a_line_that_was_cut_off_costs_no_other_record(tmp_path):
