@@ -131,7 +131,8 @@ def test_a_learned_variance_draws_as_the_fixed_ones_do(runs, tmp_path, cli):
         assert images[name].shape == (10, 8, 8, 1)
     assert all(abs(images[name] - images['few']).max() > 1 for name in ('all', 'guided', 'ddim'))
     for kind in ('progressive', 'guidance', 'interpolate'):
-        assert cli(f'--figure={kind}', f'--logdir={runs / "learned"}', f'--out={tmp_path}', '--num_images=2')[0] == 0
+        few = '--num_images=2', '--sample_steps=4', '--labels=0'
+        assert cli(f'--figure={kind}', f'--logdir={runs / "learned"}', f'--out={tmp_path}', *few)[0] == 0
         assert (tmp_path / f'{kind}.png').exists()
     assert (runs / 'learned' / 'sample' / '20.png').exists()
 
