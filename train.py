@@ -80,8 +80,8 @@ def _ending(run, interrupted):
 def begin(config, net, ema, flagfile=''):
     """Create a run at step 0 in --logdir from two state dicts, `net` and `ema`, which may lack what is not trained.
 
-    Raises FileExistsError if --logdir holds a run, CheckpointError if the weights do not fit the config's network or the
-    checkpoint cannot be written, OSError.
+    Raises FileExistsError if --logdir holds a run, CheckpointError if the weights do not fit the config's network or
+    the checkpoint cannot be written, OSError.
     """
     run = Run(config, trains=False)
     for module, weights in ((run.net, net), (run.ema, ema)):
