@@ -2,6 +2,7 @@
 
 For each solver and number of network calls it prints the FID, the mean over the seeds, as --eval computes it, and the
 seconds of the drawing and scoring. It writes solvers.png, a line for each solver, and solvers.json to the run's folder.
+As with --eval, each FID is a line of eval.txt there too.
 For example: python -m bench.solvers --flagfile config/DIGITS.txt --split=test --num_images=1438
 """
 
