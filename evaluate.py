@@ -4,7 +4,6 @@ Points are scored by the sliced Wasserstein distance.
 """
 
 import hashlib
-import json
 import logging
 import os
 import time
@@ -16,7 +15,7 @@ import dataset
 import score
 from dataset import loader
 from draw import picture, walk
-from run import build, distributed, hardware, inputs, labels, progress
+from run import build, distributed, hardware, inputs, labels, progress, records
 from run.config import recorded_keys, replace
 from run.errors import UsageError
 from run.reference import load_feature_net, load_statistics, statistics_path
@@ -40,8 +39,7 @@ def evaluate(config, net, step=None, interrupted=lambda: False):
         return None
     sampling = {key: getattr(config, key) for key in (*recorded_keys(), 'T', 'seed')}
     record = {'step': step, 'weights': config.weights, **sampling, **scores}
-    with open(os.path.join(run_folder(config), 'eval.txt'), 'a') as file:
-        file.write(json.dumps(record) + '\n')
+    records.append(os.path.join(run_folder(config), 'eval.txt'), record)
     return record
 
 
@@ -71,8 +69,6 @@ def _score_images(config, net, interrupted):
     if distributed.rank():
         return None
     hits = hits.item()
-    path = os.path.join(run_folder(config), f'samples_{config.weights}.png')
-    picture.save(path, picture.grid(shown.cpu()))
     result, seconds = scorer.result(compared, config.fid_use_torch), time.monotonic() - begin
     what = f'{config.num_images} images, {config.sample_steps or config.T} steps, eta {config.eta:g}, {config.var_type}'
     what += f', order {config.order}' if config.order != 1 else ''
@@ -82,6 +78,9 @@ def _score_images(config, net, interrupted):
         scores['label_accuracy'] = hits / config.num_images
         real = f'{feature_net.test_accuracy:.1%} on real images'
         print(f'  {hits / config.num_images:.1%} read as the label asked for at guidance {config.guidance:g} ({real})')
+    # After the scores are printed, which took hours, since this fails if the folder cannot be written.
+    path = os.path.join(run_folder(config), f'samples_{config.weights}.png')
+    picture.save(path, picture.grid(shown.cpu()))
     return scores
 
 
@@ -93,7 +92,10 @@ def _score_points(config, net, interrupted):
         return None
     train, test = (loader.decode_all(inputs.dataset(config, split))[0] for split in ('train', 'test'))
     points = torch.cat(drawn)
-    scores = {'SW': score.sliced_wasserstein(points, test), 'SW_data': score.sliced_wasserstein(train, test)}
+    scores = {
+        'SW': score.sliced_wasserstein(points, test),
+        'SW_data': score.sliced_wasserstein(train[: len(points)], test),
+    }
     scores['n'] = min(len(points), len(test))
     print(
         f'Model({config.weights.upper()}): sliced Wasserstein distance {scores["SW"]:.2e}, of two draws of the data '

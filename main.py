@@ -35,7 +35,7 @@ import train
 from dataset import DataError
 from draw.noise import NOISES
 from run import checks, commandline, distributed, events, hardware
-from run.checkpoint import CheckpointError
+from run.checkpoint import CheckpointError, refusing_other_forms
 from run.config import adopt, declared, settle_timesteps, size_text
 from run.errors import OutOfMemory, UsageError, memory, usage
 from run.restore import restore, run_folder
@@ -321,8 +321,10 @@ def share_work(config):
 def import_run(config, given):
     """Create a run in --logdir from the weights of --import_ckpt, and return its config."""
     source = interop.read(config.import_ckpt)
-    config = adopt(config, source.config, given)
-    config.cond = bool(config.num_classes)
+    with refusing_other_forms(config.import_ckpt):
+        config = adopt(config, source.config, given)
+        config.cond = bool(config.num_classes)
+        checks.check(config, training=True)
     train.begin(config, source.net, source.ema, flagfile(config))
     print(f'{config.logdir}: a run of {config.import_ckpt}; use its flagfile.txt to --sample, --eval or --train')
     return config

@@ -4,7 +4,6 @@ Images stream from the data set into float64 sums. The noise of image i, and the
 that are computed for it, depend only on (seed, i), not on the batch size.
 """
 
-import json
 import os
 import time
 
@@ -17,7 +16,7 @@ from draw.inference import Inference
 from draw.noise import Noise, derive_seed
 from process.bound import prior_term, variational_term
 from process.parameterisations import extract
-from run import build, compiling, distributed, files, hardware, inputs, progress
+from run import build, compiling, distributed, files, hardware, inputs, progress, records
 from run.config import recorded_keys, replace
 from run.errors import UsageError, usage
 from run.restore import run_folder
@@ -73,16 +72,15 @@ def nll(config, net, step=None, interrupted=lambda: False):
     sampling = {key: getattr(config, key) for key in (*recorded_keys(), 'T', 'seed', 'split')}
     made = {'n': len(data), 'nll_steps': steps, 'precision': str(model.dtype), 'seconds': time.monotonic() - begin}
     record = {'step': step, 'weights': config.weights, **result, **sampling, **made}
-    _write(config, record, np.array(sampler.timesteps), arrays)
     _report(config, record, len(sampler.timesteps))
+    _write(config, record, np.array(sampler.timesteps), arrays)
     return record
 
 
 def _write(config, record, t, arrays):
     """Append the record to nll.txt; write nll.npz and nll.png. t: the timesteps [N]. arrays: from `Bound.result`."""
     folder = run_folder(config)
-    with open(os.path.join(folder, 'nll.txt'), 'a') as file:
-        file.write(json.dumps(record) + '\n')
+    records.append(os.path.join(folder, 'nll.txt'), record)
     with files.replacing(os.path.join(folder, 'nll.npz')) as temporary, open(temporary, 'wb') as file:
         np.savez(file, t=t, **{name: values.numpy() for name, values in arrays.items()})
     name = os.path.basename(os.path.abspath(config.dataset)).replace('$', r'\$')  # a folder's name is not mathtext
@@ -191,7 +189,7 @@ def term_probabilities(alphas_bar, steps):
     if not min(2, N) <= steps <= N:
         raise ValueError(f'--nll_steps must be between 2 and the {N} steps of the chain, not {steps}')
     bits = (1 - alphas_bar).log().diff()
-    wanted = torch.cat([torch.full((1,), torch.inf, dtype=torch.float64), bits / bits.sum() + 1 / len(bits)])
+    wanted = torch.cat([torch.full((1,), torch.inf, dtype=torch.float64), bits / bits.sum() + 1 / max(1, len(bits))])
     certain = wanted.isinf() | (steps == N)
     while True:
         share = torch.where(certain, 0, wanted)

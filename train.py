@@ -80,10 +80,9 @@ def _ending(run, interrupted):
 def begin(config, net, ema, flagfile=''):
     """Create a run at step 0 in --logdir from two state dicts, `net` and `ema`, which may lack what is not trained.
 
-    Raises FileExistsError if --logdir holds a run, UsageError as `checks.check`, CheckpointError if the weights do not
-    fit the config's network or the checkpoint cannot be written, OSError.
+    Raises FileExistsError if --logdir holds a run, CheckpointError if the weights do not fit the config's network or
+    the checkpoint cannot be written, OSError.
     """
-    checks.check(config, training=True)
     run = Run(config, trains=False)
     for module, weights in ((run.net, net), (run.ema, ema)):
         fixed = {key: value for key, value in module.named_parameters() if not value.requires_grad}
@@ -136,8 +135,13 @@ def loop(run, data, flagfile='', interrupted=lambda: False, evaluate=None):
             if run.is_at(config.eval_step):
                 log.flush()
                 averaged = replace(in_few_steps(config, config.eval_sample_steps), weights='ema', ckpt='')
-                with memory('lower --sample_batch_size'):
-                    record = evaluate(averaged, run.ema, run.step, interrupted)
+                try:
+                    with memory('lower --sample_batch_size'):
+                        record = evaluate(averaged, run.ema, run.step, interrupted)
+                except Exception:
+                    if run.saved != run.step:  # a score that cannot be had costs no steps
+                        run.save()
+                    raise
                 if record:
                     show_scores(run, log, record)
                     if run.best and run.best.note(record):

@@ -2,6 +2,7 @@
 
 For each solver and number of network calls it prints the FID, the mean over the seeds, as --eval computes it, and the
 seconds of the drawing and scoring. It writes solvers.png, a line for each solver, and solvers.json to the run's folder.
+As with --eval, each FID is a line of eval.txt there too.
 For example: python -m bench.solvers --flagfile config/DIGITS.txt --split=test --num_images=1438
 """
 
@@ -37,7 +38,9 @@ def measure(config, net, step, seeds):
             chosen = {'order': order, 'corrector': corrector, 'eta': eta}
             chosen |= {'sample_steps': calls, 'spacing': 'auto', 'timesteps': []}
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                records = [evaluate(replace(config, **chosen, seed=seed), net, step) for seed in range(seeds)]
+                records = [
+                    evaluate(replace(config, **chosen, seed=seed, metrics=['fid']), net, step) for seed in range(seeds)
+                ]
             fids = [next(value for key, value in record.items() if key.startswith('FID')) for record in records]
             yield name, calls, fids, records[-1]['seconds']
 

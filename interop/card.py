@@ -54,7 +54,7 @@ def model_card(config, net, step):
     """
     folder = run_folder(config)
     path = Path(folder, 'flagfile.txt')
-    flagfile = path.read_text() if path.exists() else ''
+    flagfile = path.read_text(errors='replace') if path.exists() else ''
     title, scores = os.path.basename(os.path.abspath(folder)), records.read(folder)
     metadata = _metadata(config, title, [record for record in scores if record.get('step') == step])
     filled = {
@@ -86,7 +86,7 @@ def _metadata(config, title, scores):
     results = [
         {**shared, 'metrics': metrics}
         for record in latest.values()
-        if record.get('weights', config.weights) == config.weights and (metrics := _metrics(record))
+        if record.get('weights') == config.weights and (metrics := _metrics(record))
     ]
     data = {'license': config.license, 'library_name': 'diffusers', 'tags': ['diffusers', 'ddpm', task]}
     if not config.num_classes:
@@ -108,14 +108,17 @@ def _metrics(record):
 
 
 def _scores_table(scores):
-    """Makes a table of the scores that --eval wrote, with how each was measured. scores: the records of eval.txt."""
+    """Makes a table of the scores in eval.txt, with whose they are and how each was measured."""
     if not scores:
         return 'None were measured.'
-    lines = ['| after step | images | scores | sampler | measured with |', '| --- | --- | --- | --- | --- |']
+    lines = ['| after step | weights | images | scores | sampler | measured with |', '| --- ' * 6 + '|']
     figures = score.figure_names()
     for record in scores:
         known = {key: value for key, value in record.items() if key.startswith(figures) and value is not None}
         values = ', '.join(f'{key} {value:.4g}' for key, value in known.items())
         how = [', '.join(f'{key} {record[key]}' for key in column if key in record) for column in COLUMNS]
-        lines.append(f'| {record["step"]} | {record["n"]} | {values} | {" | ".join(how)} |')
+        of = [
+            str(record.get(key, '')) for key in ('step', 'weights', 'n')
+        ]  # pytorch-ddpm's records tell the step alone
+        lines.append(f'| {" | ".join([*of, values, *how])} |')
     return '\n'.join(lines)

@@ -35,6 +35,8 @@ def export(config, net, step):
     os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
     with files.replacing(out) as temporary:
         write(temporary, config, net, step)
+        if os.path.isdir(out) and os.path.isfile(temporary):
+            raise FileExistsError(f'{out} is a folder: name the file in it')
         if config.push:
             hub.push(temporary, config.push, f'Export the {config.weights} weights of step {step}')
         if os.path.isdir(out):

@@ -5,6 +5,7 @@ Every key of a file and every shape must be accounted for.
 """
 
 import json
+import os
 import re
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -218,7 +219,8 @@ def read_file(path):
     Raises CheckpointError if the file is damaged or unsafe; FileNotFoundError.
     """
     if not str(path).endswith('.safetensors'):
-        stored = checkpoint.read(path)
+        of_run = os.path.exists(checkpoint.previous(path))  # which a kill may have left without its last checkpoint
+        stored = (checkpoint.load if of_run else checkpoint.read)(path)
         return (stored.get('config') if _is_checkpoint(stored) else None), stored
     try:
         with safetensors.safe_open(path, 'pt') as file:

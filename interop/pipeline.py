@@ -58,10 +58,10 @@ def unet_config(flags):
 
 
 def read(folder):
-    """Reads a pipeline of diffusers, or its unet alone; returns (flags, state dict of `UNet` without the time table).
+    """Reads a pipeline of diffusers; returns (flags, state dict of `UNet` without the time table).
 
-    If the network takes labels, the last row of the embedding is taken for no label, as `write` has it. That, and the
-    notes of `scheduler.read`, are logged as warnings.
+    Older pipelines have no subfolders. If the network takes labels, the last row of the embedding is taken for no
+    label, as `write` has it. That, and the notes of `scheduler.read`, are logged as warnings.
 
     Raises CheckpointError if a part is damaged. If the network or the scheduler is none of ours, the error names what
     differs.
@@ -149,7 +149,7 @@ def write(folder, config, net, card):
         for our_key, _, their_key, their_value in formats.rows(flags, DIFFUSERS)
     }
     save_file(theirs, folder / 'unet' / f'{WEIGHTS}.safetensors', {'format': 'pt'})
-    (folder / 'README.md').write_text(card)
+    (folder / 'README.md').write_text(card, 'utf-8', 'surrogateescape')
 
 
 def _check(flags, net):

@@ -9,7 +9,7 @@ from interop import formats, pipeline
 from interop.hub import fetch
 from interop.published import DDPM, PUBLISHED, download
 from run import build, hub
-from run.checkpoint import CheckpointError, load_weights, refusing_other_forms
+from run.checkpoint import CheckpointError, load_weights, previous, refusing_other_forms
 
 
 class Source(NamedTuple):
@@ -24,7 +24,7 @@ def read(path):
     """Reads the weights in a file or folder, at an address of the Hub, or of a name in `PUBLISHED`; returns a `Source`.
 
     A file may be one of this program, of pytorch-ddpm, or of the authors' network as pesser/pytorch_diffusion and
-    ermongroup/ddim save it. A folder may be that of a run, whose ckpt.pt is read, or a pipeline of diffusers.
+    ermongroup/ddim save it. A folder may be that of a run, whose last checkpoint is read, or a pipeline of diffusers.
 
     The config holds the flags that the weights tell, and those that a config next to them tells. The authors' network
     tells neither T nor img_size; for published weights they are known all the same.
@@ -40,8 +40,9 @@ def read(path):
     elif not os.path.exists(path):
         names = ', '.join(PUBLISHED)
         raise FileNotFoundError(f'{path}: no such file or folder, nor one of {names}; from the Hub: {hub.PREFIX}{path}')
-    if os.path.exists(os.path.join(path, 'ckpt.pt')):
-        path = os.path.join(path, 'ckpt.pt')
+    run = os.path.join(path, 'ckpt.pt')
+    if os.path.exists(run) or os.path.exists(previous(run)):
+        path = run
     with refusing_other_forms(path):
         if os.path.isdir(path):
             flags, weights = pipeline.read(path)

@@ -74,7 +74,8 @@ def misfit(flags):
         ),
         (
             name == 'DDIM' and told,
-            'DDIMScheduler cannot be told --timesteps: --order=2 can, or use --sample_steps',
+            f'DDIMScheduler cannot be told --timesteps: {"--eta=1" if flags["eta"] else "--order=2"} can, or use '
+            '--sample_steps',
         ),
         (
             name == 'DDIM' and (gaps - {T // S} or chain[0] >= T // S),  # never so with leading

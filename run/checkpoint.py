@@ -168,7 +168,13 @@ def load_weights(module, weights, path):
 
 
 def check_weights(wanted, found, path):
-    """Raise CheckpointError, naming keys and shapes, unless two dicts of tensors have the same keys and shapes."""
+    """Raise CheckpointError, naming keys, unless weights are finite and have the keys and shapes they should.
+
+    wanted, found: dicts of tensors.
+    """
+    for key, value in found.items():
+        if value.is_floating_point() and not value.float().isfinite().all():
+            raise CheckpointError(f'{path}: {key} holds NaN or infinity: it draws nothing')
     wanted, found = ({key: tuple(value.shape) for key, value in weights.items()} for weights in (wanted, found))
     complaints = [f'{key} {wanted[key]} is missing' for key in wanted.keys() - found.keys()]
     complaints += [f'{key} {found[key]} is not of this network' for key in found.keys() - wanted.keys()]

@@ -21,6 +21,7 @@ def replacing(path, durable=False, first=lambda temporary: None):
     becomes `path`. On any error the temporary file or folder is removed, and `path` stays as it was.
     """
     temporary = f'{path}.tmp'
+    remove(temporary)  # which a kill may have left
     try:
         yield temporary
         if durable:
@@ -63,7 +64,6 @@ def remove(path):
 def link(path, other):
     """Give a file a second path: a hard link, or a copy if the file system has no links."""
     with replacing(other) as temporary:
-        remove(temporary)
         try:
             os.link(path, temporary)
         except OSError:

@@ -179,11 +179,16 @@ def sample_items(config, data, n):
 def labelled(config):
     """Return (images, labels, test images, test labels) of --dataset. Without a test split, hold out every tenth.
 
-    Raises DataError if it has no labels.
+    Raises DataError if it has no labels, or too few images to hold any out.
     """
     train = dataset(config)
     if not train.num_classes:
         raise datasets.DataError(f'{config.dataset} has no labels: --feature_net=classifier learns from labels')
+    if len(train) < 10 and not _has_test(config):
+        raise datasets.DataError(
+            f'{config.dataset} has {len(train)} images: --feature_net=classifier holds out every tenth to test itself, '
+            'and needs 10 or more, or a --test_dataset'
+        )
     images, labels = loader.decode_all(train, config.num_workers, config.loader_timeout, _watch)
     if _has_test(config):
         test = dataset(config, 'test', like=train)

@@ -1,4 +1,4 @@
-"""Read what --eval wrote to eval.txt, and tell which scores were measured in the same way."""
+"""Keep the records of --eval and --nll, one line of JSON each, and tell which scores were measured in the same way."""
 
 import json
 import logging
@@ -7,6 +7,15 @@ import os
 from run.config import complete, recorded_keys
 
 MEASURED = 'weights', 'T', 'seed', 'n', 'reference', 'feature_net', 'weights_hash', 'protocol', 'precision'
+
+
+def append(path, record):
+    """Add a record to a file. If a kill or a full disk cut its last line off, that line is ended first."""
+    with open(path, 'a+b') as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+        torn = file.read(1) not in (b'', b'\n')
+        file.write(b'\n' * torn + json.dumps(record).encode() + b'\n')
 
 
 def read(folder):

@@ -5,12 +5,11 @@ It scores points in the plane too, by the sliced Wasserstein distance. It knows 
 
 # ruff: noqa: F401 (what is imported here is what this package offers)
 
-from .both import get_inception_and_fid_score
+from .both import get_fid_score, get_inception_and_fid_score, get_inception_score
 from .features import FEATURE_NETS, FeatureNet, full_fp32
-from .fid import calculate_frechet_distance, get_fid_score
+from .fid import calculate_frechet_distance
 from .files import ScoreError, check_writable
 from .inception import PROTOCOLS
-from .inception_score import get_inception_score
 from .kid import kept_indices, kernel_inception_distance, kid_interval
 from .metrics import (
     ALIASES,

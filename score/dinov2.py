@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from .files import ScoreError, checked_digest, fill, load_torch, published_file
+from .files import ScoreError, fill, published_weights
 from .images import eight_bit, rgb
 
 ARCHITECTURE = 'vit_large_patch14_dinov2'  # timm's name
@@ -74,8 +74,7 @@ def load_dinov2(path=None, sha256=WEIGHTS_SHA256):
         import timm
     except ImportError as error:
         raise ScoreError(f'DINOv2 needs a package: pip install -r requirements-dinov2.txt ({error})') from None
-    file = published_file('DINOv2', WEIGHTS_URL, WEIGHTS_NAME, WEIGHTS_SHA256, path)
-    digest, state = checked_digest(file, sha256, WEIGHTS_URL), load_torch(file)
+    file, state, digest = published_weights('DINOv2', WEIGHTS_URL, WEIGHTS_NAME, sha256, path)
     with torch.device('meta'):  # these weights are replaced: spend no memory, time or draw from the generator
         vit = timm.create_model(ARCHITECTURE, pretrained=False, img_size=INPUT_SIZE, num_classes=0)
     if isinstance(state, dict) and getattr(state.get('pos_embed'), 'ndim', 0) == 3:

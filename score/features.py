@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import torch
 
 from . import classifier, dinov2, inception
 from .files import ScoreError, check_writable
-from .images import batches, check_images
+from .images import check_images
 from .source import StaleError, check_source
 
 
@@ -169,17 +169,3 @@ def _unusable(path, source):
 
 
 FEATURE_NETS = {'inception': inception_net, 'classifier': classifier_net, 'dinov2': dinov2_net}
-
-
-def standard_pass(name, images, num_images, batch_size, verbose, parallel, net):
-    """Prepares what the functions of pytorch-ddpm share; returns (FeatureNet, number of images, their batches).
-
-    name: that of the function, shown before the bar. The rest: see `get_inception_and_fid_score`. Raises ValueError if
-    the number of images is not known.
-    """
-    if num_images is None and not hasattr(images, '__len__'):
-        raise ValueError('num_images must be given when `images` has no length (e.g. a generator)')
-    num_images = len(images) if num_images is None else num_images
-    net = net or inception_net(device='cuda' if torch.cuda.is_available() else 'cpu')
-    net = replace(net, trunk=torch.nn.DataParallel(net.trunk)) if parallel else net
-    return net, num_images, batches(images, num_images, batch_size, verbose, name)

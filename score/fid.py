@@ -2,9 +2,8 @@
 
 import torch
 
-from .features import standard_pass
 from .files import Unscorable
-from .statistics import Moments, check_gaussian, exact_device, load_statistics
+from .statistics import check_gaussian
 
 
 def as_gaussian(mu, sigma, device):
@@ -57,23 +56,3 @@ def calculate_frechet_distance(mu1, sigma1, mu2, sigma2, eps=1e-6, use_torch=Fal
     check_psd(eigenvalues, eps, 'sigma2')
     trace = eigenvalues.clamp(min=0).sqrt().sum()
     return ((mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2 * trace).item()
-
-
-def get_fid_score(
-    stats_cache, images, num_images=None, batch_size=50, use_torch=False, verbose=False, parallel=False, *, net=None
-):
-    """Computes FID (arXiv:1706.08500, eq. 6) of images against a statistics file; named as in pytorch-ddpm.
-
-    stats_cache: a statistics file. The other arguments, and what is raised: see `get_inception_and_fid_score`.
-    """
-    net, num_images, stream = standard_pass('get_fid_score', images, num_images, batch_size, verbose, parallel, net)
-    reference = load_statistics(stats_cache, net)
-    moments = Moments(net.dim, exact_device(net.device))
-    for batch in stream:
-        features, _ = net(batch)
-        moments.update(features)
-    if moments.n != num_images:
-        raise ValueError(f'{num_images} images were announced, {int(moments.n)} came')
-    return calculate_frechet_distance(
-        moments.mean, moments.covariance(), reference.mu, reference.sigma, use_torch=use_torch
-    )

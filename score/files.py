@@ -73,20 +73,20 @@ def download(url, path, sha256=None):
         socket.setdefaulttimeout(timeout)
 
 
-def published_file(what, url, name, sha256, path=None):
-    """Returns the path of published weights: `path` or, by default, that in torch's hub cache, downloaded once.
+def published_weights(what, url, name, sha256, path=None):
+    """Returns the file of published weights, what it holds, and its SHA-256.
 
-    what: whose weights they are. name: that of the file in the cache. sha256: see `download`.
+    The file is that at `path` or, by default, the one in torch's hub cache, into which it is downloaded once. what:
+    whose weights they are. name: that of the file in the cache. sha256: the first digits that the digest must have; ''
+    admits any file.
 
-    Raises ScoreError, saying where to get the file and where to put it, if there is none and it cannot be downloaded.
+    Raises ScoreError, saying where to get the file and where to put it, if it is missing and cannot be downloaded,
+    damaged, or a different one.
     """
-    if path is not None:
-        file = Path(path).expanduser()
-        if not file.is_file():
-            raise ScoreError(f'{file}: no such file; get the {what} weights from {url} and put them there')
-        return file
-    file = Path(torch.hub.get_dir(), 'checkpoints', name)
+    file = Path(torch.hub.get_dir(), 'checkpoints', name) if path is None else Path(path).expanduser()
     if not file.is_file():
+        if path is not None:
+            raise ScoreError(f'{file}: no such file; get the {what} weights from {url} and put them there')
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             # This writes to a temporary name, checks the hash, and renames. It leaves nothing if there is an error.
@@ -95,18 +95,13 @@ def published_file(what, url, name, sha256, path=None):
             raise ScoreError(
                 f'no {what} weights ({error}): get {url} elsewhere and put it at {file}, or give its path'
             ) from None
-    return file
-
-
-def checked_digest(file, sha256, url):
-    """Returns the SHA-256 of a file. Raises ScoreError if it does not begin with these digits; '' admits any file."""
     digest = file_digest(file)
     if not digest.startswith(sha256):
         raise ScoreError(
             f'{file}: sha256 begins with {digest[:8]}, not {sha256[:8]}: truncated, or not the published weights; '
             f'replace it by {url}'
         )
-    return digest
+    return file, load_torch(file), digest
 
 
 def fill(network, state, file, what):

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from .files import checked_digest, fill, load_torch, published_file
+from .files import fill, published_weights
 from .images import eight_bit, rgb, unit_range
 
 INPUT_SIZE = 299
@@ -52,11 +52,6 @@ def tf_input(images):
 PROTOCOLS = {'pytorch': pytorch_input, 'tf': tf_input}
 
 
-def weights_file(path=None):
-    """Returns the path of the weights, as `published_file` does."""
-    return published_file('Inception', WEIGHTS_URL, WEIGHTS_NAME, WEIGHTS_SHA256, path)
-
-
 def load_inception(path=None, sha256=WEIGHTS_SHA256):
     """Loads the FID Inception, in eval mode on the CPU; returns it and the SHA-256 of its weights' file.
 
@@ -65,11 +60,9 @@ def load_inception(path=None, sha256=WEIGHTS_SHA256):
 
     Raises ScoreError if the file is missing, damaged or a different one.
     """
-    file = weights_file(path)
-    digest = checked_digest(file, sha256, WEIGHTS_URL)
+    file, state, digest = published_weights('Inception', WEIGHTS_URL, WEIGHTS_NAME, sha256, path)
     from .inception_network import FIDInception  # imported here because torchvision takes a second
 
-    state = load_torch(file)
     with torch.device('meta'):  # these weights are replaced: spend no memory, time or draw from the generator
         network = FIDInception()
     fill(network, state, file, f"the FID Inception's state dict; get {WEIGHTS_URL}")

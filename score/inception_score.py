@@ -2,9 +2,7 @@
 
 import torch
 
-from .features import standard_pass
 from .files import Unscorable
-from .statistics import exact_device
 
 
 class SplitSums:
@@ -55,25 +53,3 @@ class SplitSums:
         entropy = torch.special.entr(self.p / self.count[:, None]).sum(1)  # the entropy of p(y)
         scores = (self.p_log_p / self.count + entropy).exp()
         return scores.mean().item(), scores.std(correction=0).item()
-
-
-def get_inception_score(
-    images, splits=10, batch_size=32, use_torch=False, verbose=False, parallel=False, *, num_images=None, net=None
-):
-    """Computes IS (arXiv:1606.03498) of images over `splits` splits in generation order; named as in pytorch-ddpm.
-
-    use_torch: has no effect, because the sums are kept on the device of the network anyway. The other arguments: see
-    `get_inception_and_fid_score`.
-
-    Returns (mean, std), std with ddof 0. Raises ValueError for unusable images or fewer of them than splits.
-    """
-    name = 'get_inception_score'
-    net, num_images, stream = standard_pass(name, images, num_images, batch_size, verbose, parallel, net)
-    device = exact_device(net.device)
-    sums = SplitSums(num_images, splits, net.num_classes, device)
-    start = 0
-    for batch in stream:
-        _, logits = net(batch)
-        sums.update(logits.to(device), torch.arange(start, start + len(batch), device=device))
-        start += len(batch)
-    return sums.score()

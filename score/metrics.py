@@ -16,6 +16,7 @@ from .inception_score import SplitSums
 from .kid import kernel_inception_distance, kid_interval
 from .monge import DIRECTIONS, RESAMPLES, mind
 from .neighbours import DENSITY_K, MANIFOLD_K, authenticity, prdc
+from .statistics import MOMENTS
 
 
 @dataclass(frozen=True)
@@ -255,5 +256,5 @@ def compare_statistics(statistics, reference, use_torch=False, *, metrics=USUAL)
     The figures that need the images themselves, such as the Inception Score, are None.
     """
     sample = None if statistics.sample is None else torch.from_numpy(statistics.sample)
-    moments = {key: getattr(statistics, key) for key in ('mu', 'sigma', 'mu_s', 'sigma_s')}
+    moments = {key: getattr(statistics, key) for key in MOMENTS}
     return compute_figures(metrics, Gathered(sample=sample, **moments), reference, use_torch)

@@ -12,7 +12,7 @@ from .inception_score import SplitSums
 from .kid import FeatureSample
 from .metrics import METRICS, USUAL, Gathered, compute_figures, needs_of
 from .neighbours import KEPT
-from .statistics import Moments, Statistics, exact_device
+from .statistics import MOMENTS, Moments, Statistics, exact_device
 
 
 class Part(NamedTuple):
@@ -156,8 +156,7 @@ class Scorer:
         """
         ours, n = self.gathered(), self.num_images
         if known:
-            moments = {key: getattr(known, key) for key in ('mu', 'sigma', 'mu_s', 'sigma_s')}
-            ours = replace(ours, **{key: value for key, value in moments.items() if value is not None})
+            ours = replace(ours, **{key: value for key in MOMENTS if (value := getattr(known, key)) is not None})
             n = known.made.get('n')
         for name in self.metrics:
             if METRICS[name].lacks(ours):

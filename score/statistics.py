@@ -12,6 +12,7 @@ import torch
 from .files import ScoreError, Unscorable, atomic_write
 from .source import StaleError, from_text
 
+MOMENTS = 'mu', 'sigma', 'mu_s', 'sigma_s'
 MADE_KEYS = ('n', 'feature_net', 'weights_hash', 'protocol', 'precision')
 FILE_BYTES = 2**27  # the most that is read of a file of statistics; with 2048 features it is 75 MB
 FEATURES_BYTES = 2**29  # the most that is read of a file of features; 50,000 x 2048 are 410 MB
@@ -104,13 +105,9 @@ def save_statistics(path, statistics):
     Raises ValueError if mu and sigma are no Gaussian.
     """
     check_gaussian(statistics.mu, statistics.sigma)
-    more = {} if statistics.sample is None else {'sample': statistics.sample}
-    more |= {} if statistics.source is None else {'source': json.dumps(statistics.source)}
     if statistics.mu_s is not None:
         check_gaussian(statistics.mu_s, statistics.sigma_s)
-        more |= {'mu_s': statistics.mu_s, 'sigma_s': statistics.sigma_s}
-    with atomic_write(path) as f:
-        np.savez(f, mu=statistics.mu, sigma=statistics.sigma, **statistics.made, **more)
+    _save(path, statistics, *MOMENTS, 'sample')
 
 
 def load_statistics(path, net=None):
@@ -165,9 +162,15 @@ class Features(NamedTuple):
 
 def save_features(path, statistics):
     """Writes the features of a `Statistics` to an npz file of their own, whole or not at all."""
-    more = {} if statistics.source is None else {'source': json.dumps(statistics.source)}
+    _save(path, statistics, 'features')
+
+
+def _save(path, statistics, *names):
+    """Writes the arrays of these names that there are, with how and of what they were made."""
+    arrays = {name: value for name in names if (value := getattr(statistics, name)) is not None}
+    source = {} if statistics.source is None else {'source': json.dumps(statistics.source)}
     with atomic_write(path) as f:
-        np.savez(f, features=statistics.features, **statistics.made, **more)
+        np.savez(f, **arrays, **statistics.made, **source)
 
 
 def load_features(path, net):

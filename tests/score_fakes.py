@@ -1,10 +1,13 @@
 """Random weights for Inception, and a small feature net, for the tests of score/."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
+from torch.nn.functional import interpolate
 
 from score.features import FeatureNet
-from score.images import unit_range
+from score.images import rgb, unit_range
 from score.inception_network import FIDInception
 
 
@@ -52,6 +55,12 @@ def small_net(dim=6, num_classes=5, seed=0, *, spatial_dim=0, **fields):
         head=lambda maps: (maps, (maps.double() @ v).float()),
         **made,
     )
+
+
+def small_inception(weights=None, *, protocol='pytorch', **how):
+    """Stand in for FEATURE_NETS['inception']: a `small_net` of images of any size, with sFID under the tf protocol."""
+    net = small_net(spatial_dim=5 if protocol == 'tf' else 0, protocol=protocol)
+    return replace(net, prepare=lambda x: interpolate(rgb(x.float() / 255), (4, 4)))
 
 
 def small_images(n, seed=0):

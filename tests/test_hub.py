@@ -126,7 +126,12 @@ def test_a_push_commits_the_export_with_its_card(server, main_py, run, tmp_path)
     shutil.copytree(run, here, ignore=shutil.ignore_patterns('diffusers'))
     records = [{**SCORES, 'step': 4, 'FID': 9.9}, {**SCORES, 'step': 4}, {**SCORES, 'step': 2, 'FID': 5.0}]
     records.append({**SCORES, 'step': 4, 'FID': 4.0, 'sample_steps': 20})
+    records.append(
+        {'step': 4, 'FID': 3.9, 'IS': 9.4, 'FID_EMA': 3.2}
+    )  # of pytorch-ddpm, whose FID is of the last weights
     (here / 'eval.txt').write_text('\n'.join(json.dumps(record) for record in records))
+    with open(here / 'flagfile.txt', 'ab') as file:
+        file.write('# é\n'.encode('latin1'))
     argv = '--export=diffusers', f'--logdir={here}', '--push=me/new', '--license=mit'
     status, error = main_py(*argv)
     assert status == 1 and '--push=me/new needs a token of the Hub: run hf auth login' in one_line(error)

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import threading
 from types import SimpleNamespace
 
@@ -288,6 +289,7 @@ def test_an_export_is_loaded_whole_and_read_back_as_the_sampler_it_was(tmp_path,
         (['--eps_scale=1.02'], 'no --eps_scale=1.02: --eps_scale=1 draws so'),
         (['--order=2', '--eta=0', '--spacing=logsnr'], 'no --spacing=logsnr: --spacing=leading is its usual one'),
         (['--eta=0', '--timesteps=0,6'], 'DDIMScheduler cannot be told --timesteps: --order=2 can'),
+        (['--eta=0.5', '--timesteps=0,6'], 'DDIMScheduler cannot be told --timesteps: --eta=1 can'),
         (
             ['--order=2', '--mean_type=v', '--schedule=linear_zero_snr'],
             'cannot begin at t = 11, where nothing is left of the image: --order=1 can, without --corrector',
@@ -409,8 +411,11 @@ def test_exports_by_the_command(cli, tmp_path):
         'step': 4, 'n': 9, 'FID': 3.21, 'sample_steps': 0, 'eta': 1.0, 'var_type': 'fixedlarge', 'clip_denoised': False,
         'guidance': 1.0, 'reference': 'stats/digits.train.npz', 'feature_net': 'inception', 'protocol': 'pytorch',
     }) + '\n')  # fmt: skip
+    (run / 'diffusers.tmp').mkdir()  # as a kill leaves it
+    (run / 'diffusers.tmp' / 'half').touch()
     status, out, err = cli('--export=diffusers', '--logdir', run, '--license=mit')
     assert status == 0, err
+    assert not (run / 'diffusers' / 'half').exists()
     card = (run / 'diffusers' / 'README.md').read_text()
     for part in ('license: "mit"', 'class-conditional', 'FID 3.21', 'pytorch', 'lr=0.0002', 'digits', 'class_labels=y'):
         assert part in card
@@ -436,6 +441,9 @@ def test_exports_by_the_command(cli, tmp_path):
     before = out.read_bytes()
     status, _, err = cli('--export=safetensors', '--logdir', run, '--out', out)
     assert status == 1 and 'is there already' in err and out.read_bytes() == before
+    (tmp_path / 'empty').mkdir()
+    status, _, err = cli('--export=safetensors', '--logdir', run, '--out', tmp_path / 'empty')
+    assert status == 1 and 'empty is a folder: name the file in it' in err and (tmp_path / 'empty').is_dir()
 
 
 @pytest.mark.parametrize(
@@ -478,6 +486,8 @@ def spoil(path, kind):
         weights['logvar'] = torch.zeros(3)
     if kind == 'shape':
         weights['conv_out.bias'] = torch.zeros(4)
+    if kind == 'nan':
+        weights['conv_out.bias'][1] = torch.nan
     if kind == 'other':
         weights = {'encoder.weight': torch.zeros(3)}
     torch.save([1, 2, 3] if kind == 'no dict' else weights, path)
@@ -488,13 +498,16 @@ def spoil(path, kind):
         'telling': r'down\.1\.block\.0\.conv2\.weight is missing',
         'surplus': r'logvar \(3,\) is not of this network',
         'shape': r'conv_out\.bias is \(4,\), not \(3,\)',
+        'nan': r'conv_out\.bias holds NaN or infinity: it draws nothing',
         'other': 'no network known here: its first keys are encoder.weight',
         'no dict': 'holds no state dict',
         'truncated': 'damaged or no checkpoint',
     }[kind]
 
 
-@pytest.mark.parametrize('kind', ['hostile', 'missing', 'telling', 'surplus', 'shape', 'other', 'no dict', 'truncated'])
+@pytest.mark.parametrize(
+    'kind', ['hostile', 'missing', 'telling', 'surplus', 'shape', 'nan', 'other', 'no dict', 'truncated']
+)
 def test_a_bad_file_is_one_line_and_leaves_nothing(cli, tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
     why = spoil(tmp_path / 'model.ckpt', kind)
@@ -516,9 +529,11 @@ def test_a_sampler_of_a_run_a_file_and_a_folder(run, tmp_path, cli):
     config, net, _ = restored(run)
     pipeline.write(tmp_path / 'exported', replace(config, eta=0.0), net, 'card')
     torch.save(net.state_dict(), tmp_path / 'weights.pt')
+    (tmp_path / 'killed').mkdir()  # between two checkpoints
+    shutil.copy(run / 'ckpt.pt', tmp_path / 'killed' / 'ckpt.prev.pt')
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([0, 7])
     with torch.no_grad():
-        for source in (run, run / 'ckpt.pt', tmp_path / 'exported', tmp_path / 'weights.pt'):
+        for source in (run, run / 'ckpt.pt', *(tmp_path / name for name in ('killed', 'exported', 'weights.pt'))):
             sampler = interop.from_pretrained(str(source))
             assert largest_error(sampler.model(x, t), net(x, t)) < 1e-5 and sampler.T == 8
             told = source != tmp_path / 'weights.pt'
@@ -530,10 +545,7 @@ def test_a_sampler_of_a_run_a_file_and_a_folder(run, tmp_path, cli):
 
 
 def test_what_is_told_by_nobody_is_as_the_flags_are():
-    config = config_of()
-    assert {key: getattr(config, key) for key in interop.UNTOLD if key != 'dropout'} == {
-        key: value for key, value in interop.UNTOLD.items() if key != 'dropout'
-    }
+    assert vars(config_of()).items() >= {**interop.UNTOLD, 'dropout': config_of().dropout}.items()
 
 
 def test_a_folder_and_wrapped_weights_are_sampled_and_bare_ones_sent_to_import_ckpt(run, tmp_path, cli):
@@ -549,6 +561,15 @@ def test_a_folder_and_wrapped_weights_are_sampled_and_bare_ones_sent_to_import_c
     for name in ('bare.pt', 'theirs', 'model.safetensors'):
         status, _, err = cli('--sample', '--ckpt', tmp_path / name)
         assert status == 1 and f'--import_ckpt={tmp_path / name} --logdir=NEW' in err.splitlines()[-1], err
+
+
+@pytest.mark.parametrize('key, value', [('T', None), ('ch', 'abc'), ('metrics', 5), ('eta', 'x'), ('ch_mult', {})])
+def test_a_config_of_another_form_is_one_line(run, tmp_path, cli, key, value):
+    state = checkpoint.load(run / 'ckpt.pt')
+    torch.save({**state, 'config': {**state['config'], key: value}}, tmp_path / 'other.pt')
+    status, _, err = cli('--import_ckpt', tmp_path / 'other.pt', '--logdir', tmp_path / 'run')
+    assert status in (1, 2) and err.startswith('main.py: error: ') and len(err.splitlines()) == 1
+    assert not (tmp_path / 'run').exists()
 
 
 def test_contradicting_flags_and_missing_files_are_refused(cli, tmp_path):

@@ -96,6 +96,8 @@ def test_fewer_terms_the_other_split_and_a_shorter_chain(runs, cli):
     status, out, _ = cli(*argv, '--sample_steps=4', '--eta=0', '--var_type=fixedsmall')
     assert status == 0 and '4 steps, every term, fixedsmall' in out
     assert len(np.load(runs / 'fixed' / 'nll.npz')['t']) == 4
+    status, out, _ = cli(*argv, '--sample_steps=1')
+    assert status == 0 and '1 steps, every term' in out and 'L_1 to L_T-1 0.0000' in out
 
 
 def test_labels_count(runs, cli):
@@ -129,7 +131,8 @@ def test_a_learned_variance_draws_as_the_fixed_ones_do(runs, tmp_path, cli):
         assert images[name].shape == (10, 8, 8, 1)
     assert all(abs(images[name] - images['few']).max() > 1 for name in ('all', 'guided', 'ddim'))
     for kind in ('progressive', 'guidance', 'interpolate'):
-        assert cli(f'--figure={kind}', f'--logdir={runs / "learned"}', f'--out={tmp_path}', '--num_images=2')[0] == 0
+        few = '--num_images=2', '--sample_steps=4', '--labels=0'
+        assert cli(f'--figure={kind}', f'--logdir={runs / "learned"}', f'--out={tmp_path}', *few)[0] == 0
         assert (tmp_path / f'{kind}.png').exists()
     assert (runs / 'learned' / 'sample' / '20.png').exists()
 

@@ -8,13 +8,12 @@ import torch
 from conftest import TINY
 from runs import one_line
 from scipy import linalg
-from score_fakes import small_images, small_net
+from score_fakes import small_images, small_inception, small_net
 from test_evaluate import last_record, npz_of
 from test_score_metrics import feed, scored_in_shares
 
 import score
 from score import ALIASES, Scorer, build_statistics, load_statistics, save_statistics
-from score.images import rgb
 from score.inception_score import SplitSums
 
 FIGURES = ['IS_splits_of_5000', 'FID', 'sFID', 'Precision_k3', 'Recall_k3']
@@ -166,12 +165,7 @@ def test_statistics_without_spatial_moments_still_serve_fid(theirs):
 def here(tmp_path, monkeypatch):
     """Enter a new working folder, and replace Inception by a tiny network."""
     monkeypatch.chdir(tmp_path)
-
-    def tiny(_, protocol, **how):
-        shrink = lambda x: torch.nn.functional.interpolate(rgb(x.float() / 255), (4, 4))  # noqa: E731
-        return replace(spatial_net(protocol), prepare=shrink)
-
-    monkeypatch.setitem(score.FEATURE_NETS, 'inception', tiny)
+    monkeypatch.setitem(score.FEATURE_NETS, 'inception', small_inception)
     return tmp_path
 
 

@@ -62,6 +62,9 @@ def test_training_writes_what_it_does_of_images(logdir, cli):
     assert state['x_T'].shape == (50, 2) and state['net_model']['label_embeddings.0.weight'].shape == (3, 32)
     assert Image.open(logdir / 'sample' / '2.png').size == Image.open(logdir / 'sample' / '4.png').size
     assert list(scalars(logdir, 'sample')) == [2, 4] and list(scalars(logdir, 'SW_EMA')) == [4]
+    record = json.loads((logdir / 'eval.txt').read_text())  # both distances are of as many points
+    train, test = (dataset.load('moons', '', 0, split).x for split in ('train', 'test'))
+    assert record['n'] < 100 and record['SW_data'] == sliced_wasserstein(train[: record['n']], test)
     assert cli(f'--flagfile={logdir / "flagfile.txt"}', '--train', '--total_steps=6')[0] == 0
     assert load(logdir)['step'] == 6
 

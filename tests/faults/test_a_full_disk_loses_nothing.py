@@ -52,6 +52,14 @@ def test_sampling(trained, cli):
     assert cli(*argv)[0] == 0 and len(os.listdir(trained / 'run' / 'samples')) == 33
 
 
+def test_what_was_computed_is_printed(trained, cli, here):
+    argv = [f'--logdir={trained / "run"}', '--num_images=20', '--feature_net=classifier']
+    fill(trained, 0)
+    for verb, found in (('--eval', 'FID(classifier):'), ('--nll', 'bits/dim: L_T')):
+        status, out, error = cli(verb, *argv)
+        assert status == 1 and 'No space left on device' in one_line(error) and found in out
+
+
 def test_statistics(disk, cli, classifier, monkeypatch):
     monkeypatch.chdir(disk)
     os.mkdir('stats')
