@@ -36,7 +36,7 @@ from dataset import DataError
 from draw.noise import NOISES
 from run import checks, commandline, distributed, events, hardware
 from run.checkpoint import CheckpointError
-from run.config import adopt, declared, settle_timesteps, size_text
+from run.config import ROLES, adopt, declared, keys, settle_timesteps, words
 from run.errors import OutOfMemory, UsageError, memory, usage
 from run.restore import restore, run_folder
 from score import ScoreError, full_fp32
@@ -51,9 +51,6 @@ class IntListFlag(flags.MultiFlag):
     def parse(self, arguments):
         super().parse([part for part in arguments.split(',') if part])
         self.present += 1
-
-    def _serialize(self, value):
-        return super()._serialize(value) if value else f'--{self.name}='
 
 
 class ChoiceParser(flags.ArgumentParser):
@@ -89,8 +86,8 @@ class NamesParser(ChoiceParser):
         return list(dict.fromkeys(name for part in several for name in part))
 
 
-class SizeParser(flags.ArgumentParser, flags.ArgumentSerializer):
-    """Parser and serializer of a size: 32 is 32, and so is 32x32; 32x48 is [32, 48], height and width."""
+class SizeParser(flags.ArgumentParser):
+    """Parser of a size: 32 is 32, and so is 32x32; 32x48 is [32, 48], height and width."""
 
     def parse(self, argument):
         """Return an int, or a list of two that differ. Raises ValueError, saying what a size is, for anything else."""
@@ -99,23 +96,18 @@ class SizeParser(flags.ArgumentParser, flags.ArgumentSerializer):
         height, width = map(int, found.groups(found[1]))
         return height if height == width else [height, width]
 
-    def serialize(self, value):
-        """Return what `parse` makes this value of."""
-        return size_text(value)
-
 
 def define(flag):
     """Define a `Flag` of run/config.py for absl."""
     about, bounds = (flag.name, flag.default, flag.help), {'lower_bound': flag.low, 'upper_bound': flag.high}
     if flag.is_size:
-        flags.DEFINE(SizeParser(), *about, serializer=SizeParser())
+        flags.DEFINE(SizeParser(), *about)
     elif flag.choices is not None and isinstance(flag.default, list):
-        flags.DEFINE(NamesParser(flag.choices), *about, serializer=flags.ListSerializer(','))
+        flags.DEFINE(NamesParser(flag.choices), *about)
     elif flag.choices is not None:
-        flags.DEFINE(ChoiceParser(CHOICES.get(flag.name, flag.choices)), *about, serializer=flags.ArgumentSerializer())
+        flags.DEFINE(ChoiceParser(CHOICES.get(flag.name, flag.choices)), *about)
     elif isinstance(flag.default, list):
-        numbers = flags.IntegerParser(lower_bound=0)
-        flags.DEFINE_flag(IntListFlag(numbers, flags.ArgumentSerializer(), *about))
+        flags.DEFINE_flag(IntListFlag(flags.IntegerParser(lower_bound=0), None, *about))
     elif isinstance(flag.default, bool):
         flags.DEFINE_bool(*about)
     elif isinstance(flag.default, str):
@@ -194,12 +186,8 @@ def configuration():
 
 def flagfile(config):
     """Return a config as the text of a flagfile. It has no actions, so that the command line can add any of them."""
-    lines = []
-    for flag in declared():
-        value = getattr(config, flag.config_key)
-        if flag.role != 'action' and value is not None:
-            lines.append(f'{FLAGS[flag.name]._serialize(value)}\n')  # serialize() would write the flag's own value
-    return ''.join(lines)
+    kept = keys(*(role for role in ROLES if role != 'action'))
+    return ''.join(f'{word}\n' for word in words(vars(config), kept))
 
 
 class Interruption:
