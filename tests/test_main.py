@@ -58,6 +58,30 @@ def test_the_command_line_replaces_the_flagfile_wherever_it_stands(flagfile):
     assert config_of(f'--flagfile={flagfile}', '--notrain').train is False
 
 
+def test_a_later_flagfile_replaces_an_earlier_one(flagfile, tmp_path):
+    (tmp_path / 'own.txt').write_text('--ch_mult=1\n--ch_mult=3\n--notrain\n')
+    (tmp_path / 'naming.txt').write_text(f'--T=5\n--flagfile={flagfile}\n--ch_mult=1,3\n--notrain\n')
+    for argv in ([f'--flagfile={flagfile}', f'--flagfile={tmp_path / "own.txt"}'], ['--flagfile', tmp_path / 'naming.txt']):
+        config = config_of(*argv)
+        assert (config.ch_mult, config.train, config.T, config.warmup) == ([1, 3], False, 1000, 5000)
+
+
+@pytest.mark.parametrize(
+    'content, said',
+    [
+        (b'PK\3\4\xff\xfe', 'own.txt cannot be read as text in UTF-8'),
+        ('--T=5\n'.encode('utf-16'), 'own.txt cannot be read as text in UTF-8'),
+        (b'--T=5\n--flagfile=own.txt\n', 'the flagfile own.txt names itself'),
+        ('\ufeff# a comment\n\n// another\n--T=5\n'.encode(), 'nothing to do'),
+    ],
+)
+def test_a_flagfile_is_text(tmp_path, cli, monkeypatch, content, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'own.txt').write_bytes(content)
+    status, _, error = cli('--flagfile=own.txt')
+    assert status == 2 and said in one_line(error)
+
+
 def test_pytorch_ddpms_flagfile_trains(flagfile, tmp_path, cli):
     small = [flag for flag in TINY if 'fixed' not in flag]
     assert cli(f'--flagfile={flagfile}', *small, f'--logdir={tmp_path / "run"}')[0] == 0
