@@ -143,6 +143,9 @@ def parse_flags(argv):
         sys.exit(0)
     ORIGINS.clear()
     with exits(2, UsageError):
+        for word in argv:
+            if (text := word.encode(errors='replace').decode()) != word:
+                raise UsageError(f'{text} is not in UTF-8: give what it names another name')
         try:
             words, origins, left_out = commandline.arrange(argv, known, MODES)
             ORIGINS.update(origins)
@@ -219,6 +222,8 @@ class Interruption:
 
 def main(argv):
     """Run the requested modes in order. Exit status: 2 for wrong flags, 1 for a failure, 128 + n after signal n."""
+    if hasattr(sys.stdout, 'reconfigure'):  # a file on Windows may have no place for the name of a folder
+        sys.stdout.reconfigure(errors='backslashreplace')
     logging.basicConfig(format='%(levelname)s: %(message)s', level=logging.INFO, force=True)
     warnings.showwarning = lambda message, *_: logging.warning('%s', message)
     config, given = configuration()

@@ -34,8 +34,8 @@ def replacing(path, durable=False, first=lambda temporary: None):
 
 
 def write_text(path, text):
-    """Write a text file, completely or not at all."""
-    with replacing(path) as temporary, open(temporary, 'w') as file:
+    """Write a text file in UTF-8, completely or not at all."""
+    with replacing(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
         file.write(text)
 
 

@@ -82,6 +82,12 @@ def test_a_flagfile_is_text(tmp_path, cli, monkeypatch, content, said):
     assert status == 2 and said in one_line(error)
 
 
+def test_a_name_that_is_not_in_utf_8_is_refused(tmp_path, cli):
+    status, _, error = cli(*TINY, '--train', f'--logdir={tmp_path}/caf\udce9')
+    assert status == 2 and one_line(error).endswith('caf? is not in UTF-8: give what it names another name')
+    assert not list(tmp_path.iterdir())
+
+
 def test_pytorch_ddpms_flagfile_trains(flagfile, tmp_path, cli):
     small = [flag for flag in TINY if 'fixed' not in flag]
     assert cli(f'--flagfile={flagfile}', *small, f'--logdir={tmp_path / "run"}')[0] == 0
