@@ -15,7 +15,7 @@ def run_folder(config):
     """Return the folder of the checkpoint."""
     if os.path.isdir(config.ckpt):
         return config.ckpt
-    return os.path.dirname(config.ckpt) if config.ckpt else config.logdir
+    return os.path.dirname(config.ckpt) or os.curdir if config.ckpt else config.logdir
 
 
 def restore(config, given):
