@@ -43,6 +43,7 @@ from score import ScoreError, full_fp32
 
 FLAGS = flags.FLAGS
 ORIGINS = {}  # name of a flag -> the flagfile that sets it
+LARGEST = 2**31 - 1  # which an integer may be if its flag says nothing else
 
 
 class IntListFlag(flags.MultiFlag):
@@ -91,9 +92,10 @@ class SizeParser(flags.ArgumentParser):
 
     def parse(self, argument):
         """Return an int, or a list of two that differ. Raises ValueError, saying what a size is, for anything else."""
-        if not (found := re.fullmatch(r'(\d+)(?:x(\d+))?', str(argument))) or not all(map(int, found.groups('1'))):
-            raise ValueError('a size is a number such as 32, or HEIGHTxWIDTH such as 32x48, in pixels from 1 up')
-        height, width = map(int, found.groups(found[1]))
+        found = re.fullmatch(r'(\d{1,5})(?:x(\d{1,5}))?', str(argument))
+        height, width = map(int, found.groups(found[1])) if found else (0, 0)
+        if not height or not width:
+            raise ValueError('a size is a number such as 32, or HEIGHTxWIDTH such as 32x48, in pixels from 1 to 99999')
         return height if height == width else [height, width]
 
 
@@ -107,7 +109,7 @@ def define(flag):
     elif flag.choices is not None:
         flags.DEFINE(ChoiceParser(CHOICES.get(flag.name, flag.choices)), *about)
     elif isinstance(flag.default, list):
-        flags.DEFINE_flag(IntListFlag(flags.IntegerParser(lower_bound=0), None, *about))
+        flags.DEFINE_flag(IntListFlag(flags.IntegerParser(0, LARGEST), None, *about))
     elif isinstance(flag.default, bool):
         flags.DEFINE_bool(*about)
     elif isinstance(flag.default, str):
@@ -115,7 +117,7 @@ def define(flag):
     elif isinstance(flag.default, float):
         flags.DEFINE_float(*about, **bounds)
     else:
-        flags.DEFINE_integer(*about, **bounds)
+        flags.DEFINE_integer(*about, **{'upper_bound': flag.high or LARGEST, 'lower_bound': flag.low})
 
 
 CHOICES = {
@@ -250,7 +252,7 @@ def check(config):
         raise UsageError(f'nothing to do: add {" or ".join(f"--{mode}" for mode in MODES)}')
     interop.check_export(config)
     if not config.import_ckpt:
-        checks.check(config, config.train, config.train or draws(config) or bool(config.export))
+        checks.check(config, training=config.train, drawing=config.train)  # `restore` checks those of a checkpoint
 
 
 def draws(config):

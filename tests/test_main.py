@@ -143,6 +143,14 @@ def test_a_flag_of_a_flagfile_that_contradicts_the_checkpoint(tmp_path, cli):
     assert status == 2 and one_line(error).endswith('--ch=64 (trained with 32): leave the flag out')
 
 
+def test_flags_are_checked_with_those_of_the_checkpoint(tmp_path, cli):
+    assert cli(*TINY, '--train', '--T=2000', '--beta_T=0.02', f'--logdir={tmp_path}', '--total_steps=1')[0] == 0
+    argv = '--sample', f'--logdir={tmp_path}', '--num_images=1', '--device=cpu'
+    assert cli(*argv, '--timesteps=1999,0')[0] == 0
+    status, _, error = cli(*argv, '--timesteps=2000,0')
+    assert status == 2 and 'between 0 and T - 1 = 1999' in one_line(error)
+
+
 # --- failures
 
 
