@@ -52,6 +52,12 @@ def test_its_flagfile_repeats_the_run(tmp_path, cli):
     assert differences(a, b) == [] and a['config']['attn'] == []
 
 
+def test_an_import_does_not_begin_over_the_checkpoint_before(tmp_path):
+    checkpoint.save(str(tmp_path / 'ckpt.prev.pt'), {'step': 1})
+    with pytest.raises(FileExistsError, match='holds a checkpoint already: choose another --logdir'):
+        train.begin(config_of(*TINY, f'--logdir={tmp_path}'), *[train.Run(config_of(*TINY)).net.state_dict()] * 2)
+
+
 # --- a step
 
 
