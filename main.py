@@ -34,7 +34,7 @@ import sample
 import train
 from dataset import DataError
 from draw.noise import NOISES
-from run import checks, commandline, distributed, events, hardware
+from run import checks, commandline, distributed, events, files, hardware
 from run.checkpoint import CheckpointError
 from run.config import ROLES, adopt, declared, keys, settle_timesteps, words
 from run.errors import OutOfMemory, UsageError, memory, usage
@@ -278,6 +278,8 @@ def run_modes(config, given, interrupted):
         if draws(config) and go_on():
             where = config.ckpt or config.logdir
             logging.info('%s: %s weights of step %s, on %s', where, config.weights, step, hardware.describe(config))
+        if main_rank and (config.nll or (config.eval and not config.images)):
+            files.check_folder(run_folder(config))
         if config.sample and go_on():
             sample.sample(config, net, interrupted)
         if config.edit and go_on():
