@@ -101,7 +101,7 @@ class SizeParser(flags.ArgumentParser):
 
 def define(flag):
     """Define a `Flag` of run/config.py for absl."""
-    about, bounds = (flag.name, flag.default, flag.help), {'lower_bound': flag.low, 'upper_bound': flag.high}
+    about = flag.name, flag.default, flag.help
     if flag.is_size:
         flags.DEFINE(SizeParser(), *about)
     elif flag.choices is not None and isinstance(flag.default, list):
@@ -115,9 +115,9 @@ def define(flag):
     elif isinstance(flag.default, str):
         flags.DEFINE_string(*about)
     elif isinstance(flag.default, float):
-        flags.DEFINE_float(*about, **bounds)
+        flags.DEFINE_float(*about, flag.low, flag.high)
     else:
-        flags.DEFINE_integer(*about, **{'upper_bound': flag.high or LARGEST, 'lower_bound': flag.low})
+        flags.DEFINE_integer(*about, flag.low, flag.high or LARGEST)
 
 
 CHOICES = {

@@ -11,7 +11,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from run import files
-from run.errors import ran_out
+from run.errors import OutOfMemory, ran_out
 
 
 class CheckpointError(Exception):
@@ -123,8 +123,8 @@ def _load_verified(path):
 def read(path):
     """Return what torch.save wrote to `path`, only tensors and plain values. If it is a zip, check every byte.
 
-    Raises CheckpointError if the file is missing, damaged or holds anything else; OSError if it cannot be opened;
-    MemoryError or RuntimeError if memory runs out, which is no sign of damage.
+    Raises CheckpointError if the file is missing, damaged or holds anything else. OSError and OutOfMemory, if it cannot
+    be opened or is too large, say nothing of damage.
     """
     try:
         with open(path, 'rb') as file:
@@ -142,8 +142,10 @@ def read(path):
         return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:
         # A damaged header can make zipfile, torch or the unpickler raise nearly anything.
-        if isinstance(error, CheckpointError) or (zipped and ran_out(error)):
+        if isinstance(error, CheckpointError):
             raise
+        if zipped and ran_out(error):
+            raise OutOfMemory(f'out of memory while reading {path}: free as much as the file is large') from error
         raise _unreadable(path, error) from error
 
 
