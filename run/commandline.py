@@ -47,7 +47,8 @@ def arrange(argv, known, actions):
     given = {_flag_of(word, known) for word in words if word.startswith('-')}
     has_action = any(_name(word) in actions and not word.lower().endswith(OFF) for word in words)
     lines, origins, left_out = [], {}, {}
-    for path, part in reversed([each for path in files for each in _parts_of(path)]):
+    parts = [part for file in files for part in _parts_of(file)]
+    for path, part in reversed(parts):
         kept, keep = [], True
         for line in part:
             if line.startswith('-'):  # otherwise it is the value of the flag before

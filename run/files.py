@@ -41,7 +41,7 @@ def write_text(path, text):
 
 
 def check_folder(path):
-    """Make a folder, and raise OSError, saying what to do, unless files can be written there: call it before the work."""
+    """Make a folder if it is missing. Raises OSError, saying what to do, if no file can be written there."""
     try:
         os.makedirs(path, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):

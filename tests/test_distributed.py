@@ -213,13 +213,12 @@ def test_a_checkpoint_is_saved_every_so_many_minutes(tmp_path, world):
     assert load(tmp_path, 'ckpt.prev.pt')['step'] > 0
 
 
-def test_more_ranks_than_a_batch_has_images_draw_and_score(trained, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_more_ranks_than_a_batch_has_images_draw_and_score(trained, here):
     flags = ['--sample', '--eval', '--nll', '--nll_steps=2', '--logdir', trained, '--batch_size=2', '--num_images=2']
-    ranks = Ranks(3, *flags, '--feature_net=classifier', f'--out={tmp_path / "out"}', log=tmp_path / 'log')
+    ranks = Ranks(3, *flags, '--feature_net=classifier', f'--out={here / "out"}', log=here / 'log')
     assert ranks.status() == [0, 0, 0], ranks.error()
-    assert len(np.load(tmp_path / 'out' / 'samples.npz')['arr_0']) == 2
-    ranks = Ranks(3, *TINY, '--train', '--batch_size=2', '--logdir', tmp_path / 'run', log=tmp_path / 'log')
+    assert len(np.load(here / 'out' / 'samples.npz')['arr_0']) == 2
+    ranks = Ranks(3, *TINY, '--train', '--batch_size=2', '--logdir', here / 'run', log=here / 'log')
     assert ranks.status() == [2, 2, 2] and 'batch_size 2 gives nothing to some' in one_line(ranks[0].error())
 
 

@@ -61,8 +61,8 @@ def test_the_command_line_replaces_the_flagfile_wherever_it_stands(flagfile):
 def test_a_later_flagfile_replaces_an_earlier_one(flagfile, tmp_path):
     (tmp_path / 'own.txt').write_text('--ch_mult=1\n--ch_mult=3\n--notrain\n')
     (tmp_path / 'naming.txt').write_text(f'--T=5\n--flagfile={flagfile}\n--ch_mult=1,3\n--notrain\n')
-    for argv in ([f'--flagfile={flagfile}', f'--flagfile={tmp_path / "own.txt"}'], ['--flagfile', tmp_path / 'naming.txt']):
-        config = config_of(*argv)
+    for paths in ([flagfile, tmp_path / 'own.txt'], [tmp_path / 'naming.txt']):
+        config = config_of(*(f'--flagfile={path}' for path in paths))
         assert (config.ch_mult, config.train, config.T, config.warmup) == ([1, 3], False, 1000, 5000)
 
 
