@@ -34,7 +34,7 @@ GOLDEN = Path(__file__).parent / 'golden'
 TINY = shlex.split(
     '--dataset=digits --img_size=8 --ch=32 --ch_mult=1 --attn= --num_res_blocks=1 --dropout=0 --T=8 --beta_T=0.5 '
     '--batch_size=8 --warmup=2 --total_steps=4 --sample_step=0 --save_step=0 --log_step=1 --sample_size=4 '
-    '--num_images=4 --device=cpu --precision=fp32'
+    '--num_images=4 --device=cpu --precision=fp32 --compile=off'
 )
 
 

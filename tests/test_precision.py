@@ -37,7 +37,7 @@ EXACT, TF32 = ('ieee', 'ieee'), ('tf32', 'tf32')
 
 
 def test_fp32_is_no_tf32(tmp_path, cli, flags_seen):
-    flags = [*TINY, f'--logdir={tmp_path}', '--precision=fp32', '--compile=off', '--num_images=2']
+    flags = [*TINY, f'--logdir={tmp_path}', '--precision=fp32', '--num_images=2']
     for mode in ('--train', '--sample'):
         flags_seen.clear()
         assert cli(*flags, mode)[0] == 0 and flags_seen == {EXACT}
@@ -46,7 +46,7 @@ def test_fp32_is_no_tf32(tmp_path, cli, flags_seen):
 
 def test_bits_per_dim_are_in_fp32_unless_asked(tmp_path, cli, flags_seen, monkeypatch):
     monkeypatch.setattr(hardware, 'computes_bf16', lambda device: True)
-    flags = [*TINY, f'--logdir={tmp_path}', '--precision=auto', '--compile=off']
+    flags = [*TINY, f'--logdir={tmp_path}', '--precision=auto']
     assert cli(*flags, '--train')[0] == 0 and flags_seen == {TF32}
     flags_seen.clear()
     assert cli(*flags, '--nll', '--nll_steps=2')[0] == 0 and flags_seen == {EXACT}

@@ -25,6 +25,7 @@ from model import UNet
 from networks.context_unet import ContextUNet
 from networks.point_mlp import PointMLP
 from run import build, compiling, inputs, labels
+from run.config import replace
 from run.restore import restore
 from score.features import full_fp32
 
@@ -131,24 +132,17 @@ def test_batches_are_filled_up_to_the_size_that_is_compiled(monkeypatch):
     assert images[1].shape == (5, 3, 8, 8) and largest_error(*images) < 1e-4
 
 
-def test_a_compiled_run_takes_the_steps_of_one_that_is_not(tmp_path, cli):
-    weights = {}
-    for compiled in ('on', 'off'):
-        argv = [*TINY, '--train', '--lr=0.01', f'--compile={compiled}', f'--logdir={tmp_path / compiled}']
-        assert cli(*argv)[0] == 0
-        weights[compiled] = load(tmp_path / compiled)['ema_model']
-    assert list(weights['on']) == list(weights['off'])  # without the compiler's prefix
-    for key, value in weights['off'].items():
-        torch.testing.assert_close(value, weights['on'][key], atol=1e-4, rtol=0)
-
-
-def test_a_compiled_run_resumes_to_the_same_bits(tmp_path, cli):
-    argv = [*TINY, '--dataset=moons', '--net=point_mlp', '--train', '--lr=0.01', '--compile=on']  # quick to compile
-    assert cli(*argv, f'--logdir={tmp_path / "whole"}')[0] == 0
-    assert cli(*argv, '--total_steps=2', f'--logdir={tmp_path / "parts"}')[0] == 0
-    assert cli(*argv, f'--logdir={tmp_path / "parts"}')[0] == 0
-    whole, parts = (without_logdir(load(tmp_path / name)) for name in ('whole', 'parts'))
+def test_a_compiled_run_takes_the_same_steps_and_resumes_to_the_same_bits(tmp_path, cli):
+    argv = [*TINY, '--dataset=moons', '--net=point_mlp', '--train', '--lr=0.01']  # quick to compile
+    assert cli(*argv, f'--logdir={tmp_path / "plain"}')[0] == 0
+    assert cli(*argv, '--compile=on', f'--logdir={tmp_path / "whole"}')[0] == 0
+    assert cli(*argv, '--compile=on', '--total_steps=2', f'--logdir={tmp_path / "parts"}')[0] == 0
+    assert cli(*argv, '--compile=on', f'--logdir={tmp_path / "parts"}')[0] == 0
+    plain, whole, parts = (without_logdir(load(tmp_path / name)) for name in ('plain', 'whole', 'parts'))
     assert whole['step'] == 4 and not differences(whole, parts)
+    assert list(plain['ema_model']) == list(whole['ema_model'])  # without the compiler's prefix
+    for key, value in plain['ema_model'].items():
+        torch.testing.assert_close(whole['ema_model'][key], value, atol=1e-4, rtol=0)
 
 
 def test_auto_compiles_long_runs_alone(monkeypatch):
@@ -162,6 +156,13 @@ def test_auto_compiles_long_runs_alone(monkeypatch):
     assert compiling.compiles(config, 1) and compiling.compiles(config, 1, backward=True)
     config.compile = 'off'
     assert not compiling.compiles(config, 50_000 * 1000)
+
+
+@pytest.mark.parametrize('net', build.NETWORKS)
+def test_auto_knows_the_operations_of_every_network(net):
+    config = config_of(*TINY, f'--net={net}', '--num_classes=3')
+    few, many = (compiling.flops(replace(config, ch=ch)) for ch in (32, 64))
+    assert 0 < 2 * few < many < 4.1 * few
 
 
 def test_graphs_where_no_gradient_outlives_a_replay(monkeypatch):
@@ -178,7 +179,7 @@ def test_without_a_compiler_auto_goes_on(tmp_path):
     environment = {**os.environ, 'PATH': '/nonexistent', 'TORCHINDUCTOR_CACHE_DIR': str(tmp_path / 'cache')}
     script = 'import main; from run import compiling; compiling.COMPILE_SECONDS = dict(cpu=0); '
     script += 'main.app.run(main.main, flags_parser=main.parse_flags)'
-    argv = [sys.executable, '-c', script, *TINY, '--train', '--sample', f'--logdir={tmp_path}']
+    argv = [sys.executable, '-c', script, *TINY, '--compile=auto', '--train', '--sample', f'--logdir={tmp_path}']
     done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True)
     said = 'WARNING: torch.compile does not work here (No working C++ compiler found'
     assert done.returncode == 0 and done.stderr.count(said) == 1 and 'Traceback' not in done.stderr, done.stderr

@@ -60,7 +60,7 @@ def stream():
 
 
 def test_the_workers_of_a_killed_process_hold_no_lock(tmp_path):
-    argv = [*TINY, '--train', f'--logdir={tmp_path}', '--total_steps=1000000', '--compile=off', '--save_step=2']
+    argv = [*TINY, '--train', f'--logdir={tmp_path}', '--total_steps=1000000', '--save_step=2']
     run = Forked(*argv, '--num_workers=2', log=tmp_path / 'log', before=stream)
     while not (tmp_path / 'ckpt.pt').exists():
         assert run.process.is_alive(), run.error()

@@ -34,7 +34,7 @@ def training(tmp_path):
 
     def start(before=None):
         argv = [*TINY, '--train', f'--logdir={tmp_path / "run"}', '--total_steps=1000000', '--save_step=10']
-        run = Forked(*argv, '--compile=off', log=tmp_path / 'log', before=before)
+        run = Forked(*argv, log=tmp_path / 'log', before=before)
         wait_for(tmp_path / 'run' / 'ckpt.pt', run)
         return run
 
@@ -81,7 +81,7 @@ def long_steps(begun):
     def slowly(run, *batch):
         if run.step >= 10:
             begun.touch()
-        time.sleep(0.01 if run.step < 10 else 3)
+        time.sleep(0.01 if run.step < 10 else 2)
         return update(run, *batch)
 
     train.Run.update = slowly
