@@ -34,15 +34,16 @@ import sample
 import train
 from dataset import DataError
 from draw.noise import NOISES
-from run import checks, commandline, distributed, events, hardware
+from run import checks, commandline, distributed, events, files, hardware
 from run.checkpoint import CheckpointError, refusing_other_forms
-from run.config import adopt, declared, settle_timesteps, size_text
+from run.config import ROLES, adopt, declared, keys, settle_timesteps, words
 from run.errors import OutOfMemory, UsageError, memory, usage
 from run.restore import restore, run_folder
 from score import ScoreError, full_fp32
 
 FLAGS = flags.FLAGS
 ORIGINS = {}  # name of a flag -> the flagfile that sets it
+LARGEST = 2**31 - 1  # which an integer may be if its flag says nothing else
 
 
 class IntListFlag(flags.MultiFlag):
@@ -51,9 +52,6 @@ class IntListFlag(flags.MultiFlag):
     def parse(self, arguments):
         super().parse([part for part in arguments.split(',') if part])
         self.present += 1
-
-    def _serialize(self, value):
-        return super()._serialize(value) if value else f'--{self.name}='
 
 
 class ChoiceParser(flags.ArgumentParser):
@@ -89,41 +87,37 @@ class NamesParser(ChoiceParser):
         return list(dict.fromkeys(name for part in several for name in part))
 
 
-class SizeParser(flags.ArgumentParser, flags.ArgumentSerializer):
-    """Parser and serializer of a size: 32 is 32, and so is 32x32; 32x48 is [32, 48], height and width."""
+class SizeParser(flags.ArgumentParser):
+    """Parser of a size: 32 is 32, and so is 32x32; 32x48 is [32, 48], height and width."""
 
     def parse(self, argument):
         """Return an int, or a list of two that differ. Raises ValueError, saying what a size is, for anything else."""
-        if not (found := re.fullmatch(r'(\d+)(?:x(\d+))?', str(argument))) or not all(map(int, found.groups('1'))):
-            raise ValueError('a size is a number such as 32, or HEIGHTxWIDTH such as 32x48, in pixels from 1 up')
-        height, width = map(int, found.groups(found[1]))
+        found = re.fullmatch(r'(\d{1,5})(?:x(\d{1,5}))?', str(argument))
+        height, width = map(int, found.groups(found[1])) if found else (0, 0)
+        if not height or not width:
+            raise ValueError('a size is a number such as 32, or HEIGHTxWIDTH such as 32x48, in pixels from 1 to 99999')
         return height if height == width else [height, width]
-
-    def serialize(self, value):
-        """Return what `parse` makes this value of."""
-        return size_text(value)
 
 
 def define(flag):
     """Define a `Flag` of run/config.py for absl."""
-    about, bounds = (flag.name, flag.default, flag.help), {'lower_bound': flag.low, 'upper_bound': flag.high}
+    about = flag.name, flag.default, flag.help
     if flag.is_size:
-        flags.DEFINE(SizeParser(), *about, serializer=SizeParser())
+        flags.DEFINE(SizeParser(), *about)
     elif flag.choices is not None and isinstance(flag.default, list):
-        flags.DEFINE(NamesParser(flag.choices), *about, serializer=flags.ListSerializer(','))
+        flags.DEFINE(NamesParser(flag.choices), *about)
     elif flag.choices is not None:
-        flags.DEFINE(ChoiceParser(CHOICES.get(flag.name, flag.choices)), *about, serializer=flags.ArgumentSerializer())
+        flags.DEFINE(ChoiceParser(CHOICES.get(flag.name, flag.choices)), *about)
     elif isinstance(flag.default, list):
-        numbers = flags.IntegerParser(lower_bound=0)
-        flags.DEFINE_flag(IntListFlag(numbers, flags.ArgumentSerializer(), *about))
+        flags.DEFINE_flag(IntListFlag(flags.IntegerParser(0, LARGEST), None, *about))
     elif isinstance(flag.default, bool):
         flags.DEFINE_bool(*about)
     elif isinstance(flag.default, str):
         flags.DEFINE_string(*about)
     elif isinstance(flag.default, float):
-        flags.DEFINE_float(*about, **bounds)
+        flags.DEFINE_float(*about, flag.low, flag.high)
     else:
-        flags.DEFINE_integer(*about, **bounds)
+        flags.DEFINE_integer(*about, flag.low, flag.high or LARGEST)
 
 
 CHOICES = {
@@ -151,6 +145,9 @@ def parse_flags(argv):
         sys.exit(0)
     ORIGINS.clear()
     with exits(2, UsageError):
+        for word in argv:
+            if (text := word.encode(errors='replace').decode()) != word:
+                raise UsageError(f'{text} is not in UTF-8: give what it names another name')
         try:
             words, origins, left_out = commandline.arrange(argv, known, MODES)
             ORIGINS.update(origins)
@@ -194,12 +191,8 @@ def configuration():
 
 def flagfile(config):
     """Return a config as the text of a flagfile. It has no actions, so that the command line can add any of them."""
-    lines = []
-    for flag in declared():
-        value = getattr(config, flag.config_key)
-        if flag.role != 'action' and value is not None:
-            lines.append(f'{FLAGS[flag.name]._serialize(value)}\n')  # serialize() would write the flag's own value
-    return ''.join(lines)
+    kept = keys(*(role for role in ROLES if role != 'action'))
+    return ''.join(f'{word}\n' for word in words(vars(config), kept))
 
 
 class Interruption:
@@ -231,6 +224,8 @@ class Interruption:
 
 def main(argv):
     """Run the requested modes in order. Exit status: 2 for wrong flags, 1 for a failure, 128 + n after signal n."""
+    if hasattr(sys.stdout, 'reconfigure'):  # a file on Windows may have no place for the name of a folder
+        sys.stdout.reconfigure(errors='backslashreplace')
     logging.basicConfig(format='%(levelname)s: %(message)s', level=logging.INFO, force=True)
     warnings.showwarning = lambda message, *_: logging.warning('%s', message)
     config, given = configuration()
@@ -257,7 +252,7 @@ def check(config):
         raise UsageError(f'nothing to do: add {" or ".join(f"--{mode}" for mode in MODES)}')
     interop.check_export(config)
     if not config.import_ckpt:
-        checks.check(config, config.train, config.train or draws(config) or bool(config.export))
+        checks.check(config, training=config.train, drawing=config.train)  # `restore` checks those of a checkpoint
 
 
 def draws(config):
@@ -283,6 +278,8 @@ def run_modes(config, given, interrupted):
         if draws(config) and go_on():
             where = config.ckpt or config.logdir
             logging.info('%s: %s weights of step %s, on %s', where, config.weights, step, hardware.describe(config))
+        if main_rank and (config.nll or (config.eval and not config.images)):
+            files.check_folder(run_folder(config))
         if config.sample and go_on():
             sample.sample(config, net, interrupted)
         if config.edit and go_on():

@@ -88,8 +88,8 @@ def begin(config, net, ema, flagfile=''):
         fixed = {key: value for key, value in module.named_parameters() if not value.requires_grad}
         checkpoint.load_weights(module, {**fixed, **weights}, config.import_ckpt)
     with checkpoint.exclusive(config.logdir):
-        if os.path.exists(run.path):
-            raise FileExistsError(f'{run.path} is there already: choose another --logdir')
+        if checkpoint.exists(run.path):
+            raise FileExistsError(f'{config.logdir} holds a checkpoint already: choose another --logdir')
         os.makedirs(os.path.join(config.logdir, 'sample'), exist_ok=True)
         run.save()
         write_flagfile(config, flagfile)
@@ -232,7 +232,8 @@ class Run:
         self.step = 0
         self.saved = -1
         self.best = None  # with --keep_best, a `Best` on rank 0
-        self.x_T = torch.randn(config.sample_size, *build.shape(config)).to(self.device)
+        with memory('lower --sample_size'):
+            self.x_T = torch.randn(config.sample_size, *build.shape(config)).to(self.device)
         self.trained = [p for p in self.net.parameters() if p.requires_grad]
         self.averaged = [p for p in self.ema.parameters() if p.requires_grad]
         self.average = get_ema_multi_avg_fn(config.ema_decay)
@@ -385,6 +386,7 @@ class Run:
             for key in ('exp_avg', 'exp_avg_sq'):
                 moments[key] = torch.empty_like(parameter).copy_(moments[key])
         self.sched.load_state_dict({**state['sched'], 'base_lrs': [self.config.lr], '_last_lr': [lr]})
-        self.x_T = state['x_T'].to(self.device)
+        x_T = state['x_T'].to(self.device)
+        self.x_T = torch.cat([x_T, self.x_T[len(x_T) :]])[: self.config.sample_size]
         # Not strict: if the checkpoint has another sampler of t, or none, this one starts afresh.
         self.trainer.t_sampler.load_state_dict(state.get('t_sampler', {}), strict=False)

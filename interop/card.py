@@ -54,7 +54,7 @@ def model_card(config, net, step):
     """
     folder = run_folder(config)
     path = Path(folder, 'flagfile.txt')
-    flagfile = path.read_text(errors='replace') if path.exists() else ''
+    flagfile = path.read_text('utf-8', 'replace') if path.exists() else ''
     title, scores = os.path.basename(os.path.abspath(folder)), records.read(folder)
     metadata = _metadata(config, title, [record for record in scores if record.get('step') == step])
     filled = {

@@ -11,7 +11,7 @@ VERSION = '0.30.0'  # the version of diffusers whose arguments these are
 def read_json(path):
     """Reads the JSON object in a file, as a dict. Raises CheckpointError if there is none."""
     try:
-        value = json.loads(Path(path).read_text())
+        value = json.loads(Path(path).read_text(encoding='utf-8'))
         if not isinstance(value, dict):
             raise ValueError('not an object')
     except FileNotFoundError as error:

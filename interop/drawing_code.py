@@ -7,6 +7,7 @@ from interop import scheduler
 from interop.counterparts import MULTISTEPS, found
 from model import sides
 from process.solvers import learns_variance
+from run.config import sampler_keys, words
 
 FROM_PIPELINES = """\
 from diffusers import DDIMPipeline, DDPMPipeline
@@ -54,6 +55,8 @@ scheduler = {name}Scheduler.from_pretrained(PATH, subfolder='scheduler')
 {timesteps}
 {result} = draw({arguments})"""
 
+UNSAID = 'eps_scale', 'prior', 'noise'  # flags of a sampler that have one value in all that diffusers draws
+
 
 def drawing_code(flags):
     """Returns code that draws with the export of a model what --sample draws and, with DDIM, an image in few steps.
@@ -80,12 +83,10 @@ def drawing_code(flags):
 
 def _way(flags, in_parts):
     """Returns the code of one way to draw. in_parts: whether it is for `FROM_PARTS`."""
-    values = [f'--sample_steps={flags["sample_steps"]}', f'--spacing={scheduler.spacing_of(flags)}']
-    if flags['timesteps']:  # in their place
-        values = [f'--timesteps={",".join(map(str, flags["timesteps"]))}']
-    values += [f'--{key}={flags[key]}' for key in ('eta', 'order', 'var_type')]
-    values += [f'--{"" if flags[key] else "no"}{key}' for key in ('corrector', 'clip_denoised')]
-    command = f'--sample {" ".join(values)}' + ' --labels=all --guidance=1' * bool(flags['num_classes'])
+    said = [key for key in sampler_keys(flags['timesteps']) if key not in UNSAID]
+    said += ['labels', 'guidance'] * bool(flags['num_classes'])
+    values = {**flags, 'spacing': scheduler.spacing_of(flags), 'labels': 'all', 'guidance': 1}
+    command = ' '.join(['--sample', *words(values, said)])
     if why := scheduler.misfit(flags):
         return f'\n# {command}: not with diffusers, for {why}'
     name, steps = found(flags)[0], flags['sample_steps'] or flags['T']

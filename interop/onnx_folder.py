@@ -16,7 +16,7 @@ from diffusion import Guidance
 from process.solvers import SOLVERS
 from run import build
 from run.checkpoint import CheckpointError
-from run.config import keys, replace
+from run.config import replace, sampler_keys, words
 from run.errors import UsageError
 from run.labels import names
 
@@ -142,18 +142,8 @@ def table(config):
     A row has the timestep t, and s, the number of noisings after the step.
     """
     route = build.sampler(config, None).route()
+    said = [*sampler_keys(config.timesteps), *(['guidance_interval'] if config.num_classes else [])]
     return {
-        'flags': ' '.join(_flags(replace(config, noise='philox'))),
+        'flags': ' '.join(words({**vars(config), 'noise': 'philox'}, said)),
         'rows': [{'t': t, 's': s, **step._asdict()} for t, s, step in route],
     }
-
-
-def _flags(config):
-    """Lists the flags that give the sampler of a config, whatever the checkpoint suggests."""
-    left_out = ('sample_steps', 'spacing') if config.timesteps else ('timesteps',)
-    for key in (*keys('sampler'), *(['guidance_interval'] if config.num_classes else [])):
-        value = getattr(config, key)
-        if isinstance(value, bool):
-            yield f'--{"" if value else "no"}{key}'
-        elif key not in left_out:
-            yield f'--{key}={",".join(map(str, value)) if isinstance(value, list) else value}'

@@ -149,7 +149,7 @@ def write(folder, config, net, card):
         for our_key, _, their_key, their_value in formats.rows(flags, DIFFUSERS)
     }
     save_file(theirs, folder / 'unet' / f'{WEIGHTS}.safetensors', {'format': 'pt'})
-    (folder / 'README.md').write_text(card, 'utf-8', 'surrogateescape')
+    (folder / 'README.md').write_text(card, encoding='utf-8')
 
 
 def _check(flags, net):

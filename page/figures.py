@@ -9,7 +9,7 @@ from page import opening, pictures, settings
 from page.texts import Stop, one_line, say
 from run import build
 from run.config import replace
-from run.errors import OutOfMemory, memory
+from run.errors import memory
 from score import FEATURE_NETS, ScoreError
 
 BETWEEN = 'states', 'codes'
@@ -65,7 +65,7 @@ def _draw(opened, config):
     try:
         with memory(say('fewer')):
             drawn = figure.FIGURES[config.figure](config, opened.net, interrupted)
-    except (*opening.FAULTS, ScoreError, OutOfMemory) as error:
+    except (*opening.FAULTS, ScoreError) as error:
         raise Stop(say('cannot_draw', why=one_line(error))) from error
     finally:
         place.empty()

@@ -21,10 +21,11 @@ from page import pictures
 from page.texts import Stop, one_line, say
 from run import build, hardware, inputs
 from run.checkpoint import CheckpointError
+from run.errors import OutOfMemory
 from run.restore import restore
 
 CHECKPOINT = re.compile(r'ckpt(-\d+)?\.pt')  # not the spare ckpt.prev.pt, nor a damaged ckpt.bad.pt
-FAULTS = CheckpointError, DataError, OSError, ValueError
+FAULTS = CheckpointError, DataError, OSError, OutOfMemory, ValueError
 
 
 def found():

@@ -16,7 +16,7 @@ from page.walk import most_items
 from process.schedules import SPACINGS
 from process.solvers import SOLVERS
 from run import build, labels
-from run.config import declared, replace
+from run.config import ROLES, keys, replace, words
 
 # name -> order, corrector and eta
 SAMPLERS = {
@@ -219,12 +219,8 @@ def command(config, opened):
     base = replace(own.config, weights='ema', ckpt='', num_images=None)
     if config.order != base.order:  # then main.py does not take the spacing of the checkpoint either
         base.spacing = 'auto'
-    words = [
-        main.FLAGS[flag.name]._serialize(getattr(config, flag.config_key))
-        for flag in declared()
-        if getattr(config, flag.config_key) != getattr(base, flag.config_key)
-    ]
-    return shlex.join(['python', 'main.py', *words])
+    changed = [key for key in keys(*ROLES) if getattr(config, key) != getattr(base, key)]
+    return shlex.join(['python', 'main.py', *words(vars(config), changed)])
 
 
 def address(opened, **more):

@@ -25,7 +25,7 @@ class Best:
         if not os.path.exists(self.path):
             return
         remedy = 'move it away to begin anew'
-        if not any(map(os.path.exists, (path, checkpoint.previous(path)))):
+        if not checkpoint.exists(path):
             raise checkpoint.CheckpointError(f'{self.path} is of a run whose {path} is gone: {remedy}')
         with checkpoint.refusing_other_forms(self.path):
             self.entry = checkpoint.read(self.path).get('best', {})

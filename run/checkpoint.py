@@ -11,6 +11,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from run import files
+from run.errors import OutOfMemory, ran_out
 
 
 class CheckpointError(Exception):
@@ -30,6 +31,11 @@ def numbered(path, step):
 def best(path):
     """Return where the checkpoint with the best score is kept: ckpt.pt -> ckpt.best.pt."""
     return '.best'.join(os.path.splitext(path))
+
+
+def exists(path):
+    """Return whether `load` finds a checkpoint at `path` or `previous(path)`."""
+    return os.path.exists(path) or os.path.exists(previous(path))
 
 
 def save(path, state, *kept):
@@ -90,7 +96,7 @@ def load(path, repair=False):
     Raises CheckpointError if neither can be read; FileNotFoundError if neither exists.
     """
     fallback = previous(path)
-    if not os.path.exists(path) and not os.path.exists(fallback):
+    if not exists(path):
         raise FileNotFoundError(f'no checkpoint at {path}')
     try:
         return _load_verified(path)
@@ -117,11 +123,15 @@ def _load_verified(path):
 def read(path):
     """Return what torch.save wrote to `path`, only tensors and plain values. If it is a zip, check every byte.
 
-    Raises CheckpointError if the file is missing, damaged or holds anything else.
+    Raises CheckpointError if the file is missing, damaged or holds anything else. OSError and OutOfMemory, if it cannot
+    be opened or is too large, say nothing of damage.
     """
     try:
         with open(path, 'rb') as file:
             zipped = file.read(2) != b'\x80\x02'  # a bare pickle starts so: torch before 1.6
+    except FileNotFoundError as error:
+        raise CheckpointError(f'{path} is missing') from error
+    try:
         if zipped:
             with zipfile.ZipFile(path) as archive:
                 if sum(entry.file_size for entry in archive.infolist()) > os.path.getsize(path):
@@ -130,12 +140,12 @@ def read(path):
             if damaged:
                 raise CheckpointError(f'{path} is damaged: the CRC of {damaged} does not match')
         return torch.load(path, map_location='cpu', weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f'{path} is missing') from error
     except Exception as error:
         # A damaged header can make zipfile, torch or the unpickler raise nearly anything.
         if isinstance(error, CheckpointError):
             raise
+        if zipped and ran_out(error):
+            raise OutOfMemory(f'out of memory while reading {path}: free as much as the file is large') from error
         raise _unreadable(path, error) from error
 
 

@@ -30,7 +30,8 @@ def arrange(argv, known, actions):
     """Merge flagfiles and command line into the words that absl parses.
 
     argv: the program, then its arguments. known: names of all flags. actions: names of those that say what to do. A
-    flag on the command line replaces the same flag in flagfiles; an action there replaces all actions in flagfiles.
+    flag on the command line replaces the same flag in flagfiles, and one in a flagfile replaces it in those before; an
+    action on the command line replaces all actions in flagfiles.
 
     Returns (words, {flag: the flagfile that sets it}, {flagfile: the actions of it that were left out}). Raises
     flags.Error if a flagfile cannot be read.
@@ -45,9 +46,11 @@ def arrange(argv, known, actions):
             words.append(word)
     given = {_flag_of(word, known) for word in words if word.startswith('-')}
     has_action = any(_name(word) in actions and not word.lower().endswith(OFF) for word in words)
-    lines, origins, left_out, keep = [], {}, {}, True
-    for path in files:
-        for line in _lines_of(path):
+    lines, origins, left_out = [], {}, {}
+    parts = [part for file in files for part in _parts_of(file)]
+    for path, part in reversed(parts):
+        kept, keep = [], True
+        for line in part:
             if line.startswith('-'):  # otherwise it is the value of the flag before
                 name = _flag_of(line, known)
                 keep = name not in given and not (has_action and name in actions)
@@ -55,7 +58,8 @@ def arrange(argv, known, actions):
                     left_out.setdefault(path, []).append(name)
                 if keep:
                     origins[name] = path
-            lines += [line] if keep else []
+            kept += [line] if keep else []
+        lines, given = kept + lines, given | origins.keys()
     return [argv[0], *lines, *words], origins, left_out
 
 
@@ -68,11 +72,25 @@ def _flag_of(word, known):
     return name[2:] if name not in known and name.startswith('no') and name[2:] in known else name
 
 
-def _lines_of(path):
+def _parts_of(path, within=()):
+    """Return [(path, lines)]: the parts of a flagfile, and between them those of the flagfiles that it names."""
     if not os.path.isfile(path):
         folder = os.path.relpath(os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'config'))
         raise flags.Error(f'there is no flagfile {path}: {folder} holds {" ".join(sorted(os.listdir(folder)))}')
-    return flags.FlagValues().read_flags_from_files([f'--flagfile={path}'])
+    if path in within:
+        raise flags.Error(f'the flagfile {path} names itself')
+    try:
+        with open(path, encoding='utf-8-sig') as file:  # Notepad writes the signature
+            lines = [line.strip() for line in file]
+    except (OSError, UnicodeDecodeError) as error:
+        raise flags.Error(f'the flagfile {path} cannot be read as text in UTF-8: {error}') from error
+    parts = [(path, [])]
+    for line in lines:
+        if _name(line) == 'flagfile' and '=' in line:
+            parts += [*_parts_of(line.partition('=')[2], (*within, path)), (path, [])]
+        elif line and not line.startswith(('#', '//')):
+            parts[-1][1].append(line)
+    return parts
 
 
 def explain(error, known, origins):

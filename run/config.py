@@ -45,6 +45,13 @@ class Flag(NamedTuple):
         """Return the name of the flag's value in a config."""
         return self.key or self.name
 
+    def word(self, value):
+        """Return the word of a command line, or the line of a flagfile, that gives the flag a value."""
+        if isinstance(self.default, bool):
+            return f'--{"" if value else "no"}{self.name}'
+        text = ('x' if self.is_size else ',').join(map(str, value)) if isinstance(value, list) else value
+        return f'--{self.name}={text}'
+
 
 class Group(NamedTuple):
     """Flags under one heading of --help. The group moves up if the command line has one of its verbs."""
@@ -243,6 +250,18 @@ def keys(*roles):
     return tuple(flag.config_key for flag in declared() if flag.role in roles)
 
 
+def words(values, keys):
+    """Return the words of a command line that give flags these values, in the order of --help. None has no word.
+
+    values: {config key: value}. keys: the config keys of the flags.
+    """
+    return [
+        flag.word(values[flag.config_key])
+        for flag in declared()
+        if flag.config_key in keys and values[flag.config_key] is not None
+    ]
+
+
 def fixed_keys():
     """Return the keys that decide what the weights mean. A checkpoint is always used with its own values of these."""
     return (*keys('network', 'process'), 'channels')
@@ -256,6 +275,12 @@ def recorded_keys():
 def drawn_keys():
     """Return the keys that decide, with the weights, which images --sample draws."""
     return (*fixed_keys(), *keys('sampler', 'labels'), 'seed')
+
+
+def sampler_keys(timesteps):
+    """Return the keys of the sampler flags that one command line may have: --timesteps is in place of two others."""
+    left_out = ('sample_steps', 'spacing') if timesteps else ('timesteps',)
+    return [key for key in keys('sampler') if key not in left_out]
 
 
 def replace(config, **changes):

@@ -7,6 +7,7 @@ again (--max-restarts).
 import contextlib
 import datetime
 import gc
+import importlib
 import inspect
 import logging
 import os
@@ -58,6 +59,9 @@ def start(device):
             raise ValueError(f'local rank {local_rank()}, but {count} GPUs: lower --nproc_per_node')
         if device.index is None:
             torch.accelerator.set_device_index(local_rank())
+    # DistributedDataParallel imports this. Imported later, its functions would keep the group as the default of an
+    # argument, and with it threads that can abort the process at its end.
+    importlib.import_module('torch.distributed.nn.functional')
     backend = BACKENDS[device.type]
     store, this, n = next(dist.rendezvous('env://', timeout=TIMEOUT))
     dist.init_process_group(backend, store=_fresh_store(store, this, n), rank=this, world_size=n, timeout=TIMEOUT)

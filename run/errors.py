@@ -26,14 +26,18 @@ def usage():
         raise UsageError(str(error)) from error
 
 
+def ran_out(error):
+    """Return whether an error says that memory ran out, GPU or other."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or 'DefaultCPUAllocator' in str(error)
+
+
 @contextlib.contextmanager
 def memory(remedy):
     """Raise OutOfMemory, naming the remedy, if a block runs out of memory, GPU or other. The innermost block counts."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        ran_out = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or 'DefaultCPUAllocator' in str(error)
-        if not ran_out:
+        if not ran_out(error):
             raise
         reason = ' '.join(str(error).split()).split('. GPU')[0]
         raise OutOfMemory(f'out of memory ({reason}): {remedy}') from error

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import shutil
+import tempfile
 import time
 
 # The errors of a file system that has no locks, or no fsync of folders.
@@ -35,9 +36,20 @@ def replacing(path, durable=False, first=lambda temporary: None):
 
 
 def write_text(path, text):
-    """Write a text file, completely or not at all."""
-    with replacing(path) as temporary, open(temporary, 'w') as file:
+    """Write a text file in UTF-8, completely or not at all."""
+    with replacing(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
         file.write(text)
+
+
+def check_folder(path):
+    """Make a folder if it is missing. Raises OSError, saying what to do, if no file can be written there."""
+    try:
+        os.makedirs(path, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        remedy = 'copy the checkpoint to a folder of your own, and name it with --ckpt'
+        raise OSError(f'cannot write {path}: {error.strerror}; {remedy}') from error
 
 
 def replace(source, target):

@@ -157,7 +157,8 @@ def _wandb(folder, id, values):
 
     ours = {'project': 'ddpm', 'name': os.path.basename(folder), 'dir': folder}
     ours = {key: value for key, value in ours.items() if f'WANDB_{key.upper()}' not in os.environ}
-    settings = wandb.Settings(console='off', finish_timeout=PATIENCE)
+    # Its exit hook waits for both, even after `Background.close` has given up.
+    settings = wandb.Settings(console='off', init_timeout=PATIENCE, finish_timeout=PATIENCE)
     run = wandb.init(id=id, resume='allow', settings=settings, **ours)
     run.config.update(values, allow_val_change=True)
     run.define_metric('*', step_metric='step')

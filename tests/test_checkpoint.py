@@ -13,6 +13,7 @@ import torch
 
 from run import checkpoint, files
 from run.checkpoint import CheckpointError
+from run.errors import OutOfMemory
 
 
 def state(n):
@@ -63,6 +64,25 @@ def test_a_file_that_holds_something_else_is_no_checkpoint(tmp_path):
     torch.save([torch.zeros(2)], tmp_path / 'list.pt')
     with pytest.raises(CheckpointError, match='it holds a list'):
         checkpoint.load(str(tmp_path / 'list.pt'))
+
+
+@pytest.mark.parametrize(
+    'call, error',
+    [
+        ('torch.load', RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes.")),
+        ('torch.load', MemoryError()),
+        ('builtins.open', PermissionError(errno.EACCES, 'Permission denied')),
+    ],
+)
+def test_what_cannot_be_read_now_is_not_taken_for_damaged(path, monkeypatch, call, error):
+    def fail(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(call, fail)
+        with pytest.raises((OutOfMemory, PermissionError)):
+            checkpoint.load(path, repair=True)
+    assert checkpoint.load(path)['step'] == 2
 
 
 def test_a_file_that_another_process_has_open_is_waited_for(tmp_path, monkeypatch):

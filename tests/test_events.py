@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import TINY
 from runs import config_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -57,6 +58,13 @@ def test_tags_are_legal_and_name_the_weights(tmp_path, caplog):
     reader = EventAccumulator(str(tmp_path)).Reload()
     assert reader.Tags()['scalars'] == ['FID_classifier_NET', 'KID_classifier_std_NET']
     assert 'illegal' not in caplog.text
+
+
+def test_the_scores_of_a_checkpoint_in_the_working_folder(tmp_path, cli, monkeypatch):
+    assert cli(*TINY, '--train', f'--logdir={tmp_path}', '--track=tensorboard')[0] == 0
+    monkeypatch.chdir(tmp_path)
+    assert cli('--nll', '--ckpt=ckpt.pt', '--device=cpu', '--nll_steps=2')[0] == 0
+    assert steps(tmp_path, 'bits_per_dim_EMA') == [4]
 
 
 def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path, caplog):

@@ -58,6 +58,36 @@ def test_the_command_line_replaces_the_flagfile_wherever_it_stands(flagfile):
     assert config_of(f'--flagfile={flagfile}', '--notrain').train is False
 
 
+def test_a_later_flagfile_replaces_an_earlier_one(flagfile, tmp_path):
+    (tmp_path / 'own.txt').write_text('--ch_mult=1\n--ch_mult=3\n--notrain\n')
+    (tmp_path / 'naming.txt').write_text(f'--T=5\n--flagfile={flagfile}\n--ch_mult=1,3\n--notrain\n')
+    for paths in ([flagfile, tmp_path / 'own.txt'], [tmp_path / 'naming.txt']):
+        config = config_of(*(f'--flagfile={path}' for path in paths))
+        assert (config.ch_mult, config.train, config.T, config.warmup) == ([1, 3], False, 1000, 5000)
+
+
+@pytest.mark.parametrize(
+    'content, said',
+    [
+        (b'PK\3\4\xff\xfe', 'own.txt cannot be read as text in UTF-8'),
+        ('--T=5\n'.encode('utf-16'), 'own.txt cannot be read as text in UTF-8'),
+        (b'--T=5\n--flagfile=own.txt\n', 'the flagfile own.txt names itself'),
+        ('\ufeff# a comment\n\n// another\n--T=5\n'.encode(), 'nothing to do'),
+    ],
+)
+def test_a_flagfile_is_text(tmp_path, cli, monkeypatch, content, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'own.txt').write_bytes(content)
+    status, _, error = cli('--flagfile=own.txt')
+    assert status == 2 and said in one_line(error)
+
+
+def test_a_name_that_is_not_in_utf_8_is_refused(tmp_path, cli):
+    status, _, error = cli(*TINY, '--train', f'--logdir={tmp_path}/caf\udce9')
+    assert status == 2 and one_line(error).endswith('caf? is not in UTF-8: give what it names another name')
+    assert not list(tmp_path.iterdir())
+
+
 def test_pytorch_ddpms_flagfile_trains(flagfile, tmp_path, cli):
     small = [flag for flag in TINY if 'fixed' not in flag]
     assert cli(f'--flagfile={flagfile}', *small, f'--logdir={tmp_path / "run"}')[0] == 0
@@ -111,6 +141,14 @@ def test_a_flag_of_a_flagfile_that_contradicts_the_checkpoint(tmp_path, cli):
     assert '--logdir alone is enough' in line
     status, _, error = cli('--ch=64', '--sample', f'--logdir={tmp_path / "run"}')
     assert status == 2 and one_line(error).endswith('--ch=64 (trained with 32): leave the flag out')
+
+
+def test_flags_are_checked_with_those_of_the_checkpoint(tmp_path, cli):
+    assert cli(*TINY, '--train', '--T=2000', '--beta_T=0.02', f'--logdir={tmp_path}', '--total_steps=1')[0] == 0
+    argv = '--sample', f'--logdir={tmp_path}', '--num_images=1', '--device=cpu'
+    assert cli(*argv, '--timesteps=1999,0')[0] == 0
+    status, _, error = cli(*argv, '--timesteps=2000,0')
+    assert status == 2 and 'between 0 and T - 1 = 1999' in one_line(error)
 
 
 # --- failures

@@ -7,6 +7,7 @@ import struct
 import sys
 import threading
 from functools import partial
+from unittest.mock import MagicMock
 
 import pytest
 from conftest import TINY
@@ -182,6 +183,14 @@ def test_a_killed_run_sends_each_step_once_and_scores_come_later(tmp_path):
     (tmp_path / 'wandb.json').write_text('{"id": 3}')
     with pytest.raises(ValueError, match='wandb.json cannot be read .* remove it, and a new run begins'):
         Hosted(tmp_path, 'wandb', service.begin)
+
+
+def test_the_exit_hook_of_wandb_waits_no_longer_than_a_run(tmp_path, monkeypatch):
+    begin = MagicMock()
+    monkeypatch.setattr('wandb.init', begin)
+    trackers._wandb(str(tmp_path), 'id', {})
+    settings = begin.call_args.kwargs['settings']
+    assert settings.init_timeout == settings.finish_timeout == trackers.PATIENCE
 
 
 def test_scores_go_to_the_trackers_too(cli, tmp_path, monkeypatch):

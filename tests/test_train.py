@@ -33,11 +33,29 @@ def test_a_run_in_two_parts_equals_a_whole_one(tmp_path, cli, folder_of_images, 
     assert differences(without_logdir(load(tmp_path / 'whole')), without_logdir(load(tmp_path / 'parts'))) == []
 
 
+def test_a_resumed_run_draws_as_many_previews_as_it_is_told(tmp_path, cli):
+    noise = []
+    for n, total in ((4, 1), (2, 2), (6, 3)):
+        argv = f'--logdir={tmp_path}', f'--sample_size={n}', f'--total_steps={total}', '--sample_step=1'
+        assert cli(*TINY, '--train', *argv)[0] == 0
+        noise.append(load(tmp_path)['x_T'])
+    assert [len(x_T) for x_T in noise] == [4, 2, 6]
+    assert torch.equal(noise[1], noise[0][:2]) and torch.equal(noise[2][:2], noise[0][:2])
+    sizes = [Image.open(tmp_path / 'sample' / f'{step}.png').size for step in (1, 2, 3)]
+    assert len(set(sizes)) == 3
+
+
 def test_its_flagfile_repeats_the_run(tmp_path, cli):
     assert cli(*TINY, '--train', f'--logdir={tmp_path / "a"}', '--seed=3', '--norandom_flip')[0] == 0
     assert cli(f'--flagfile={tmp_path / "a" / "flagfile.txt"}', '--train', f'--logdir={tmp_path / "b"}')[0] == 0
     a, b = (without_logdir(load(tmp_path / name)) for name in 'ab')
     assert differences(a, b) == [] and a['config']['attn'] == []
+
+
+def test_an_import_does_not_begin_over_the_checkpoint_before(tmp_path):
+    checkpoint.save(str(tmp_path / 'ckpt.prev.pt'), {'step': 1})
+    with pytest.raises(FileExistsError, match='holds a checkpoint already: choose another --logdir'):
+        train.begin(config_of(*TINY, f'--logdir={tmp_path}'), *[train.Run(config_of(*TINY)).net.state_dict()] * 2)
 
 
 # --- a step

@@ -35,10 +35,12 @@ def _open(path, *args, plain=os.open, **kwargs):
     return plain(path, *args, **kwargs)
 
 
-def _open_file(path, *args, plain=open, **kwargs):
+def _open_file(path, mode='r', *args, plain=open, **kwargs):
     if str(path).startswith('/proc/'):
         raise FileNotFoundError(2, 'No such file or directory', path)
-    return plain(path, *args, **kwargs)
+    if 'b' not in mode and not args:
+        kwargs.setdefault('encoding', 'cp1252')
+    return plain(path, mode, *args, **kwargs)
 
 
 for name in MODULES:

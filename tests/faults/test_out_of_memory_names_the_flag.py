@@ -10,6 +10,7 @@ CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: c
 TRAINING, DRAWING = 'lower --batch_size or raise --grad_accum', 'lower --sample_batch_size'
 WHERE = [
     ('train.Run.update', ['--train', '--logdir=other'], TRAINING),
+    ('torch.randn', ['--train', '--logdir=other'], 'lower --sample_size'),
     ('train.Run.preview', ['--train', '--logdir=other', '--sample_step=2'], 'lower --sample_size'),
     ('draw.walk.denoise', ['--train', '--logdir=other', '--eval_step=2', '--feature_net=classifier'], DRAWING),
     ('draw.walk.denoise', ['--sample'], DRAWING),

@@ -1,6 +1,7 @@
 """A folder that cannot be written is named in one line before any work. Files that it already holds are used."""
 
 import os
+import re
 import shutil
 
 import pytest
@@ -60,6 +61,18 @@ def test_statistics_in_a_folder_that_cannot_be_written(disk, cli):
     with read_only(disk):
         status, out, _ = cli(*STATS)
         assert status == 0 and 'stats/digits.train.classifier.npz' in out
+
+
+def test_the_folder_of_a_checkpoint_that_is_scored(disk, cli, monkeypatch):
+    assert cli(*TINY, '--train', '--logdir=run')[0] == 0
+    for place in ('evaluate.load_statistics', 'nll.estimate', 'draw.walk.draw'):
+        monkeypatch.setattr(place, never)
+    with read_only(disk):
+        for mode in ('--eval', '--nll', '--figure=progressive'):
+            status, _, error = cli(mode, '--logdir=run', '--feature_net=classifier', '--device=cpu')
+            assert status == 1 and re.search(
+                'cannot write run\\S*: .*; copy the checkpoint to a folder of your own', one_line(error)
+            )
 
 
 def test_a_folder_for_samples(disk, tmp_path, cli):

@@ -11,6 +11,7 @@ USAGE = [
         (['--train', f'--img_size={size}'], 'a size is a number such as 32, or HEIGHTxWIDTH such as 32x48')
         for size in SIZES
     ),
+    *((['--train', f'--{name}={10**30}'], name) for name in ('warmup', 'sample_size', 'ch_mult', 'img_size')),
     ([], 'nothing to do'),
     (['--train', 'extra'], 'unexpected argument extra'),
     (['--train', '--mean_type=noise'], 'value should be one of <epsilon|xstart|xprev|v>'),
