@@ -8,7 +8,7 @@ from dataset import originals
 from dataset.arrays import read_arrays, splits_of_arrays
 from dataset.files import EXTENSIONS, DataError, ImageFiles, files_below, is_hidden
 from dataset.parquet import Parquet
-from dataset.splits import chosen, splits_by_name
+from dataset.splits import check_classes, chosen, splits_by_name
 
 
 class Kind(NamedTuple):
@@ -26,7 +26,9 @@ def _ends(*endings):
 
 
 def _images(path, names, note):
-    return ImageFiles(path, names if os.path.isdir(path) else None)
+    items = ImageFiles(path, names if os.path.isdir(path) else None)
+    check_classes(path, items.classes)
+    return items
 
 
 def _is_parquet(name):
@@ -63,8 +65,8 @@ def splits(path):
 def open_files(path, split=None):
     """Return the items at a path. split: which of its splits, if it has several.
 
-    Raise DataError if there is nothing at the path, if it holds files of several kinds, does not have the split, or
-    cannot be read.
+    Raise DataError if there is nothing at the path, if it holds files of several kinds, if its splits are not clear or
+    lack that one, or if it cannot be read.
     """
     kind, names = _kind(path)
     found = kind.splits(path, names)

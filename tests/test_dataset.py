@@ -247,6 +247,18 @@ def test_images_in_the_root_have_no_labels_and_hidden_files_are_no_images(tmp_pa
 # --- what cannot be read
 
 
+def test_folders_of_splits_are_no_classes(tmp_path):
+    for name in ('train/cat/a.png', 'Val/cat/b.png', 'other/c.png'):
+        (tmp_path / 'set' / name).parent.mkdir(parents=True)
+        Image.new('RGB', (8, 8)).save(tmp_path / 'set' / name)
+    assert dataset.load(str(tmp_path / 'set'), '', 8).classes == ['Val', 'other', 'train']
+    (tmp_path / 'set' / 'other' / 'c.png').unlink()
+    for path in (tmp_path / 'set', zip_of(tmp_path / 'set', tmp_path / 'set.zip')):
+        with pytest.raises(DataError, match='holds the folders Val train, which are splits and no classes: name one'):
+            dataset.load(str(path), '', 8)
+    assert dataset.load(str(tmp_path / 'set' / 'train'), '', 8).classes == ['cat']
+
+
 @pytest.mark.parametrize('kind', ['missing', 'empty folder', 'empty zip', 'no zip'])
 def test_a_path_without_images_is_named(tmp_path, kind):
     path = tmp_path / 'data'

@@ -297,6 +297,15 @@ def test_other_layouts(tmp_path, caplog):
     assert data.items.files == [*first, 'test_images.parquet', 'trained.parquet']
 
 
+@pytest.mark.parametrize('train, test', [('digits-train', 'digits-test'), ('x_train', 'x_val'), ('train1/a', 'val1/a')])
+def test_names_that_only_hint_at_splits_are_refused(tmp_path, train, test):
+    for name in (train, test):
+        write(tmp_path / f'{name}.parquet', image=images(2))
+    with pytest.raises(DataError, match='seems to hold the splits t.* and .*: name one file, or put each into a fold'):
+        dataset.load(str(tmp_path), '', 8)
+    assert len(dataset.load(str(tmp_path / f'{train}.parquet'), '', 8)) == 2
+
+
 def test_a_run_takes_labels_by_name_and_the_test_split_of_its_set(tmp_path, cli, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shards(tmp_path / 'set')
