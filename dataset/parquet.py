@@ -52,6 +52,8 @@ class Parquet:
         self.groups, counts, labels = [], [0], []  # (file, index) of each row group, their numbers of rows
         for file in self.files:
             with self._opened(file) as opened:
+                if not opened.metadata.num_rows:  # some programs write such files, whose columns tell nothing
+                    continue
                 self._agree(file, columns_of(opened))
                 for group in range(opened.num_row_groups):
                     counts.append(self._checked_rows(file, opened.metadata.row_group(group)))
@@ -87,7 +89,7 @@ class Parquet:
             pairs = zip(self.columns, columns, ('columns', 'images in', 'labels in', 'classes', ''), strict=True)
             ours, theirs, what = next(each for each in pairs if each[0] != each[1])
             ours, theirs = (value if isinstance(value, str) else ' '.join(value) or 'none' for value in (ours, theirs))
-            first = self.files[0]
+            first, _ = self.groups[0]
             raise DataError(f'{self.path}: {file} has the {what} {theirs}, {first} {ours}: name files of one kind')
 
     def _checked_rows(self, file, group):
@@ -105,14 +107,18 @@ class Parquet:
         n, none = len(self), np.zeros(len(self), int)
         if not columns:
             return [], none, self.columns.why
-        if sum(column.null_count for column in columns) == n:
+        values = [value for column in columns for value in column.to_pylist()]
+        if (missing := values.count(None)) == n:
             return [], none, f'as {self.columns.label} is empty'
-        values = np.array([value for column in columns for value in column.to_pylist()])
-        if values.dtype.hasobject:
-            missing = next(i for i, value in enumerate(values) if value is None)
-            raise DataError(f'{self.path}: {self.name(missing)} has no label, but others have one')
+        if missing:
+            raise DataError(f'{self.path}: {self.name(values.index(None))} has no label, but others have one')
+        kinds = {type(value).__name__ for value in values}
+        if len(kinds) > 1 or not kinds < {'int', 'bool', 'str', 'float'} or (self.columns.classes and kinds != {'int'}):
+            what = 'numbers of classes' if self.columns.classes else 'integers or texts'
+            raise DataError(f'{self.place}: the labels are of type {" and ".join(sorted(kinds))}: they must be {what}')
+        values = np.array(values)
         if not self.columns.classes:
-            return *numbered(values, n, self.path, self.name), ''
+            return *numbered(values, n, self.place, self.name), ''
         if (values == -1).all():  # how datasets stores labels that are withheld
             return [], none, f'as every {self.columns.label} is -1'
         wrong = (values < 0) | (values >= len(self.columns.classes))
@@ -125,7 +131,7 @@ class Parquet:
     @property
     def looked_at(self):
         """The rows of some row groups, evenly spread, since a look at one row reads its whole group."""
-        groups = spread(range(len(self.groups)), LOOKED_AT)
+        groups = spread(np.flatnonzero(np.diff(self.starts)), LOOKED_AT)  # some may have no rows
         return [i for group in groups for i in range(self.starts[group], self.starts[group + 1])]
 
     def _find(self, i):
