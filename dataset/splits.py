@@ -26,7 +26,9 @@ def splits_by_name(path, names):
     hints = {tuple(split for split, word in WITHIN.items() if word.search(name)) for name in names} - {()}
     if list(splits) == [OTHER] and len(hints) > 1:
         shown = ' and '.join(' '.join(hint) for hint in sorted(hints))
-        raise DataError(f'{path} seems to hold the splits {shown}: name one file, or put each into a folder of its name')
+        raise DataError(
+            f'{path} seems to hold the splits {shown}: name one file, or put each into a folder of its name'
+        )
     return splits
 
 

@@ -193,7 +193,7 @@ REFUSED = {
     'unlabelled': ({'image': images(9), 'label': [0] * 8 + [None]}, 'row 8 has no label, but others have one'),
     'negative': ({'image': images(9), 'label': [0] * 8 + [-1]}, 'row 8 has the label -1: count labels from 0'),
     'floats': ({'image': images(2), 'label': [0.5, 1]}, r'a\.parquet: the labels are float64 \[2\]'),
-    'lists': ({'image': images(2), 'label': [[0, 1], [2]]}, r'a\.parquet: the labels are of type list: they must be integers or'),
+    'lists': ({'image': images(2), 'label': [[0, 1], [2]]}, r'a\.parquet: the labels are of type list: they'),
     'dates': ({'image': images(2), 'label': [date.min, date.max]}, 'the labels are of type date: they must be'),
     'texts of classes': (
         {'image': features_of(images(2)), 'label': ['ant', 'bee'], 'classes': CLASSES},
