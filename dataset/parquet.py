@@ -46,15 +46,17 @@ class Parquet:
 
     def __init__(self, path, names, note):
         self.place, self.path = path, path if os.path.isdir(path) else os.path.dirname(path) or os.curdir
-        self.files, self.columns = sorted(names, key=natural), None
+        self.files, self.columns = [], None  # files with rows
         self.kept, self.footers = OrderedDict(), {}  # row groups by number, metadata by file
-        warn_of_missing(path, self.files)
+        names = sorted(names, key=natural)
+        warn_of_missing(path, names)
         self.groups, counts, labels = [], [0], []  # (file, index) of each row group, their numbers of rows
-        for file in self.files:
+        for file in names:
             with self._opened(file) as opened:
                 if not opened.metadata.num_rows:  # some programs write such files, whose columns tell nothing
                     continue
                 self._agree(file, columns_of(opened))
+                self.files.append(file)
                 for group in range(opened.num_row_groups):
                     counts.append(self._checked_rows(file, opened.metadata.row_group(group)))
                     self.groups.append((file, group))
@@ -89,7 +91,7 @@ class Parquet:
             pairs = zip(self.columns, columns, ('columns', 'images in', 'labels in', 'classes', ''), strict=True)
             ours, theirs, what = next(each for each in pairs if each[0] != each[1])
             ours, theirs = (value if isinstance(value, str) else ' '.join(value) or 'none' for value in (ours, theirs))
-            first, _ = self.groups[0]
+            first = self.files[0]
             raise DataError(f'{self.path}: {file} has the {what} {theirs}, {first} {ours}: name files of one kind')
 
     def _checked_rows(self, file, group):
@@ -143,9 +145,26 @@ class Parquet:
         return f'{file}, row {i - self.starts[self._find(i) - index]}'
 
     def identity(self):
-        """Return what `identity_of` does."""
-        marks = [(file, *file_marks(os.path.join(self.path, file))) for file in self.files]
+        """Return what `identity_of` does, of the parquet files and of the image files that their rows name."""
+        names = [*self.files, *(name for file in self.files for name in self._named_by(file))]
+        marks = [(name, *file_marks(os.path.join(self.path, name))) for name in names]
         return identity_of(self.place, len(self), marks)
+
+    def _named_by(self, file):
+        """Return the image files that the rows of a file name in place of holding the images. Read no images."""
+        image = self.columns.image
+        with self._opened(file) as opened:
+            groups = map(opened.metadata.row_group, range(opened.num_row_groups))
+            leaves = [group.column(i) for group in groups for i in range(group.num_columns)]
+            column = image if str(opened.schema_arrow.field(image).type) in TEXT else f'{image}.path'
+            held = [leaf.statistics for leaf in leaves if leaf.path_in_schema == f'{image}.bytes']
+            holds_all = held and all(each and each.null_count == 0 for each in held)
+            if holds_all or all(leaf.path_in_schema != column for leaf in leaves):
+                return []
+            cells = opened.read([column], use_threads=False).column(0).to_pylist()
+        paths = [cell.get('path') if isinstance(cell, dict) else cell for cell in cells]
+        names = [os.path.join(os.path.dirname(file), path) for path in paths if path]
+        return [name for name in names if os.path.isfile(os.path.join(self.path, name))]
 
     def __len__(self):
         return int(self.starts[-1])

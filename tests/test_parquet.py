@@ -1,6 +1,7 @@
 """Parquet files: which column is read, in which order, and the message about what is not clear."""
 
 import io
+import os
 import pickle
 import sys
 from datetime import date
@@ -150,6 +151,25 @@ def test_the_column_of_images_is_found(tmp_path):
         found = torch.stack([data[i][0] for i in range(4)])
         assert torch.equal(found, expected('PNG')[:4]), kind
         assert data.items.no_classes == 'as no column is called label'
+
+
+@pytest.mark.parametrize('kind', ['texts', 'structs', 'some'])
+def test_a_cache_of_images_that_lie_beside_knows_them(tmp_path, kind):
+    (tmp_path / 'set').mkdir()
+    contents = images(4)
+    for i, content in enumerate(contents):
+        (tmp_path / 'set' / f'{i}.png').write_bytes(content)
+    paths = [f'{i}.png' for i in range(4)]
+    column = {
+        'texts': paths,
+        'structs': pa.array([{'bytes': None, 'path': path} for path in paths]),
+        'some': pa.array([{'bytes': contents[0] if path == '0.png' else None, 'path': path} for path in paths]),
+    }[kind]
+    items = parquet_reader.Parquet(str(write(tmp_path / 'set' / 'a.parquet', image=column)), ['a.parquet'], '')
+    before = items.identity()
+    assert items.identity() == before
+    os.utime(tmp_path / 'set' / '2.png', (1, 1))
+    assert items.identity()['files'] != before['files']
 
 
 @pytest.mark.parametrize(
