@@ -195,9 +195,18 @@ def test_a_classifier_and_the_statistics_by_it(here, cli):
     status, _, error = cli(*argv, '--test_dataset=test')
     lines = [line for line in error.splitlines() if ' was made ' in line]
     assert status == 0 and len(lines) == 2, error
+    error_of_test = cli(*argv, '--test_dataset=test', '--split=test')[2]
+    assert 'building it from the 6 images of test' in error_of_test
     assert 'was made with test images from 4 files, not 6: training a classifier on 12 images' in lines[0]
     assert 'was made with weights_hash ' in lines[1] and 'building it from the 12 images of train' in lines[1]
     assert 'reads' in error and 'of 6 test images as labelled' in error
+
+
+def test_a_classifier_of_too_few_images_to_test_it(here, cli):
+    fill(here / 'train', 9)
+    status, _, error = cli(*STATS, *CLASSIFIER, '--dataset=train')
+    assert status == 1 and 'train has 9 images: --feature_net=classifier needs 10' in one_line(error)
+    assert cli(*STATS, *CLASSIFIER, '--dataset=train', '--test_dataset=train')[0] == 0
 
 
 def test_a_class_more(here, cli):
