@@ -26,7 +26,11 @@ def _ends(*endings):
 
 
 def _images(path, names, note):
-    items = ImageFiles(path, names if os.path.isdir(path) else None)
+    return _by_folders(path if os.path.isdir(path) else os.path.dirname(path) or os.curdir, names)
+
+
+def _by_folders(path, names=None):
+    items = ImageFiles(path, names)
     check_classes(path, items.classes)
     return items
 
@@ -35,7 +39,6 @@ def _is_parquet(name):
     return name.lower().endswith('.parquet') and os.path.basename(name) != 'metadata.parquet'  # beside image files
 
 
-# In the path of a file, what is none of these is a zip of images.
 KINDS = {
     'images': Kind(_ends(*EXTENSIONS), _images),
     'parquet files': Kind(_is_parquet, Parquet, splits_by_name),
@@ -53,6 +56,7 @@ KINDS = {
         alone=False,
     ),
 }
+ZIP = Kind(None, lambda path, names, note: _by_folders(path))  # a file of none of these kinds is taken as one
 
 
 def splits(path):
@@ -80,7 +84,7 @@ def _kind(path):
         raise DataError(f'no images at {path}: there is no such file or folder')
     if not os.path.isdir(path):
         name = os.path.basename(path)
-        kind = next((kind for kind in KINDS.values() if kind.takes(name)), KINDS['images'])
+        kind = next((kind for kind in KINDS.values() if kind.takes(name)), ZIP)
         if not kind.alone:
             raise DataError(f'{path} is one of several files: name the folder that it lies in')
         return kind, [name]

@@ -242,6 +242,7 @@ def test_images_in_the_root_have_no_labels_and_hidden_files_are_no_images(tmp_pa
         Image.new('RGB', (8, 8)).save(path, format='PNG')
     images = dataset.load(str(tmp_path), '', 8)
     assert images.items.names == ['a.png', 'b.JPG', 'cat/d.png'] and images.num_classes == 0
+    assert len(dataset.load(str(tmp_path / '.hidden.png'), '', 8)) == 1  # it is named itself
 
 
 # --- what cannot be read
