@@ -298,6 +298,14 @@ def test_points_have_no_channels_to_choose(tmp_path):
     assert str(dataset.load('moons', '', 0)) == '10,000 points, 2 classes: 0 1'
 
 
+def test_a_file_that_was_unpacked_in_part_is_to_be_removed(tmp_path):
+    write_mnist(tmp_path, 'MNIST')
+    path = tmp_path / 'MNIST' / 'raw' / 'train-images-idx3-ubyte'
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(DataError, match='put train-images-idx3-ubyte.gz, .*, and nothing else, into .*/MNIST/raw'):
+        dataset.load('mnist', str(tmp_path), 28)
+
+
 def test_a_failed_download_is_one_line(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise OSError('no route to host\nand more')
