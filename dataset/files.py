@@ -231,7 +231,7 @@ def read_item(items, i, use):
     except Refused as error:
         raise DataError(f'{name} {error}') from error
     except Exception as error:  # a broken file can make a decoder raise nearly anything
-        raise DataError(f'{name} cannot be decoded ({error})') from error
+        raise DataError(f'{name} cannot be decoded ({str(error) or type(error).__name__})') from error
 
 
 def spread(indices, n):

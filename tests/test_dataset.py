@@ -16,6 +16,7 @@ from PIL import Image
 from runs import one_line
 
 import dataset
+import score
 from dataset import DataError, loader
 
 CPU = torch.device('cpu')
@@ -183,6 +184,8 @@ def test_all_data_sets_reach_a_process_that_is_spawned(tmp_path, monkeypatch, fo
         multiprocessing_context='spawn',
         worker_init_fn=loader._leave_signals_to_parent,
     )
+    with loader._without_its_handler():  # else a worker that a later test kills would end any test
+        spawned = iter(spawned)
     for data, (x, y) in zip(sets, spawned, strict=True):
         x_here, y_here = data.__getitems__([3, 5])
         assert torch.equal(x, x_here) and (y is None if y_here is None else torch.equal(y, y_here))
@@ -274,6 +277,16 @@ def test_a_path_without_images_is_named(tmp_path, kind):
     assert '\n' not in str(caught.value)
 
 
+def test_an_error_without_a_text_is_named(folder_of_images, monkeypatch):
+    def fail(*_):
+        raise EOFError
+
+    images = dataset.load(str(folder_of_images), '', 8)
+    monkeypatch.setattr(dataset.images, 'decode', fail)
+    with pytest.raises(DataError, match=r'cat/0\.png cannot be decoded \(EOFError\)'):
+        images[0]
+
+
 def test_a_data_set_smaller_than_a_batch_is_refused(folder_of_images):
     with pytest.raises(DataError, match='--batch_size=13 is more than the 12 images'):
         first_batches(dataset.load(str(folder_of_images), '', 8), 1, batch_size=13)
@@ -287,7 +300,9 @@ def test_nothing_is_made_for_a_data_set_smaller_than_a_batch(tmp_path, cli, fold
 
 
 @pytest.mark.parametrize('mode', ['--train', '--stats'])
-def test_it_is_said_what_a_data_set_is(here, cli, mode):
+def test_it_is_said_what_a_data_set_is(tmp_path, monkeypatch, cli, mode):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(score.classifier.cache_classifier.__kwdefaults__, 'steps', 2)
     status, _, error = cli(*TINY, mode, '--feature_net=classifier', '--logdir=run')
     assert status == 0 and 'digits, train: 1,438 images of 8x8, grey, 10 classes: 0 1 2 ... 9' in error
 
