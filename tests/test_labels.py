@@ -133,7 +133,7 @@ def test_an_interval_guides_its_own_timesteps_alone():
 
 
 def test_an_interval_is_one_of_sigma_and_belongs_to_records_and_samples(tmp_path, cli):
-    argv = [f'--logdir={tmp_path}', '--precision=fp32', '--labels=0', '--guidance=300']
+    argv = [f'--logdir={tmp_path}', '--precision=fp32', '--labels=0', '--guidance=300', '--num_images=4']
     assert cli(*TINY, '--cond', '--train', '--lr=0.02', '--ema_decay=0', '--p_uncond=0.5', *argv[:1])[0] == 0
 
     def drawn(*flags):
@@ -151,14 +151,16 @@ def test_an_interval_is_one_of_sigma_and_belongs_to_records_and_samples(tmp_path
     assert (some != always).any()
     assert drawn('--guidance=0') and 'arr_1' not in np.load(tmp_path / 'samples' / 'samples.npz')
     drawn('--guidance=0', f'--guidance_interval={interval}')  # outside it labels count
-    assert np.load(tmp_path / 'samples' / 'samples.npz')['arr_1'].tolist() == [0] * 100
+    assert np.load(tmp_path / 'samples' / 'samples.npz')['arr_1'].tolist() == [0] * 4
     config = config_of(*TINY, '--cond', f'--guidance_interval={interval}')
     config.num_classes = 10
     assert build.sampler(config, None).model.guided.nonzero().flatten().tolist() == [3, 4, 5]
     assert np.array_equal(drawn('--guidance=1', '--guidance_interval=0,1')[0], drawn('--guidance=1')[0])
-    for wrong in ('1', '2,1', 'a,b', '-1,2', 'nan,1'):
-        status, _, error = cli('--sample', *argv, f'--guidance_interval={wrong}')
-        assert status == 2 and 'must be LOW,HIGH' in one_line(error)
+    for config.guidance_interval in ('1', '2,1', 'a,b', '-1,2', 'nan,1'):
+        with pytest.raises(ValueError, match='must be LOW,HIGH'):
+            build.sampler(config, None)
+    status, _, error = cli('--sample', *argv, '--guidance_interval=1')
+    assert status == 2 and 'must be LOW,HIGH' in one_line(error)
     assert 'has no timestep: sigma goes from' in cli('--sample', *argv, '--guidance_interval=50,60')[2]
 
 
