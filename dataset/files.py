@@ -45,6 +45,8 @@ class LMDB:
         self.path = path
         with self._transaction() as transaction:
             self.keys = list(transaction.cursor().iternext(values=False))
+        if not self.keys:
+            raise ValueError('the database is empty')
 
     @contextlib.contextmanager
     def _transaction(self):

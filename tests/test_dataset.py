@@ -105,11 +105,11 @@ def write_celeba(root, monkeypatch):
     monkeypatch.setattr(torchvision.datasets.CelebA, '_check_integrity', lambda self: True)
 
 
-def write_lsun(root, folder):
+def write_lsun(root, folder, n=20):
     path = root / 'lsun' / folder
     path.mkdir(parents=True)
     with lmdb.open(str(path), map_size=2**22) as env, env.begin(write=True) as transaction:
-        for i in range(20):
+        for i in range(n):
             file = path.parent / 'image.png'
             Image.fromarray(np.full((30, 40, 3), 10 * i, np.uint8)).save(file)
             transaction.put(f'{i:03d}'.encode(), file.read_bytes())
@@ -311,6 +311,14 @@ def test_points_have_no_channels_to_choose(tmp_path):
     with pytest.raises(DataError, match='--channels=3 is for images: moons is a set of points'):
         dataset.load('moons', '', 0, channels='3')
     assert str(dataset.load('moons', '', 0)) == '10,000 points, 2 classes: 0 1'
+
+
+def test_an_empty_database_is_named(tmp_path):
+    write_lsun(tmp_path, 'cat', 0)
+    with pytest.raises(
+        DataError, match='open lsun_cat in .*: the database is empty; without a connection, put cat, un'
+    ):
+        str(dataset.load('lsun_cat', str(tmp_path), 16))
 
 
 def test_a_file_that_was_unpacked_in_part_is_to_be_removed(tmp_path):
