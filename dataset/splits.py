@@ -36,8 +36,8 @@ def check_classes(path, classes):
     """Raise DataError if the folders that are the classes of images are all named as splits, such as train and test."""
     if len(classes) > 1 and all(any(word.fullmatch(name) for word in WITHIN.values()) for name in classes):
         raise DataError(
-            f'{path} holds the folders {" ".join(classes)}, which are splits and no classes: name one of them (unpack a '
-            'zip first), and the test split by --test_dataset'
+            f'{path} holds the folders {" ".join(classes)}, which are splits and no classes: name one of them (unpack '
+            'a zip first), and the test split by --test_dataset'
         )
 
 
