@@ -115,20 +115,22 @@ class Parquet:
         if missing:
             raise DataError(f'{self.path}: {self.name(values.index(None))} has no label, but others have one')
         kinds = {type(value).__name__ for value in values}
-        if len(kinds) > 1 or not kinds < {'int', 'bool', 'str', 'float'} or (self.columns.classes and kinds != {'int'}):
-            what = 'numbers of classes' if self.columns.classes else 'integers or texts'
+        known = self.columns.classes
+        if len(kinds) > 1 or not kinds <= ({'int'} if known else {'int', 'bool', 'str', 'float'}):
+            what = 'numbers of classes' if known else 'integers or texts'
             raise DataError(f'{self.place}: the labels are of type {" and ".join(sorted(kinds))}: they must be {what}')
         values = np.array(values)
-        if not self.columns.classes:
+        if not known:
             return *numbered(values, n, self.place, self.name), ''
         if (values == -1).all():  # how datasets stores labels that are withheld
             return [], none, f'as every {self.columns.label} is -1'
-        wrong = (values < 0) | (values >= len(self.columns.classes))
+        wrong = (values < 0) | (values >= len(known))
         if wrong.any():
             i = int(wrong.argmax())
-            known = len(self.columns.classes)
-            raise DataError(f'{self.path}: {self.name(i)} has the label {values[i]}, but there are {known} classes')
-        return list(self.columns.classes), values, ''
+            raise DataError(
+                f'{self.path}: {self.name(i)} has the label {values[i]}, but there are {len(known)} classes'
+            )
+        return list(known), values, ''
 
     @property
     def looked_at(self):
