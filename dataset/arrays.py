@@ -18,8 +18,6 @@ NAMES = {
     'test': [('x_test', 'y_test')],
 }
 
-NO_IMAGES = 'is no npz of images (arr_0, uint8 [N, H, W, C])'
-
 
 class Arrays:
     """The items (PIL image, label) of arrays: x, uint8 [N, ...]; y, integers or texts [N], or None.
@@ -168,17 +166,8 @@ def stream_npz(path):
     Raise DataError if there are none.
     """
 
-    def check(shape, dtype, what):
-        if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or min(shape) < 1:
-            raise DataError(f'{what} must be uint8 [N, H, W, 1 or 3], not {dtype} {list(shape)}')
-
-    @contextlib.contextmanager
-    def opened():
-        with _explained(path, NO_IMAGES), zipfile.ZipFile(path) as archive, archive.open('arr_0.npy') as file:
-            yield file, *_header(file, archive.getinfo('arr_0.npy').file_size, f'{path}: arr_0', check)
-
     def stream():
-        with opened() as (file, *_):
+        with _arr_0(path) as (file, _, by_columns, _):
             if by_columns:  # the first index runs fastest, so the first image needs the whole file
                 stored = np.frombuffer(file.read(math.prod(shape)), np.uint8).reshape(shape[::-1]).T
             for start in range(0, shape[0], 128):
@@ -189,46 +178,54 @@ def stream_npz(path):
                     pixels = np.frombuffer(bytearray(file.read(math.prod(block))), np.uint8).reshape(block)
                 yield torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
-    with opened() as (_, shape, by_columns, _):
+    with _arr_0(path) as (_, shape, *_):
         return shape, stream()
 
 
 def npz_identity(path):
     """Return what identifies the images of an npz, fit for JSON, as `Images.identity` does.
 
-    img_size: their height and width. files: a checksum that the npz has of them. Raise DataError if it cannot be read.
+    img_size: their height and width. files: a checksum that the npz has of them. Raise DataError as `stream_npz`.
     """
-    with _explained(path, NO_IMAGES), zipfile.ZipFile(path) as archive:
-        with archive.open('arr_0.npy') as file:
-            (count, *img_size, channels), _, _ = npy_header(file)
-        checksum = archive.getinfo('arr_0.npy').CRC
-    shape = {'count': count, 'img_size': img_size, 'channels': channels}
+    with _arr_0(path) as (_, (count, *img_size, channels), _, checksum):
+        shape = {'count': count, 'img_size': img_size, 'channels': channels}
     return {'from': os.path.realpath(path), **shape, 'files': f'{checksum:08x}'}
 
 
+@contextlib.contextmanager
+def _arr_0(path):
+    """Open the images arr_0 of an npz: (file, read up to the pixels; their shape, whether by columns, and CRC)."""
+
+    def check(shape, dtype, what):
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or min(shape) < 1:
+            raise DataError(f'{what} must be uint8 [N, H, W, 1 or 3], not {dtype} {list(shape)}')
+
+    text = 'is no npz of images (arr_0, uint8 [N, H, W, C])'
+    with _explained(path, text), zipfile.ZipFile(path) as archive, archive.open('arr_0.npy') as file:
+        info = archive.getinfo('arr_0.npy')
+        shape, by_columns, _ = _header(file, info.file_size, f'{path}: arr_0', check)
+        yield file, shape, by_columns, info.CRC
+
+
 def _header(file, size, what, check):
-    """Read the header of an npy as `npy_header` does. Raise DataError if it lies, or as check(shape, dtype, what) does.
+    """Read the header of an npy: (shape, whether it is in Fortran order, dtype).
 
-    size: that of the whole npy in bytes. what: its name in messages.
+    size: that of the whole npy in bytes. what: its name in messages. Raise ValueError if the header is broken, and
+    DataError if it lies, or as check(shape, dtype, what) does.
     """
-    shape, by_columns, dtype = npy_header(file)
-    if dtype.hasobject:
-        raise DataError(f'{what} holds objects of Python, which are never unpickled: save numbers')
-    check(shape, dtype, what)
-    if size - file.tell() != math.prod(shape) * dtype.itemsize:
-        told = math.prod(shape) * dtype.itemsize
-        raise DataError(f'{what} holds {size - file.tell()} bytes, its header says {told}')
-    return shape, by_columns, dtype
-
-
-def npy_header(file):
-    """Read the header of an npy: (shape, whether it is in Fortran order, dtype). Raise ValueError if it is broken."""
     one, two = np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0
     readers = {(1, 0): one, (2, 0): two, (3, 0): two}  # 3.0 differs only in how field names are encoded
     version = np.lib.format.read_magic(file)
     if version not in readers:
         raise ValueError(f'format {version} of npy')
-    return readers[version](file)
+    shape, by_columns, dtype = readers[version](file)
+    if dtype.hasobject:
+        raise DataError(f'{what} holds objects of Python, which are never unpickled: save numbers')
+    check(shape, dtype, what)
+    held, told = size - file.tell(), math.prod(shape) * dtype.itemsize
+    if held != told:
+        raise DataError(f'{what} holds {held} bytes, its header says {told}')
+    return shape, by_columns, dtype
 
 
 @contextlib.contextmanager

@@ -45,6 +45,8 @@ class LMDB:
         self.path = path
         with self._transaction() as transaction:
             self.keys = list(transaction.cursor().iternext(values=False))
+        if not self.keys:
+            raise ValueError('the database is empty')
 
     @contextlib.contextmanager
     def _transaction(self):
@@ -66,28 +68,16 @@ class LMDB:
 class ImageFiles:
     """The items (PIL image, label) of a folder or zip with any nesting; the first folder level is the class.
 
-    The path of an image file stands for that file alone. `classes` is in natural order. If an image lies in no folder,
-    `classes` is empty and every label is 0. names: the files of the folder, if they are known.
+    `classes` is in natural order. If an image lies in no folder, `classes` is empty and every label is 0. names: those
+    of the files of a folder, None for a zip.
 
-    Raise DataError if there is no image, or a folder or the zip cannot be read.
+    Raise DataError if there is no image, or the zip cannot be read.
     """
 
     def __init__(self, path, names=None):
-        self.path = path
+        self.path, self._is_zip = path, names is None
         self._handle = None, None  # (process, its open archive): forked workers that share a handle would mix up reads
-        self._is_zip = not os.path.isdir(path)
-        if os.path.isfile(path) and path.lower().endswith(EXTENSIONS):
-            self.path, self._is_zip = os.path.dirname(path) or os.curdir, False
-        try:
-            if self.path != path:
-                names = [os.path.basename(path)]
-            else:
-                names = names or (set(self._archive().namelist()) if self._is_zip else files_below(path))
-        except Exception as error:  # a broken table of contents makes zipfile raise nearly anything
-            raise DataError(
-                f'cannot read {path} as a {"zip" if self._is_zip else "folder"} of images: {error}'
-            ) from error
-        self.names = self._images(names)
+        self.names = self._images(self._unhidden() if self._is_zip else names)
         if not self.names:
             raise DataError(f'no images in {path}: expected files ending in {" ".join(EXTENSIONS)}')
         tops = [unicodedata.normalize('NFC', top) if below else '' for top, *below in map(self._parts, self.names)]
@@ -100,16 +90,22 @@ class ImageFiles:
     def __getstate__(self):
         return self.__dict__ | {'_handle': (None, None)}
 
+    def _unhidden(self):
+        try:
+            names = set(self._archive().namelist())
+        except Exception as error:  # a broken table of contents makes zipfile raise nearly anything
+            raise DataError(f'cannot read {self.path} as a zip of images: {error}') from error
+        return [name for name in names if not any(map(is_hidden, self._parts(name)))]
+
     def _archive(self):
         if self._handle[0] != os.getpid():
             self._handle = os.getpid(), zipfile.ZipFile(self.path)
         return self._handle[1]
 
     def _parts(self, name):
-        return re.split(r'[/\\]' if self._is_zip else re.escape(os.sep), name)  # some zips are written with backslashes
-
-    def _is_image(self, name):
-        return name.lower().endswith(EXTENSIONS) and not any(map(is_hidden, self._parts(name)))
+        if not self._is_zip:
+            return name.split(os.sep)
+        return re.split(r'[/\\]', re.sub(r'^(\.[/\\])+', '', name))  # some are written with backslashes, or with ./
 
     def _images(self, names):
         """Return the images among all files, sorted. Among the pictures that this program writes, take only samples.
@@ -122,7 +118,7 @@ class ImageFiles:
             return '/'.join([*self._parts(name)[:-1], other]) in present
 
         images, grids = [], []
-        for name in sorted(filter(self._is_image, names)):
+        for name in sorted(name for name in names if name.lower().endswith(EXTENSIONS)):
             *_, last = self._parts(name)
             if last == 'grid.png' and beside(name, '000000.png'):
                 grids.append(name)
@@ -237,7 +233,7 @@ def read_item(items, i, use):
     except Refused as error:
         raise DataError(f'{name} {error}') from error
     except Exception as error:  # a broken file can make a decoder raise nearly anything
-        raise DataError(f'{name} cannot be decoded ({error})') from error
+        raise DataError(f'{name} cannot be decoded ({str(error) or type(error).__name__})') from error
 
 
 def spread(indices, n):

@@ -8,7 +8,7 @@ from dataset import originals
 from dataset.arrays import read_arrays, splits_of_arrays
 from dataset.files import EXTENSIONS, DataError, ImageFiles, files_below, is_hidden
 from dataset.parquet import Parquet
-from dataset.splits import chosen, splits_by_name
+from dataset.splits import check_classes, chosen, splits_by_name
 
 
 class Kind(NamedTuple):
@@ -26,14 +26,19 @@ def _ends(*endings):
 
 
 def _images(path, names, note):
-    return ImageFiles(path, names if os.path.isdir(path) else None)
+    return _by_folders(path if os.path.isdir(path) else os.path.dirname(path) or os.curdir, names)
+
+
+def _by_folders(path, names=None):
+    items = ImageFiles(path, names)
+    check_classes(path, items.classes)
+    return items
 
 
 def _is_parquet(name):
     return name.lower().endswith('.parquet') and os.path.basename(name) != 'metadata.parquet'  # beside image files
 
 
-# In the path of a file, what is none of these is a zip of images.
 KINDS = {
     'images': Kind(_ends(*EXTENSIONS), _images),
     'parquet files': Kind(_is_parquet, Parquet, splits_by_name),
@@ -51,6 +56,7 @@ KINDS = {
         alone=False,
     ),
 }
+ZIP = Kind(None, lambda path, names, note: _by_folders(path))  # a file of none of these kinds is taken as one
 
 
 def splits(path):
@@ -63,8 +69,8 @@ def splits(path):
 def open_files(path, split=None):
     """Return the items at a path. split: which of its splits, if it has several.
 
-    Raise DataError if there is nothing at the path, if it holds files of several kinds, does not have the split, or
-    cannot be read.
+    Raise DataError if there is nothing at the path, if it holds files of several kinds, if its splits are not clear or
+    lack that one, or if it cannot be read.
     """
     kind, names = _kind(path)
     found = kind.splits(path, names)
@@ -78,7 +84,7 @@ def _kind(path):
         raise DataError(f'no images at {path}: there is no such file or folder')
     if not os.path.isdir(path):
         name = os.path.basename(path)
-        kind = next((kind for kind in KINDS.values() if kind.takes(name)), KINDS['images'])
+        kind = next((kind for kind in KINDS.values() if kind.takes(name)), ZIP)
         if not kind.alone:
             raise DataError(f'{path} is one of several files: name the folder that it lies in')
         return kind, [name]

@@ -34,7 +34,8 @@ def _mnist(name, address, classes):
     files = ', '.join(
         f'{split}-{part}-ubyte.gz' for split in ('train', 't10k') for part in ('images-idx3', 'labels-idx1')
     )
-    return _torchvision(name, 1, classes, f'{files} of {address} into {{}}/{name}/raw', 28)
+    # torchvision would open an unpacked file there before these, even one that a kill cut off.
+    return _torchvision(name, 1, classes, f'{files} of {address}, and nothing else, into {{}}/{name}/raw', 28)
 
 
 def _celeba(root, split):

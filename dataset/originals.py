@@ -118,7 +118,8 @@ def _unpickled(place, content):
     try:
         batch = _Arrays(io.BytesIO(content), encoding='latin1').load()
         rows, labels = batch['data'], np.array(batch['labels'])
-        if rows.dtype != np.uint8 or rows.shape != (len(labels), 3072) or labels.dtype.kind not in 'iu':
+        fit = rows.shape == (len(labels), 3072) and len(labels)
+        if not fit or rows.dtype != np.uint8 or labels.dtype.kind not in 'iu':
             raise ValueError(f'data is {rows.dtype} {list(rows.shape)}, labels {labels.dtype} {list(labels.shape)}')
     except Exception as error:  # a broken pickle can raise nearly anything
         raise DataError(f'{place} is no file of CIFAR-10 for Python: {error}') from error

@@ -46,13 +46,17 @@ class Parquet:
 
     def __init__(self, path, names, note):
         self.place, self.path = path, path if os.path.isdir(path) else os.path.dirname(path) or os.curdir
-        self.files, self.columns = sorted(names, key=natural), None
+        self.files, self.columns = [], None  # files with rows
         self.kept, self.footers = OrderedDict(), {}  # row groups by number, metadata by file
-        warn_of_missing(path, self.files)
+        names = sorted(names, key=natural)
+        warn_of_missing(path, names)
         self.groups, counts, labels = [], [0], []  # (file, index) of each row group, their numbers of rows
-        for file in self.files:
+        for file in names:
             with self._opened(file) as opened:
+                if not opened.metadata.num_rows:  # some programs write such files, whose columns tell nothing
+                    continue
                 self._agree(file, columns_of(opened))
+                self.files.append(file)
                 for group in range(opened.num_row_groups):
                     counts.append(self._checked_rows(file, opened.metadata.row_group(group)))
                     self.groups.append((file, group))
@@ -105,27 +109,33 @@ class Parquet:
         n, none = len(self), np.zeros(len(self), int)
         if not columns:
             return [], none, self.columns.why
-        if sum(column.null_count for column in columns) == n:
+        values = [value for column in columns for value in column.to_pylist()]
+        if (missing := values.count(None)) == n:
             return [], none, f'as {self.columns.label} is empty'
-        values = np.array([value for column in columns for value in column.to_pylist()])
-        if values.dtype.hasobject:
-            missing = next(i for i, value in enumerate(values) if value is None)
-            raise DataError(f'{self.path}: {self.name(missing)} has no label, but others have one')
-        if not self.columns.classes:
-            return *numbered(values, n, self.path, self.name), ''
+        if missing:
+            raise DataError(f'{self.path}: {self.name(values.index(None))} has no label, but others have one')
+        kinds = {type(value).__name__ for value in values}
+        known = self.columns.classes
+        if len(kinds) > 1 or not kinds <= ({'int'} if known else {'int', 'bool', 'str', 'float'}):
+            what = 'numbers of classes' if known else 'integers or texts'
+            raise DataError(f'{self.place}: the labels are of type {" and ".join(sorted(kinds))}: they must be {what}')
+        values = np.array(values)
+        if not known:
+            return *numbered(values, n, self.place, self.name), ''
         if (values == -1).all():  # how datasets stores labels that are withheld
             return [], none, f'as every {self.columns.label} is -1'
-        wrong = (values < 0) | (values >= len(self.columns.classes))
+        wrong = (values < 0) | (values >= len(known))
         if wrong.any():
             i = int(wrong.argmax())
-            known = len(self.columns.classes)
-            raise DataError(f'{self.path}: {self.name(i)} has the label {values[i]}, but there are {known} classes')
-        return list(self.columns.classes), values, ''
+            raise DataError(
+                f'{self.path}: {self.name(i)} has the label {values[i]}, but there are {len(known)} classes'
+            )
+        return list(known), values, ''
 
     @property
     def looked_at(self):
         """The rows of some row groups, evenly spread, since a look at one row reads its whole group."""
-        groups = spread(range(len(self.groups)), LOOKED_AT)
+        groups = spread(np.flatnonzero(np.diff(self.starts)), LOOKED_AT)  # some may have no rows
         return [i for group in groups for i in range(self.starts[group], self.starts[group + 1])]
 
     def _find(self, i):
@@ -137,9 +147,26 @@ class Parquet:
         return f'{file}, row {i - self.starts[self._find(i) - index]}'
 
     def identity(self):
-        """Return what `identity_of` does."""
-        marks = [(file, *file_marks(os.path.join(self.path, file))) for file in self.files]
+        """Return what `identity_of` does, of the parquet files and of the image files that their rows name."""
+        names = [*self.files, *(name for file in self.files for name in self._named_by(file))]
+        marks = [(name, *file_marks(os.path.join(self.path, name))) for name in names]
         return identity_of(self.place, len(self), marks)
+
+    def _named_by(self, file):
+        """Return the image files that the rows of a file name in place of holding the images. Read no images."""
+        image = self.columns.image
+        with self._opened(file) as opened:
+            groups = map(opened.metadata.row_group, range(opened.num_row_groups))
+            leaves = [group.column(i) for group in groups for i in range(group.num_columns)]
+            column = image if str(opened.schema_arrow.field(image).type) in TEXT else f'{image}.path'
+            held = [leaf.statistics for leaf in leaves if leaf.path_in_schema == f'{image}.bytes']
+            holds_all = held and all(each and each.null_count == 0 for each in held)
+            if holds_all or all(leaf.path_in_schema != column for leaf in leaves):
+                return []
+            cells = opened.read([column], use_threads=False).column(0).to_pylist()
+        paths = [cell.get('path') if isinstance(cell, dict) else cell for cell in cells]
+        names = [os.path.join(os.path.dirname(file), path) for path in paths if path]
+        return [name for name in names if os.path.isfile(os.path.join(self.path, name))]
 
     def __len__(self):
         return int(self.starts[-1])

@@ -1,4 +1,4 @@
-"""Tell the splits of a data set by the names of its files."""
+"""Tell the splits of a data set by the names of its files and folders."""
 
 import logging
 import re
@@ -9,6 +9,7 @@ from dataset.files import DataError, natural
 WORDS = {'train': 'train|training', 'validation': 'validation|valid|val|dev', 'test': 'test|testing'}
 NAME = r'(?:(?P<set>.*?)/)?(?P<part>partial-)?(?:{})(?:/.*|(?:[-_.]\d+(?:-of-(?P<count>\d+))?(?:-\w+)?)?\.parquet)'
 PATTERNS = {split: re.compile(NAME.format(words), re.IGNORECASE) for split, words in WORDS.items()}
+WITHIN = {split: re.compile(f'(?<![a-z])({words})(?![a-z])', re.IGNORECASE) for split, words in WORDS.items()}
 OTHER = 'other'  # the split of files whose names tell none
 
 
@@ -16,13 +17,28 @@ def splits_by_name(path, names):
     """Return {split: names} of parquet files, or {'other': names} if no name tells a split.
 
     These are the layouts of the Hugging Face Hub: SET/SPLIT/0000.parquet, and files SPLIT-00000-of-00003.parquet. Raise
-    DataError as `check_one_set`.
+    DataError as `check_one_set`, and if no name has such a layout, but several have the words of different splits.
     """
     check_one_set(path, names)
     splits = {}
     for name in sorted(names, key=natural):
         splits.setdefault(_told(name)[0], []).append(name)
+    hints = {tuple(split for split, word in WITHIN.items() if word.search(name)) for name in names} - {()}
+    if list(splits) == [OTHER] and len(hints) > 1:
+        shown = ' and '.join(' '.join(hint) for hint in sorted(hints))
+        raise DataError(
+            f'{path} seems to hold the splits {shown}: name one file, or put each into a folder of its name'
+        )
     return splits
+
+
+def check_classes(path, classes):
+    """Raise DataError if the folders that are the classes of images are all named as splits, such as train and test."""
+    if len(classes) > 1 and all(any(word.fullmatch(name) for word in WITHIN.values()) for name in classes):
+        raise DataError(
+            f'{path} holds the folders {" ".join(classes)}, which are splits and no classes: name one of them (unpack '
+            'a zip first), and the test split by --test_dataset'
+        )
 
 
 def check_one_set(path, names):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dataset import check_one_set, parquet
-from run import distributed
+from run import distributed, progress
 from run.errors import UsageError
 from score.files import file_digest
 
@@ -66,8 +66,8 @@ def snapshot(text, address, wanted, **options):
 def data_set(text):
     """Return the path of the parquet files at an address of a data set, which are downloaded, and their commit.
 
-    If the address has no revision, they are those of `CONVERTED` or, if there is no such revision, those of main. Each
-    file is checked by `check_digest`, by one process of a machine.
+    If the address has no revision, they are those of `CONVERTED` or, if there is no such revision, those of main. One
+    process of a machine checks each file by `check_once`.
 
     Raise UsageError for an address that is none; HubError if the files cannot be had or are not what the Hub holds;
     DataError if there are several data sets.
@@ -96,8 +96,8 @@ def data_set(text):
         raise HubError(f'{text} holds no parquet files: give another revision or path, {PREFIX}{GRAMMAR}')
     if not distributed.local_rank():
         logging.info('%s: %s of commit %s, %s', text, address.repo, Path(folder).name, revision)
-        for file in files:
-            check_digest(file)
+        for file in progress.bar(files, 'checking', unit='file', leave=False):
+            check_once(file)
     return str(place), Path(folder).name
 
 
@@ -137,6 +137,21 @@ def check_digest(file):
     if found != digest:
         blob = file.parent / os.readlink(file)
         raise HubError(f'{file} is not what the Hub holds: its digest is {found}; delete {blob.resolve()}')
+
+
+def check_once(file):
+    """Check a file by `check_digest`, unless DIGEST.checked in the cache says that it was and it has not changed since.
+
+    Without that, each start of a run would read the whole data set.
+    """
+    status, mark = file.stat(), Path(f'{file.resolve()}.checked')
+    state = f'{status.st_size} {status.st_ino} {status.st_ctime_ns}'.encode()
+    with contextlib.suppress(OSError):
+        if mark.read_bytes() == state:
+            return
+    check_digest(file)
+    with contextlib.suppress(OSError):  # the cache may be someone else's
+        mark.write_bytes(state)
 
 
 def package(use='hub'):

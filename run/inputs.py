@@ -19,7 +19,7 @@ def dataset(config, split='train', like=None):
     Raises DataError as `dataset.load`, if there is no such split, and if it has classes or colour that `like` does
     not have.
     """
-    name = _name(config, split)
+    name = name_of(config, split)
     data = _opened(config, split, 3 if like is not None and like.channels == 3 else config.image_channels, like)
     if like is not None and data.classes != like.classes:
         found, known = (datasets.listed(classes) for classes in (data.classes[like.num_classes :], like.classes))
@@ -35,7 +35,8 @@ def dataset(config, split='train', like=None):
     return data
 
 
-def _name(config, split):
+def name_of(config, split):
+    """Return the name, path or address of a split. Raises DataError if there is no such split."""
     if split == 'train' or config.dataset in datasets.DATASETS:
         return config.dataset
     if not _has_test(config):
@@ -49,7 +50,7 @@ def _place(name):
 
 
 def _opened(config, split, channels, like=None):
-    name, _ = _place(_name(config, split))
+    name, _ = _place(name_of(config, split))
     data = datasets.load(name, config.data_dir, config.img_size, split, channels, config.background, config.fit)
     data.arrange(_class_names(config, data) if like is None else like.classes)
     return data
@@ -108,7 +109,7 @@ def identity(config, split='train', data=None):
     """
     source = datasets.DATASETS.get(config.dataset)
     if source is None:
-        made, name = (data or _opened(config, split, config.image_channels)).identity(), _name(config, split)
+        made, name = (data or _opened(config, split, config.image_channels)).identity(), name_of(config, split)
         if commit := _place(name)[1]:  # where the cache lies does not matter
             name = datasets.fitted(name, config.fit, config.background)
             made |= {'from': name, 'split': split, 'files': commit}
@@ -184,13 +185,14 @@ def labelled(config):
     train = dataset(config)
     if not train.num_classes:
         raise datasets.DataError(f'{config.dataset} has no labels: --feature_net=classifier learns from labels')
-    if len(train) < 10 and not _has_test(config):
+    has_test = _has_test(config)
+    if len(train) < 10 and not has_test:
         raise datasets.DataError(
             f'{config.dataset} has {len(train)} images: --feature_net=classifier holds out every tenth to test itself, '
             'and needs 10 or more, or a --test_dataset'
         )
     images, labels = loader.decode_all(train, config.num_workers, config.loader_timeout, _watch)
-    if _has_test(config):
+    if has_test:
         test = dataset(config, 'test', like=train)
         return images, labels, *loader.decode_all(test, config.num_workers, config.loader_timeout, _watch)
     held_out = torch.arange(len(images)) % 10 == 9

@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import dataset
@@ -59,10 +60,9 @@ def _stem(config):
 class Origin(NamedTuple):
     """The images that caches are made of. identify: a function that returns what identifies them.
 
-    open: a function that returns (what identifies them, their number, batches of them).
+    open: a function that returns (their name, what identifies them, their number, batches of them).
     """
 
-    name: str
     identify: Callable
     open: Callable
 
@@ -73,16 +73,15 @@ def _data_set(config):
     def opened():
         images = inputs.dataset(config, split)
         source = inputs.identity(config, split, images)  # taken before the images are read: they may change meanwhile
-        return source, len(images), (x for x, _ in inputs.in_order(config, images))
+        batches = (x for x, _ in inputs.in_order(config, images))
+        return inputs.name_of(config, split), source, len(images), batches
 
-    return Origin(config.dataset, lambda: inputs.identity(config, split), opened)
+    return Origin(lambda: inputs.identity(config, split), opened)
 
 
 def _npz(path):
-    def identify():
-        return dataset.npz_identity(path)
-
-    return Origin(path, identify, lambda: (identify(), *dataset.read_images(path)))
+    identify = partial(dataset.npz_identity, path)
+    return Origin(identify, lambda: (path, identify(), *dataset.read_images(path)))
 
 
 class Cache(NamedTuple):
@@ -197,10 +196,10 @@ def _build(origin, feature_net, stale, spatial):
     """
     for cache, why in stale.items():
         score.check_writable(cache.path, why)
-    source, n, images = origin.open()
+    name, source, n, images = origin.open()
     wants_features, spatial = False, spatial and any(cache.save is score.save_statistics for cache in stale)
     for cache, why in stale.items():
-        text = f'{cache.path} {why}: building it from the {n} images of {origin.name}'
+        text = f'{cache.path} {why}: building it from the {n} images of {name}'
         if cache.save is score.save_features:
             wants_features, kept = True, min(n, score.KEPT)
             text += f', {4e-6 * kept * feature_net.dim:.1f} MB' + f' of {kept} of them' * (kept < n)

@@ -204,6 +204,7 @@ def test_damaged_original_files_are_named(tmp_path, monkeypatch):
         (batch, batch.read_bytes()[:-99], 'data_batch_2 is no file of CIFAR-10 for Python'),
         (batch, pickle.dumps({'data': np.zeros((2, 3), np.uint8), 'labels': [1, 2]}), r'data is uint8 \[2, 3\]'),
         (batch, pickle.dumps({'data': np.zeros((1, 3072), np.uint8), 'labels': [10]}), 'labels from 10 to 10'),
+        (batch, pickle.dumps({'data': np.zeros((0, 3072), np.uint8), 'labels': np.zeros(0, int)}), 'labels int64'),
         (batch, b'', 'data_batch_2 is no file of CIFAR-10'),
     ):
         before = path.read_bytes() if path.exists() else None

@@ -16,6 +16,7 @@ from PIL import Image
 from runs import one_line
 
 import dataset
+import score
 from dataset import DataError, loader
 
 CPU = torch.device('cpu')
@@ -104,11 +105,11 @@ def write_celeba(root, monkeypatch):
     monkeypatch.setattr(torchvision.datasets.CelebA, '_check_integrity', lambda self: True)
 
 
-def write_lsun(root, folder):
+def write_lsun(root, folder, n=20):
     path = root / 'lsun' / folder
     path.mkdir(parents=True)
     with lmdb.open(str(path), map_size=2**22) as env, env.begin(write=True) as transaction:
-        for i in range(20):
+        for i in range(n):
             file = path.parent / 'image.png'
             Image.fromarray(np.full((30, 40, 3), 10 * i, np.uint8)).save(file)
             transaction.put(f'{i:03d}'.encode(), file.read_bytes())
@@ -183,6 +184,8 @@ def test_all_data_sets_reach_a_process_that_is_spawned(tmp_path, monkeypatch, fo
         multiprocessing_context='spawn',
         worker_init_fn=loader._leave_signals_to_parent,
     )
+    with loader._without_its_handler():  # else a worker that a later test kills would end any test
+        spawned = iter(spawned)
     for data, (x, y) in zip(sets, spawned, strict=True):
         x_here, y_here = data.__getitems__([3, 5])
         assert torch.equal(x, x_here) and (y is None if y_here is None else torch.equal(y, y_here))
@@ -242,9 +245,22 @@ def test_images_in_the_root_have_no_labels_and_hidden_files_are_no_images(tmp_pa
         Image.new('RGB', (8, 8)).save(path, format='PNG')
     images = dataset.load(str(tmp_path), '', 8)
     assert images.items.names == ['a.png', 'b.JPG', 'cat/d.png'] and images.num_classes == 0
+    assert len(dataset.load(str(tmp_path / '.hidden.png'), '', 8)) == 1  # it is named itself
 
 
 # --- what cannot be read
+
+
+def test_folders_of_splits_are_no_classes(tmp_path):
+    for name in ('train/cat/a.png', 'Val/cat/b.png', 'other/c.png'):
+        (tmp_path / 'set' / name).parent.mkdir(parents=True)
+        Image.new('RGB', (8, 8)).save(tmp_path / 'set' / name)
+    assert dataset.load(str(tmp_path / 'set'), '', 8).classes == ['Val', 'other', 'train']
+    (tmp_path / 'set' / 'other' / 'c.png').unlink()
+    for path in (tmp_path / 'set', zip_of(tmp_path / 'set', tmp_path / 'set.zip')):
+        with pytest.raises(DataError, match='holds the folders Val train, which are splits and no classes: name one'):
+            dataset.load(str(path), '', 8)
+    assert dataset.load(str(tmp_path / 'set' / 'train'), '', 8).classes == ['cat']
 
 
 @pytest.mark.parametrize('kind', ['missing', 'empty folder', 'empty zip', 'no zip'])
@@ -261,6 +277,16 @@ def test_a_path_without_images_is_named(tmp_path, kind):
     assert '\n' not in str(caught.value)
 
 
+def test_an_error_without_a_text_is_named(folder_of_images, monkeypatch):
+    def fail(*_):
+        raise EOFError
+
+    images = dataset.load(str(folder_of_images), '', 8)
+    monkeypatch.setattr(dataset.images, 'decode', fail)
+    with pytest.raises(DataError, match=r'cat/0\.png cannot be decoded \(EOFError\)'):
+        images[0]
+
+
 def test_a_data_set_smaller_than_a_batch_is_refused(folder_of_images):
     with pytest.raises(DataError, match='--batch_size=13 is more than the 12 images'):
         first_batches(dataset.load(str(folder_of_images), '', 8), 1, batch_size=13)
@@ -274,7 +300,9 @@ def test_nothing_is_made_for_a_data_set_smaller_than_a_batch(tmp_path, cli, fold
 
 
 @pytest.mark.parametrize('mode', ['--train', '--stats'])
-def test_it_is_said_what_a_data_set_is(here, cli, mode):
+def test_it_is_said_what_a_data_set_is(tmp_path, monkeypatch, cli, mode):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(score.classifier.cache_classifier.__kwdefaults__, 'steps', 2)
     status, _, error = cli(*TINY, mode, '--feature_net=classifier', '--logdir=run')
     assert status == 0 and 'digits, train: 1,438 images of 8x8, grey, 10 classes: 0 1 2 ... 9' in error
 
@@ -283,6 +311,22 @@ def test_points_have_no_channels_to_choose(tmp_path):
     with pytest.raises(DataError, match='--channels=3 is for images: moons is a set of points'):
         dataset.load('moons', '', 0, channels='3')
     assert str(dataset.load('moons', '', 0)) == '10,000 points, 2 classes: 0 1'
+
+
+def test_an_empty_database_is_named(tmp_path):
+    write_lsun(tmp_path, 'cat', 0)
+    with pytest.raises(
+        DataError, match='open lsun_cat in .*: the database is empty; without a connection, put cat, un'
+    ):
+        str(dataset.load('lsun_cat', str(tmp_path), 16))
+
+
+def test_a_file_that_was_unpacked_in_part_is_to_be_removed(tmp_path):
+    write_mnist(tmp_path, 'MNIST')
+    path = tmp_path / 'MNIST' / 'raw' / 'train-images-idx3-ubyte'
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(DataError, match='put train-images-idx3-ubyte.gz, .*, and nothing else, into .*/MNIST/raw'):
+        dataset.load('mnist', str(tmp_path), 28)
 
 
 def test_a_failed_download_is_one_line(tmp_path, monkeypatch):

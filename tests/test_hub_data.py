@@ -1,8 +1,11 @@
 """Data sets of a stand-in for the Hugging Face Hub, which lie there as parquet."""
 
+import contextlib
+import hashlib
 import json
 import os
 import shutil
+import time
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from parquet_files import features_of, images, write
 
 from interop import card
 from run import hub, inputs, reference
+from score.files import file_digest
 
 CLASSES = ['zero', 'one', 'two']
 CONVERTED = 'refs/convert/parquet'
@@ -97,6 +101,22 @@ def test_other_bytes_than_the_hub_holds_are_refused(server, main_py):
     status, error = main_py('--train', '--dataset=hf:me/digits', '--logdir=run')
     assert status == 1 and '0001.parquet is not what the Hub holds: its digest is' in one_line(error)
     assert not Path('run').exists()
+
+
+def test_a_file_is_read_for_its_digest_until_it_is_whole_and_again_once_it_has_changed(tmp_path, monkeypatch):
+    content, read = b'x' * 99, []
+    blob, file = tmp_path / hashlib.sha256(content).hexdigest(), tmp_path / 'a.parquet'
+    file.symlink_to(blob)
+    monkeypatch.setattr(hub, 'file_digest', lambda path: (read.append(path), file_digest(path))[1])
+    for written, reads, whole in ((content[1:] + b'y', 2, False), (content, 1, True), (content[1:] + b'z', 2, False)):
+        blob.write_bytes(written)
+        os.utime(blob, (9, 9))
+        for _ in range(2):
+            with contextlib.nullcontext() if whole else pytest.raises(hub.HubError, match='is not what the Hub holds'):
+                hub.check_once(file)
+        assert len(read) == reads
+        read.clear()
+        time.sleep(0.05)  # the clock of some file systems stands still for a few milliseconds
 
 
 def tell(variables, function, arguments, out):

@@ -1,15 +1,18 @@
 """Labels and classifier-free guidance, from the network to the command line."""
 
 import copy
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from absl.testing import flagsaver
 from conftest import TINY
 from runs import config_of, load, one_line
 
 import dataset
+import main
 import train
 from diffusion import GaussianDiffusionSampler, Guidance
 from draw import walk
@@ -133,7 +136,7 @@ def test_an_interval_guides_its_own_timesteps_alone():
 
 
 def test_an_interval_is_one_of_sigma_and_belongs_to_records_and_samples(tmp_path, cli):
-    argv = [f'--logdir={tmp_path}', '--precision=fp32', '--labels=0', '--guidance=300']
+    argv = [f'--logdir={tmp_path}', '--precision=fp32', '--labels=0', '--guidance=300', '--num_images=4']
     assert cli(*TINY, '--cond', '--train', '--lr=0.02', '--ema_decay=0', '--p_uncond=0.5', *argv[:1])[0] == 0
 
     def drawn(*flags):
@@ -151,14 +154,16 @@ def test_an_interval_is_one_of_sigma_and_belongs_to_records_and_samples(tmp_path
     assert (some != always).any()
     assert drawn('--guidance=0') and 'arr_1' not in np.load(tmp_path / 'samples' / 'samples.npz')
     drawn('--guidance=0', f'--guidance_interval={interval}')  # outside it labels count
-    assert np.load(tmp_path / 'samples' / 'samples.npz')['arr_1'].tolist() == [0] * 100
+    assert np.load(tmp_path / 'samples' / 'samples.npz')['arr_1'].tolist() == [0] * 4
     config = config_of(*TINY, '--cond', f'--guidance_interval={interval}')
     config.num_classes = 10
     assert build.sampler(config, None).model.guided.nonzero().flatten().tolist() == [3, 4, 5]
     assert np.array_equal(drawn('--guidance=1', '--guidance_interval=0,1')[0], drawn('--guidance=1')[0])
-    for wrong in ('1', '2,1', 'a,b', '-1,2', 'nan,1'):
-        status, _, error = cli('--sample', *argv, f'--guidance_interval={wrong}')
-        assert status == 2 and 'must be LOW,HIGH' in one_line(error)
+    for config.guidance_interval in ('1', '2,1', 'a,b', '-1,2', 'nan,1'):
+        with pytest.raises(ValueError, match='must be LOW,HIGH'):
+            build.sampler(config, None)
+    status, _, error = cli('--sample', *argv, '--guidance_interval=1')
+    assert status == 2 and 'must be LOW,HIGH' in one_line(error)
     assert 'has no timestep: sigma goes from' in cli('--sample', *argv, '--guidance_interval=50,60')[2]
 
 
@@ -203,17 +208,19 @@ def test_the_steps_of_an_unconditional_run_are_untouched(tmp_path):
     assert torch.equal(run.trainer(torch.zeros(8, 1, 8, 8)).mean(), loss)
 
 
-@pytest.fixture
-def trained(tmp_path, cli):
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
     """Train a conditional run for a few steps, then enlarge its label embeddings as many steps would."""
+    folder = tmp_path_factory.mktemp('trained') / 'run'
     wide = [flag.replace('--ch_mult=1', '--ch_mult=2') for flag in TINY]  # at 32 channels the norm cancels embeddings
     argv = [*wide, '--train', '--cond', '--lr=0.02', '--warmup=0', '--total_steps=20', '--sample_step=20']
-    assert cli(*argv, '--ema_decay=0', f'--logdir={tmp_path / "run"}')[0] == 0
-    state = load(tmp_path / 'run')
+    with flagsaver.flagsaver():
+        assert main.main(main.parse_flags(['main.py', *argv, '--ema_decay=0', f'--logdir={folder}'])) == 0
+    state = load(folder)
     for part in ('net_model', 'ema_model'):
         torch.nn.init.normal_(state[part]['label_embedding.weight'], std=3)
-    torch.save(state, tmp_path / 'run' / 'ckpt.pt')
-    return tmp_path / 'run'
+    torch.save(state, folder / 'ckpt.pt')
+    return folder
 
 
 def test_training_and_drawing_from_the_command_line(trained, tmp_path, cli):
@@ -239,11 +246,12 @@ def test_training_and_drawing_from_the_command_line(trained, tmp_path, cli):
         assert abs(images[a] - images[b]).max() > 1, (a, b)
 
 
-def test_a_conditional_run_resumes_and_another_kind_does_not(trained, cli):
-    argv = [f'--flagfile={trained / "flagfile.txt"}', '--train', '--total_steps=22']
+def test_a_conditional_run_resumes_and_another_kind_does_not(trained, tmp_path, cli):
+    run = shutil.copytree(trained, tmp_path / 'run')
+    argv = [f'--flagfile={run / "flagfile.txt"}', f'--logdir={run}', '--train', '--total_steps=22']
     status, _, error = cli(*argv, '--nocond')
     assert status == 1 and '--num_classes=0 (trained with 10)' in error
-    assert cli(*argv)[0] == 0 and load(trained)['step'] == 22
+    assert cli(*argv)[0] == 0 and load(run)['step'] == 22
 
 
 @pytest.mark.parametrize('flags, phrase', [

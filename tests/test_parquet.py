@@ -1,8 +1,10 @@
 """Parquet files: which column is read, in which order, and the message about what is not clear."""
 
 import io
+import os
 import pickle
 import sys
+from datetime import date
 from functools import partial
 
 import numpy as np
@@ -17,6 +19,7 @@ from runs import Forked, differences, load, one_line, without_logdir
 pytest.importorskip('pyarrow')
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from parquet_files import encoded, features_of, images, write
 
 import dataset
@@ -150,6 +153,25 @@ def test_the_column_of_images_is_found(tmp_path):
         assert data.items.no_classes == 'as no column is called label'
 
 
+@pytest.mark.parametrize('kind', ['texts', 'structs', 'some'])
+def test_a_cache_of_images_that_lie_beside_knows_them(tmp_path, kind):
+    (tmp_path / 'set').mkdir()
+    contents = images(4)
+    for i, content in enumerate(contents):
+        (tmp_path / 'set' / f'{i}.png').write_bytes(content)
+    paths = [f'{i}.png' for i in range(4)]
+    column = {
+        'texts': paths,
+        'structs': pa.array([{'bytes': None, 'path': path} for path in paths]),
+        'some': pa.array([{'bytes': contents[0] if path == '0.png' else None, 'path': path} for path in paths]),
+    }[kind]
+    items = parquet_reader.Parquet(str(write(tmp_path / 'set' / 'a.parquet', image=column)), ['a.parquet'], '')
+    before = items.identity()
+    assert items.identity() == before
+    os.utime(tmp_path / 'set' / '2.png', (1, 1))
+    assert items.identity()['files'] != before['files']
+
+
 @pytest.mark.parametrize(
     'label, classes',
     [
@@ -190,7 +212,13 @@ REFUSED = {
     'gone': ({'image': ['a.png', 'b.png']}, r'a\.parquet, row 0 cannot be decoded .*No such file'),
     'unlabelled': ({'image': images(9), 'label': [0] * 8 + [None]}, 'row 8 has no label, but others have one'),
     'negative': ({'image': images(9), 'label': [0] * 8 + [-1]}, 'row 8 has the label -1: count labels from 0'),
-    'floats': ({'image': images(2), 'label': [0.5, 1]}, r'the labels are float64 \[2\]'),
+    'floats': ({'image': images(2), 'label': [0.5, 1]}, r'a\.parquet: the labels are float64 \[2\]'),
+    'lists': ({'image': images(2), 'label': [[0, 1], [2]]}, r'a\.parquet: the labels are of type list: they'),
+    'dates': ({'image': images(2), 'label': [date.min, date.max]}, 'the labels are of type date: they must be'),
+    'texts of classes': (
+        {'image': features_of(images(2)), 'label': ['ant', 'bee'], 'classes': CLASSES},
+        'the labels are of type str: they must be numbers of classes',
+    ),
     'outside': ({'image': features_of(images(9)), 'label': [2] * 8 + [3], 'classes': CLASSES}, 'row 8 has the label 3'),
     'withheld among others': (
         {'image': features_of(images(9)), 'label': [2] * 8 + [-1], 'classes': CLASSES},
@@ -233,6 +261,27 @@ def test_files_that_differ_are_refused(tmp_path):
         write(tmp_path / 'set' / 'b.parquet', **columns)
         with pytest.raises(DataError, match=f'b.parquet {phrase}'):
             dataset.load(str(tmp_path / 'set'), '', 8)
+
+
+def test_labels_of_several_types_are_refused(tmp_path):
+    write(tmp_path / 'a.parquet', image=images(2), label=[0, 1])
+    write(tmp_path / 'b.parquet', image=images(2), label=['0', 'ant'])
+    with pytest.raises(DataError, match='the labels are of type int and str: they must be integers or texts'):
+        dataset.load(str(tmp_path), '', 8)
+
+
+def test_files_and_row_groups_without_rows_are_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet_reader, 'LOOKED_AT', 2)
+    write(tmp_path / 'a.parquet', file=pa.array([], pa.string()))  # not known to be paths
+    table = pa.table({'file': ['x/a.png'] * 3})
+    with pq.ParquetWriter(tmp_path / 'b.parquet', table.schema) as writer:
+        for part in (table[:0], table[:1], table[:0], table[1:]):
+            writer.write_table(part)
+    (tmp_path / 'x').mkdir()
+    (tmp_path / 'x' / 'a.png').write_bytes(images(1)[0])
+    data = dataset.Images(parquet_reader.Parquet(str(tmp_path), ['a.parquet', 'b.parquet'], ''), None, 3, [], 8)
+    assert len(data) == 3 and data.items.looked_at == [0, 1, 2] and data.items.name(2) == 'b.parquet, row 2'
+    assert torch.equal(loader.decode_all(data)[0], expected('PNG')[:1].expand(3, -1, -1, -1))
 
 
 def test_a_row_group_too_large_for_a_worker_is_refused(tmp_path, monkeypatch):
@@ -295,6 +344,15 @@ def test_other_layouts(tmp_path, caplog):
     data = dataset.load(str(tmp_path / 'c'), '', 8)
     first = ['part-2.snappy.parquet', 'part-10.snappy.parquet']
     assert data.items.files == [*first, 'test_images.parquet', 'trained.parquet']
+
+
+@pytest.mark.parametrize('train, test', [('digits-train', 'digits-test'), ('x_train', 'x_val'), ('train1/a', 'val1/a')])
+def test_names_that_only_hint_at_splits_are_refused(tmp_path, train, test):
+    for name in (train, test):
+        write(tmp_path / f'{name}.parquet', image=images(2))
+    with pytest.raises(DataError, match='seems to hold the splits t.* and .*: name one file, or put each into a fold'):
+        dataset.load(str(tmp_path), '', 8)
+    assert len(dataset.load(str(tmp_path / f'{train}.parquet'), '', 8)) == 2
 
 
 def test_a_run_takes_labels_by_name_and_the_test_split_of_its_set(tmp_path, cli, monkeypatch):

@@ -152,13 +152,14 @@ def test_new_classes_come_last_while_there_is_room(run, tmp_path):
     assert load(tmp_path / 'run')['config']['class_names'] == [*SHADES, '0']
 
 
+@pytest.mark.parametrize('above', [[], ['.']])
 @pytest.mark.parametrize('separator', ['/', '\\'])
-def test_a_zip_keeps_its_classes(tmp_path, separator):
+def test_a_zip_keeps_its_classes(tmp_path, separator, above):
     folder = folder_of(tmp_path / 'set', {'cat': 20, 'dog': 200})
     with zipfile.ZipFile(tmp_path / 'set.zip', 'w') as archive:
         for path in folder.rglob('*.png'):
-            archive.writestr(separator.join(path.relative_to(folder).parts), path.read_bytes())
-        archive.writestr(separator.join(['cat', '.hidden', 'a.png']), b'')
+            archive.writestr(separator.join([*above, *path.relative_to(folder).parts]), path.read_bytes())
+        archive.writestr(separator.join([*above, 'cat', '.hidden', 'a.png']), b'')
     data = dataset.load(str(tmp_path / 'set.zip'), '', 8)
     assert len(data) == 4 and data.classes == ['cat', 'dog'] and shades_by_label(data) == {0: 20, 1: 200}
 

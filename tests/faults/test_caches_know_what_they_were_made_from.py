@@ -195,6 +195,8 @@ def test_a_classifier_and_the_statistics_by_it(here, cli):
     status, _, error = cli(*argv, '--test_dataset=test')
     lines = [line for line in error.splitlines() if ' was made ' in line]
     assert status == 0 and len(lines) == 2, error
+    error_of_test = cli(*argv, '--test_dataset=test', '--split=test')[2]
+    assert 'building it from the 6 images of test' in error_of_test
     assert 'was made with test images from 4 files, not 6: training a classifier on 12 images' in lines[0]
     assert 'was made with weights_hash ' in lines[1] and 'building it from the 12 images of train' in lines[1]
     assert 'reads' in error and 'of 6 test images as labelled' in error
