@@ -10,7 +10,7 @@ from dataset import loader
 from draw import picture, walk
 from draw.inference import Inference
 from draw.noise import of_images
-from run import build, files, hardware, inputs, labels, progress
+from run import build, hardware, inputs, labels, progress
 from run.config import replace
 from run.errors import UsageError
 from run.events import note
@@ -31,11 +31,11 @@ def figure(config, net, step, interrupted=lambda: False):
     """
     if build.is_points(config):
         raise UsageError(f'--figure={config.figure} is of images: for points, --sample draws figure.png')
-    out = config.out or os.path.join(run_folder(config), 'figures')
-    files.check_folder(out)
     drawn = FIGURES[config.figure](config, net, interrupted)
     if interrupted():
         return
+    out = config.out or os.path.join(run_folder(config), 'figures')
+    os.makedirs(out, exist_ok=True)
     path = os.path.join(out, f'{config.figure}.png')
     picture.save(path, drawn)
     note(config, run_folder(config), step, images={f'figure/{config.figure}': drawn})
