@@ -9,7 +9,7 @@ SOURCES = import numpy as np; from dataset import load, loader; \
     np.savez('$(PICTURES)/8x8', arr_0=x); \
     np.savez('$(PICTURES)/4x4', arr_0=x.float().reshape(8, 4, 2, 4, 2, 1).mean((2, 4)).round().byte())
 # One stamp for each set of requirements: a changed list makes the environment stale; a shared VENV is not rebuilt.
-STAMP = $(VENV)/.made-from-$(shell cat requirements*.txt | sha256sum | cut -c1-16)
+STAMP = $(VENV)/.made-from-$(shell cat requirements*.txt | cksum | tr -d ' ')
 
 # What runs a network in the browser, and the digest that the npm registry gives of it.
 ORT = onnxruntime-web-1.30.0
@@ -52,7 +52,8 @@ $(VENDOR)/$(ORT):
 	rm -rf $(VENDOR)
 	mkdir -p $(VENDOR)
 	curl --fail --silent --show-error --location --output $(VENDOR)/ort.tgz https://registry.npmjs.org/onnxruntime-web/-/$(ORT).tgz
-	echo "$(ORT_SHA512)  $(VENDOR)/ort.tgz" | sha512sum --check --quiet
+	$(PYTHON) -c "import hashlib, sys; found = hashlib.sha512(open('$(VENDOR)/ort.tgz', 'rb').read()).hexdigest(); \
+	    sys.exit(None if found == '$(ORT_SHA512)' else '$(ORT) is not what the registry says')"
 	tar -xzf $(VENDOR)/ort.tgz -C $(VENDOR) --strip-components=2 \
 	    package/dist/ort.wasm.bundle.min.mjs package/dist/ort-wasm-simd-threaded.wasm
 	rm $(VENDOR)/ort.tgz

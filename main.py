@@ -185,6 +185,8 @@ def configuration():
     """
     undecided = {'channels': 3, 'class_names': [], 'moments': None}
     values = {flag.config_key: FLAGS[flag.name].value for flag in declared()}
+    # bash leaves the ~ of --logdir=~/run as it is.
+    values |= {key: os.path.expanduser(value) for key, value in values.items() if isinstance(value, str)}
     given = {flag.config_key: ORIGINS.get(flag.name, '') for flag in declared() if FLAGS[flag.name].present}
     return SimpleNamespace(**values, **undecided), given
 

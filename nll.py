@@ -98,8 +98,9 @@ def _batches(config, data, size, share):
 
 
 def _report(config, record, terms):
+    error = '' if record['standard_error'] is None else f' +- {record["standard_error"]:.4f}'
     print(
-        f'Model({config.weights.upper()}): {record["bits_per_dim"]:.4f} +- {record["standard_error"]:.4f} bits/dim: '
+        f'Model({config.weights.upper()}): {record["bits_per_dim"]:.4f}{error} bits/dim: '
         f'L_T {record["L_T"]:.5f}, L_1 to L_T-1 {record["L_1_to_T-1"]:.4f}, L_0 {record["L_0"]:.4f}'
     )
     how = 'every term' if record['nll_steps'] == terms else f'an estimate from {record["nll_steps"]} terms an image'
@@ -165,12 +166,15 @@ class Bound:
             all_sum(sums)
 
     def result(self):
-        """Return (means over images in bits/dim and the standard error of the total, arrays by timestep or image)."""
+        """Return (means over images in bits/dim and the standard error of the total, arrays by timestep or image).
+
+        One image alone has no standard error: it is None.
+        """
         n = len(self.totals)
         terms = self.terms / n
         return {
             'bits_per_dim': self.totals.mean().item(),
-            'standard_error': self.totals.std().item() / n**0.5,
+            'standard_error': self.totals.std().item() / n**0.5 if n > 1 else None,
             'L_T': self.prior.mean().item(),
             'L_1_to_T-1': terms[1:].sum().item(),
             'L_0': terms[0].item(),

@@ -371,6 +371,9 @@ class Run:
             raise checkpoint.CheckpointError(
                 f'{self.path} cannot go on with {", ".join(wrong)}: choose another --logdir'
             )
+        before, now = stored.get('dataset', self.config.dataset), self.config.dataset
+        if before != now and not stored.get('import_ckpt'):
+            logging.warning('%s was trained on --dataset=%s and goes on with %s', self.path, before, now)
         self.config.class_names = stored.get('class_names')
         self.config.import_ckpt = stored.get('import_ckpt', '')  # where its weights came from
         checkpoint.load_weights(self.net, state['net_model'], self.path)

@@ -21,7 +21,8 @@ from PIL import Image
 
 from dataset.decode import GREY_MODES, Refused, bits, decode, eight_bits, shown_size
 
-EXTENSIONS = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
+EXTENSIONS = ('.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
+UNREAD = ('.heic', '.heif', '.avif', '.jxl', '.jp2', '.svg', '.psd', '.tga', '.dng', '.cr2', '.cr3', '.nef', '.arw')
 FORMATS = ('PNG', 'JPEG', 'BMP', 'GIF', 'WEBP', 'TIFF', 'PPM')  # for others, such as EPS, Pillow starts programs
 FILE_BYTES, PIXELS = 2**28, 2**26  # limits for an image: decoding takes a few times as much memory
 HEADERS, LOOKED_AT = 4096, 64  # the most images that a survey opens and decodes
@@ -68,8 +69,9 @@ class LMDB:
 class ImageFiles:
     """The items (PIL image, label) of a folder or zip with any nesting; the first folder level is the class.
 
-    `classes` is in natural order. If an image lies in no folder, `classes` is empty and every label is 0. names: those
-    of the files of a folder, None for a zip.
+    A folder that only wraps the folders of classes, as zips often have one, does not count. `classes` is in natural
+    order. If an image lies in no folder, `classes` is empty and every label is 0. names: those of the files of a
+    folder, None for a zip.
 
     Raise DataError if there is no image, or the zip cannot be read.
     """
@@ -80,7 +82,10 @@ class ImageFiles:
         self.names = self._images(self._unhidden() if self._is_zip else names)
         if not self.names:
             raise DataError(f'no images in {path}: expected files ending in {" ".join(EXTENSIONS)}')
-        tops = [unicodedata.normalize('NFC', top) if below else '' for top, *below in map(self._parts, self.names)]
+        folders = [self._parts(name)[:-1] for name in self.names]
+        wrapped = len(os.path.commonprefix(folders))
+        depth = wrapped if all(len(within) > wrapped for within in folders) else 0
+        tops = [unicodedata.normalize('NFC', ''.join(within[depth : depth + 1])) for within in folders]
         self.classes = sorted(set(tops), key=natural) if all(tops) else []
         stray = any(tops) and not all(tops)
         self.no_classes = f'as {self.names[tops.index("")]} lies in no folder' if stray else ''
@@ -134,6 +139,9 @@ class ImageFiles:
             images.append(name)
         if grids:
             logging.info('%s: leaving out %s, a picture of the images beside it', self.path, ', '.join(grids))
+        if unread := sorted(name for name in names if name.lower().endswith(UNREAD)):
+            text = '%s: leaving out %d files of formats that are not read, such as %s: convert them to PNG or JPEG'
+            logging.warning(text, self.path, len(unread), unread[0])
         return images
 
     def identity(self):

@@ -117,8 +117,6 @@ def _scores_table(scores):
         known = {key: value for key, value in record.items() if key.startswith(figures) and value is not None}
         values = ', '.join(f'{key} {value:.4g}' for key, value in known.items())
         how = [', '.join(f'{key} {record[key]}' for key in column if key in record) for column in COLUMNS]
-        of = [
-            str(record.get(key, '')) for key in ('step', 'weights', 'n')
-        ]  # pytorch-ddpm's records tell the step alone
+        of = [str(record.get(key, '')) for key in ('step', 'weights', 'n')]  # pytorch-ddpm writes the step alone
         lines.append(f'| {" | ".join([*of, values, *how])} |')
     return '\n'.join(lines)

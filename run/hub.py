@@ -39,7 +39,7 @@ class Address(NamedTuple):
 
 def parse(text):
     """Return the `Address` of a text as in `GRAMMAR`, with `PREFIX` or without. Raise UsageError if it is none."""
-    found = ADDRESS.fullmatch(text.removeprefix(PREFIX).removeprefix('//'))
+    found = ADDRESS.fullmatch(re.sub('^//(datasets/)?', '', text.removeprefix(PREFIX)))  # as the Hub's own tools write
     repo, revision, path = found.groups('') if found else ('', '', '')
     if {'', '.', '..'} & set(f'{repo}/{path}'.removesuffix('/').split('/')) or path == '/':
         raise UsageError(f'{text} is no address on the Hub: write {GRAMMAR}')

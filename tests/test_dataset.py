@@ -248,6 +248,26 @@ def test_images_in_the_root_have_no_labels_and_hidden_files_are_no_images(tmp_pa
     assert len(dataset.load(str(tmp_path / '.hidden.png'), '', 8)) == 1  # it is named itself
 
 
+def test_a_folder_around_those_of_the_classes_is_no_class(tmp_path):
+    folder = tmp_path / 'set'
+    for name in ('photos/cat/a.png', 'photos/cat/young/b.png', 'photos/dog/c.png'):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (8, 8)).save(folder / name)
+    for path in (folder, zip_of(folder, tmp_path / 'set.zip')):
+        images = dataset.load(str(path), '', 8)
+        assert images.classes == ['cat', 'dog'] and [images[i][1] for i in range(3)] == [0, 0, 1]
+    Image.new('RGB', (8, 8)).save(folder / 'photos' / 'd.png')
+    assert dataset.load(str(folder), '', 8).classes == ['photos']
+
+
+def test_files_of_formats_that_are_not_read_are_counted(tmp_path, caplog):
+    for name in ('a.jfif', 'b.jpe', 'c.HEIC', 'd.avif', 'notes.txt'):
+        Image.new('RGB', (8, 8)).save(tmp_path / name, format='JPEG')
+    for path in (tmp_path, zip_of(tmp_path, tmp_path.with_suffix('.zip'))):
+        assert len(dataset.load(str(path), '', 8)) == 2
+        assert f'{path}: leaving out 2 files of formats that are not read, such as c.HEIC' in caplog.text
+
+
 # --- what cannot be read
 
 

@@ -185,6 +185,7 @@ def test_addresses():
     for text, address in (
         ('hf:google/ddpm-cifar10-32', ('google/ddpm-cifar10-32', None, '')),
         ('hf://a/b@v1/', ('a/b', 'v1', '')),
+        ('hf://datasets/a/b@v1', ('a/b', 'v1', '')),
         ('a/b@refs/pr/3/x/y.pt', ('a/b', 'refs/pr/3', 'x/y.pt')),
         ('hf:a/b/unet', ('a/b', None, 'unet')),
         ('hf:a/b@refs/convert/parquet/all/train', ('a/b', 'refs/convert/parquet', 'all/train')),

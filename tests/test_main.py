@@ -171,6 +171,13 @@ def test_data_that_cannot_be_read(tmp_path, cli):
     assert not (tmp_path / 'run').exists()
 
 
+def test_a_home_folder_is_the_users(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setenv('USERPROFILE', str(tmp_path))  # on Windows
+    config = config_of(*TINY, '--logdir=~/run', '--labels=a~b')
+    assert config.logdir == os.path.join(str(tmp_path), 'run') and config.labels == 'a~b'
+
+
 def test_nothing_to_sample_from(tmp_path, cli):
     assert f'no checkpoint at {tmp_path}/ckpt.pt' in fails(cli, '--sample', f'--logdir={tmp_path}')
     assert 'no checkpoint at a.pt' in fails(cli, '--sample', '--ckpt=a.pt')

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 
 import numpy as np
 import pytest
@@ -98,6 +99,13 @@ def test_fewer_terms_the_other_split_and_a_shorter_chain(runs, cli):
     assert len(np.load(runs / 'fixed' / 'nll.npz')['t']) == 4
     status, out, _ = cli(*argv, '--sample_steps=1')
     assert status == 0 and '1 steps, every term' in out and 'L_1 to L_T-1 0.0000' in out
+
+
+def test_one_image_has_no_standard_error(runs, cli, folder_of_images):
+    data = f'--dataset={folder_of_images}', f'--test_dataset={folder_of_images / "cat" / "0.png"}', '--channels=1'
+    status, out, error = cli('--nll', f'--logdir={runs / "fixed"}', *data)
+    assert status == 0 and re.search(r'Model\(EMA\): [\d.]+ bits/dim: L_T', out) and 'WARNING' not in error
+    assert last_record(runs / 'fixed')['standard_error'] is None
 
 
 def test_labels_count(runs, cli):

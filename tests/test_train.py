@@ -45,6 +45,15 @@ def test_a_resumed_run_draws_as_many_previews_as_it_is_told(tmp_path, cli):
     assert len(set(sizes)) == 3
 
 
+def test_a_run_that_goes_on_with_another_data_set_says_so(tmp_path, cli, folder_of_images):
+    argv = [*TINY, '--train', '--channels=1', f'--logdir={tmp_path / "run"}']
+    assert cli(*argv)[0] == 0
+    said = f'ckpt.pt was trained on --dataset=digits and goes on with {folder_of_images}'
+    for steps, count in ((6, 1), (8, 0)):
+        status, _, error = cli(*argv, f'--dataset={folder_of_images}', f'--total_steps={steps}')
+        assert status == 0 and error.count(said) == count
+
+
 def test_its_flagfile_repeats_the_run(tmp_path, cli):
     assert cli(*TINY, '--train', f'--logdir={tmp_path / "a"}', '--seed=3', '--norandom_flip')[0] == 0
     assert cli(f'--flagfile={tmp_path / "a" / "flagfile.txt"}', '--train', f'--logdir={tmp_path / "b"}')[0] == 0
