@@ -43,9 +43,10 @@ def _apply(model, x_t, t, y):
 class Guidance(nn.Module):
     """w * out(x_t, t, y) + (1 - w) * weaker(x_t, t, y), in which `weaker` knows no label or is a weaker network.
 
-    It wraps a network and is called like one: model(x_t, t, y) -> out. x_0 and eps are linear in the output at a given
-    x_t, so guidance acts alike on every parameterisation. w = 1 is the network alone, w = 0 the weaker one alone. A
-    learned variance, in the channels beyond those of x_t, is not extrapolated but taken from the network.
+    It wraps a network and is called like one: model(x_t, t, y) -> out. x_0 and eps are affine in the output at a given
+    x_t, and the weights add up to 1, so guidance acts alike on every parameterisation. w = 1 is the network alone, w = 0
+    the weaker one alone. At any other w a learned variance, in the channels beyond those of x_t, is not extrapolated
+    but taken from the network.
 
     null_label: the y that means no label. The weaker output is that of the network for it, from one pass of twice the
     batch (classifier-free guidance: Ho and Salimans 2022, eq. 6, whose w is one less); y = None, no label for the whole
@@ -72,9 +73,11 @@ class Guidance(nn.Module):
         else:
             out, weaker = _apply(self.model, x_t, t, y), _apply(self.guide, x_t, t, y)
         guided = self.w * out + (1 - self.w) * weaker
-        if inside is not None:
-            guided = torch.where(inside.view(-1, *[1] * (x_t.ndim - 1)), guided, out)
-        return torch.cat([guided[:, : x_t.shape[1]], out[:, x_t.shape[1] :]], dim=1)
+        if self.w:
+            guided = torch.cat([guided[:, : x_t.shape[1]], out[:, x_t.shape[1] :]], dim=1)
+        if inside is None:
+            return guided
+        return torch.where(inside.view(-1, *[1] * (x_t.ndim - 1)), guided, out)
 
 
 class GaussianDiffusionTrainer(nn.Module):

@@ -65,6 +65,16 @@ def test_an_interval_guides_its_own_timesteps_alone_and_the_variance_is_the_netw
     assert torch.equal(out[:, 1:], net(X, t, Y)[:, 1:])
 
 
+@pytest.mark.parametrize('guide', [None, network(0.2, channels=2)])
+def test_what_a_weight_of_0_gives_does_not_depend_on_the_batch(guide):
+    net, t = network(0.9, channels=2), torch.tensor([0, 9, 4, 5])
+    guidance = Guidance(net, 0, null_label=7, guided=torch.arange(T) > 4, guide=guide)
+    one_by_one = [guidance(X[i : i + 1], t[i : i + 1], Y[i : i + 1]) for i in range(4)]
+    assert torch.equal(guidance(X, t, Y), torch.cat(one_by_one))
+    weaker = guide(X, t, Y) if guide else net(X, t)
+    assert torch.equal(torch.cat(one_by_one)[[1, 3]], weaker[[1, 3]])  # the variance, too, is of the weaker one
+
+
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
     """Train networks that draw something: two with labels, one without, and some that do not fit the first."""
