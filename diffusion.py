@@ -43,10 +43,10 @@ def _apply(model, x_t, t, y):
 class Guidance(nn.Module):
     """w * out(x_t, t, y) + (1 - w) * weaker(x_t, t, y), in which `weaker` knows no label or is a weaker network.
 
-    It wraps a network and is called like one: model(x_t, t, y) -> out. x_0 and eps are affine in the output at a given
-    x_t, and the weights add up to 1, so guidance acts alike on every parameterisation. w = 1 is the network alone, w = 0
-    the weaker one alone. At any other w a learned variance, in the channels beyond those of x_t, is not extrapolated
-    but taken from the network.
+    It wraps a network and is called like one: model(x_t, t, y) -> out. At a given x_t both x_0 and eps are affine in
+    the output, and the weights add up to 1, so guidance acts alike on every parameterisation. w = 1 is the network
+    alone, w = 0 the weaker one alone. At any other w a learned variance, in the channels beyond those of x_t, is not
+    extrapolated but taken from the network.
 
     null_label: the y that means no label. The weaker output is that of the network for it, from one pass of twice the
     batch (classifier-free guidance: Ho and Salimans 2022, eq. 6, whose w is one less); y = None, no label for the whole
@@ -132,7 +132,7 @@ class GaussianDiffusionTrainer(nn.Module):
             self.register_buffer(name, table.float(), persistent=False)
 
     def draw(self, shape, device, dtype=None):
-        """Draw t, int64 [B], then eps ~ N(0, I), float32 of this shape [B, ...], in the same order as pytorch-ddpm."""
+        """Draw t, int64 [B], then eps ~ N(0, I) of this shape [B, ...] and dtype, in the same order as pytorch-ddpm."""
         B = shape[0]
         t = self.t_sampler.draw((B + 1) // 2 if self.antithetic_t else B, device)
         if self.antithetic_t:
@@ -146,8 +146,11 @@ class GaussianDiffusionTrainer(nn.Module):
     def forward(self, x_0, y=None, t=None, eps=None):
         """|target - out|^2 (paper eq. 14 for epsilon) or another of `LOSSES`, unreduced, in the shape of x_0.
 
-        x_0: [B, ...] in [-1, 1]. y: int64 labels [B] or None. t, eps: by default drawn by `draw`.
+        x_0: [B, ...] in [-1, 1]. y: int64 labels [B] or None. t, eps: by default drawn by `draw`. Raise
+        ValueError if one of the two is missing.
         """
+        if (t is None) != (eps is None):
+            raise ValueError('t and eps go together: give both or neither')
         if t is None:
             t, eps = self.draw(x_0.shape, x_0.device, x_0.dtype)
         x_t = extract(self.sqrt_alphas_bar, t, x_0.shape) * x_0

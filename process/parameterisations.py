@@ -30,7 +30,8 @@ class Parameterisation(nn.Module):
     eps_scale: divides the predicted eps in the inverse, and 1.005 or so makes up for its errors being carried along a
     trajectory (Ning et al. 2024, "Elucidating the exposure bias").
 
-    Raise ValueError if there is a t without an inverse in float32, for example with epsilon if alphas_bar is 0.
+    Raise ValueError if there is a t without an inverse in float32. If alphas_bar is 0, epsilon has none, and with an
+    eps_scale other than 1 nothing has.
     """
 
     def __init__(self, mean_type, alphas_bar, eps_scale=1.0):
@@ -42,9 +43,10 @@ class Parameterisation(nn.Module):
         if eps_scale != 1:  # x_0 = (x_t - sigma eps / eps_scale) / alpha, with the eps of the x_0 so far
             inverse = inverse / eps_scale + torch.stack([torch.zeros_like(alpha), (1 - 1 / eps_scale) / alpha])
         if not inverse.float().isfinite().all():
+            scaled, without = ('', '') if eps_scale == 1 else (f'eps_scale {eps_scale} with ', ' without eps_scale')
             raise ValueError(
-                f'mean_type {mean_type} gives no x_0 if alphas_bar falls to {alphas_bar.min():.3g}: '
-                'choose a schedule whose last beta is below 1, or mean_type v or xstart'
+                f'{scaled}mean_type {mean_type} gives no x_0 if alphas_bar falls to {alphas_bar.min():.3g}: '
+                f'choose a schedule that ends in less noise, or mean_type v or xstart{without}'
             )
         self.inverse = inverse  # float64 [2, T]: x_0 = inverse[0, t] out + inverse[1, t] x_t
         for name, table in zip(('a', 'b', 'from_out', 'from_x_t'), (a, b, *inverse), strict=True):

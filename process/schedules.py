@@ -56,7 +56,7 @@ def make_betas(schedule, beta_1, beta_T, T):
 
     Latent diffusion's "linear" is `quad` here and its "sqrt_linear" is `linear`. cosine and jsd depend only on T.
 
-    Raise ValueError if T < 1, a beta is outside (0, 1], or the image is lost (beta = 1) before the last step.
+    Raise ValueError if T < 1, a beta is outside (0, 1], or the image is lost (alphas_bar = 0) before the last step.
     """
     if T < 1:
         raise ValueError(f'T must be at least 1, not {T}')
@@ -64,14 +64,17 @@ def make_betas(schedule, beta_1, beta_T, T):
         if not 0 < beta <= 1:
             raise ValueError(f'{name} must be in (0, 1], not {beta}')
     betas = SCHEDULES[known('schedule', schedule, SCHEDULES)](beta_1, beta_T, T)
-    if betas[0] < 1e-15 or (1 - betas[:-1]).prod() == 0:
-        raise ValueError(f'schedule {schedule} from {beta_1} to {beta_T} must start above 1e-15 and reach 1 only at T')
+    if betas[0] < 1e-15 or not (1 - betas[:-1]).prod() > 0:  # NaN if a schedule divides by it
+        raise ValueError(
+            f'schedule {schedule} from {beta_1} to {beta_T} must start above 1e-15, '
+            f'and alphas_bar may be 0 only at T = {T}'
+        )
     return betas
 
 
 def _logsnr(alphas_bar, S):
     snr = torch.logit(alphas_bar).numpy()  # log(alpha^2 / sigma^2), falling
-    snr = snr[np.isfinite(snr)]
+    snr = snr[np.isfinite(snr)] if len(snr) > 1 else np.zeros(1)  # the last may be -inf, noise alone
     return np.interp(np.linspace(snr[-1], snr[0], S), snr[::-1], np.arange(len(snr))[::-1]).round()
 
 

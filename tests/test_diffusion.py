@@ -429,6 +429,27 @@ def test_jsd_with_epsilon_is_refused_and_v_and_xstart_are_not():
     for mean_type in ('v', 'xstart', 'xprev'):
         sampler = GaussianDiffusionSampler(dummy, *BETAS, T, mean_type=mean_type, schedule='jsd')
         assert last_state(sampler, torch.zeros(1, 3, 4, 4)).isfinite().all()
+        with pytest.raises(ValueError, match=f'eps_scale 1.01 with mean_type {mean_type} .* without eps_scale'):
+            GaussianDiffusionSampler(dummy, *BETAS, T, mean_type=mean_type, schedule='jsd', eps_scale=1.01)
+
+
+def test_what_ends_in_too_little_of_the_image_is_refused_for_that():
+    with pytest.raises(ValueError, match='alphas_bar falls to 5.13e-82: choose a schedule that ends in less noise'):
+        GaussianDiffusionSampler(None, *BETAS, 18500)  # no beta is near 1
+    for schedule in ('linear', 'linear_zero_snr'):
+        with pytest.raises(ValueError, match='alphas_bar may be 0 only at T = 100000'):
+            make_betas(schedule, *BETAS, 100_000)
+
+
+def test_a_single_step_that_leaves_noise_alone():
+    for spacing in SPACINGS:
+        assert make_timesteps(torch.zeros(1, dtype=torch.float64), 1, spacing) == [0]
+
+
+def test_noise_is_not_ignored_without_its_timesteps():
+    x_0 = torch.zeros(2, 3, 4, 4)
+    with pytest.raises(ValueError, match='t and eps go together'):
+        GaussianDiffusionTrainer(dummy, *BETAS, T)(x_0, eps=x_0)
 
 
 @pytest.mark.parametrize(
