@@ -134,6 +134,9 @@ def draw(config, net, indices, interrupted=lambda: False, observe=lambda t, x_t,
     size = max(1, min(config.sample_batch_size or batch_that_fits(config, sampler), len(indices)))
     chunks = [indices[i : i + size] for i in range(0, len(indices), size)]
     calls = edit.calls(sampler, config)
+    if edit.operator and config.resample > 1 and calls <= config.jump:
+        why = '--resample=%d changes nothing in %d steps of --jump=%d: take a lower --jump or more steps'
+        logging.warning(why, config.resample, calls, config.jump)
     compiling.compile_if_it_pays(model, config, len(indices) * calls)
     if len(sampler.timesteps) < config.sample_steps:
         left = len(sampler.timesteps)

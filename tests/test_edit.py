@@ -102,7 +102,7 @@ def test_a_mask_is_a_file_or_one_file_per_image(edit):
 
 
 def test_an_image_depends_on_its_number_alone_and_is_not_made_twice(edit):
-    flags = '--edit=inpaint', '--mask=box', '--variants=3', '--resample=2'
+    flags = '--edit=inpaint', '--mask=box', '--variants=3', '--resample=2', '--jump=4'
     whole, _ = edit(*flags)
     os.remove('out/000004.png')
     again, out = edit(*flags, '--sample_batch_size=2')
@@ -112,6 +112,13 @@ def test_an_image_depends_on_its_number_alone_and_is_not_made_twice(edit):
     save('images', IMAGES[::-1])
     assert 'held samples of other edit' in edit(*flags)[1]
     assert edit(*flags, '--sample')[1].count('held samples of other') == 2  # each verb sets the other's aside
+
+
+def test_a_walk_too_short_to_go_back_is_said(edit, logdir, cli):
+    argv = '--images=images', f'--logdir={logdir / "grey"}', '--edit=inpaint', '--mask=half', '--resample=2'  # T = 8
+    for jump, said in ((8, 1), (7, 0)):
+        status, _, error = cli(*argv, f'--jump={jump}', f'--out=out{jump}')
+        assert status == 0 and error.count('--resample=2 changes nothing in 8 steps of --jump=8') == said
 
 
 def test_a_weak_variation_stays_near_and_begins_at_its_share_of_T(edit, logdir, monkeypatch):
