@@ -223,7 +223,7 @@ class GaussianDiffusionSampler(nn.Module):
 
         Without data_moments it is z (Algorithm 2), which is right if the last alphas_bar is close to 0. If it is not,
         pass data_moments: the state then has the mean of q(x_T) and the variance of each of its elements. Among normals
-        with independent elements, this one has the least E KL(q(x_T) || p(x_T)).
+        with independent elements, this one has the least E KL(q(x_T | x_0) || p(x_T)), the mean of L_T.
         """
         if self.data_moments is None:
             return z
@@ -242,7 +242,8 @@ class GaussianDiffusionSampler(nn.Module):
         """Return mean, in the shape of x_t, and log variance [B, 1, 1, 1] of q(x_s | x_t, x_0) (paper eq. 6-7).
 
         DDIM eq. 7 gives both below eta = 1. t: int64 [B], timesteps of this sampler; s is the timestep below t. The
-        step to the image has variance 0; its log variance is copied from the step above, as in pytorch-ddpm.
+        step to the image has variance 0; its log variance is copied from the step above, as in pytorch-ddpm, and is
+        log(1 - ab_t) if there is none.
         """
         c0, cx, log_variance = (extract(self.columns[i], t, x_t.shape) for i in (0, 1, 3))
         return c0 * x_0 + cx * x_t, log_variance
@@ -329,7 +330,9 @@ class GaussianDiffusionSampler(nn.Module):
 
         t is the number of noisings in x_t: from that of the second timestep to that of the last. x_0, [B, C, H, W] in
         [-1, 1], is taken for the state of timestep 0, which it almost is (as improved-diffusion's reverse loop does).
-        A trajectory with eta = 0 leads back to x_0, more closely the more steps there are, by the order of the solver.
+        A trajectory with eta = 0 leads back almost to x_0, more closely the more steps there are. The error of the two
+        walks falls with the order of the solver, but not faster than the second without a corrector, because the last
+        step up is of order 1.
 
         Raise ValueError if timestep 0 is the only one.
         """

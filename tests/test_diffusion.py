@@ -1,6 +1,8 @@
 """Compare the tables and chains of diffusion.py with pytorch-ddpm, closed forms and diffusers' schedulers."""
 
+import re
 from collections import deque
+from pathlib import Path
 
 import diffusers
 import numpy as np
@@ -322,6 +324,11 @@ def test_spacings_are_those_of_the_papers():
     assert make_timesteps(of_T(1000), 10, 'quad') == [int(s) for s in np.linspace(0, np.sqrt(800), 10) ** 2]
     assert make_timesteps(of_T(1000), 5, 'quad_full') == [round(999 * (i / 4) ** 2) for i in range(5)]
     assert make_timesteps(of_T(10), [7, 0, 3]) == [0, 3, 7]
+    page = (Path(__file__).parents[1] / 'docs' / 'sampling.md').read_text(encoding='utf-8')
+    told = dict(re.findall(r'^\| `(\w+)` \| ([\d, ]+\d)', page, re.MULTILINE))
+    assert len(told) == 5
+    for spacing, timesteps in told.items():
+        assert make_timesteps(of_T(1000), 5, spacing) == [int(t) for t in timesteps.split(', ')]
 
 
 @pytest.mark.parametrize('schedule', ['linear', 'cosine', 'jsd'])
