@@ -232,11 +232,10 @@ class GaussianDiffusionSampler(nn.Module):
 
     def start_moments(self):
         """Return the mean and variance of each element of what `start` makes, in the shapes of data_moments or []."""
-        alphas_bar = self.alphas_bar[self.timesteps[-1]].float().to(self.columns.device)
         if self.data_moments is None:
-            return torch.zeros_like(alphas_bar), torch.ones_like(alphas_bar)
-        mean, std = self.data_moments
-        return alphas_bar.sqrt() * mean, 1 - alphas_bar + alphas_bar * std**2
+            return self.columns.new_tensor([0.0, 1.0]).unbind()
+        alphas_bar, (mean, std) = self.alphas_bar[self.timesteps[-1]].item(), self.data_moments
+        return alphas_bar**0.5 * mean, 1 - alphas_bar + alphas_bar * std**2
 
     def q_mean_variance(self, x_0, x_t, t):
         """Return mean, in the shape of x_t, and log variance [B, 1, 1, 1] of q(x_s | x_t, x_0) (paper eq. 6-7).

@@ -8,7 +8,7 @@ import torch
 def normal_kl(mean_1, log_var_1, mean_2, log_var_2):
     """KL(N(mean_1, var_1) || N(mean_2, var_2)) for each element, in nats; the arguments broadcast."""
     ratio = log_var_1 - log_var_2
-    return 0.5 * (ratio.exp() - 1 - ratio + (mean_1 - mean_2) ** 2 * torch.exp(-log_var_2))
+    return 0.5 * (torch.expm1(ratio) - ratio + (mean_1 - mean_2) ** 2 * torch.exp(-log_var_2))
 
 
 def discretised_log_likelihood(x_0, mean, log_var):
@@ -46,6 +46,6 @@ def variational_term(chain, x_0, x_t, t, out):
 
 def prior_term(chain, x_0):
     """L_T = KL(q(x_T | x_0) || p(x_T)) (paper eq. 5) for each pixel, in bits, in the shape of x_0."""
-    alphas_bar = chain.alphas_bar[chain.timesteps[-1]].float().to(x_0.device)
+    alphas_bar = chain.alphas_bar[chain.timesteps[-1]].item()
     mean, variance = chain.start_moments()
-    return normal_kl(alphas_bar.sqrt() * x_0, (1 - alphas_bar).log(), mean, variance.log()) / math.log(2)
+    return normal_kl(alphas_bar**0.5 * x_0, math.log1p(-alphas_bar), mean, variance.log()) / math.log(2)

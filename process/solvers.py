@@ -59,7 +59,7 @@ def posterior_table(alphas_bar, timesteps, eta, var_type):
     """Return `step_table` and log variances, float64 [S, 6] of (c0, cx, std, log sigma^2, a, b): log std^2 = a + b v.
 
     The step to the image adds no noise; its variance serves only the likelihood (paper eq. 13). Its sigma, and with it
-    a fixed std, is copied from the step before, as in pytorch-ddpm and the authors' code, or is beta's if there is none.
+    a fixed std, is copied from the step before, as in pytorch-ddpm and the authors' code, or beta's if there is none.
     """
     var_type = VAR_TYPES[known('var_type', var_type, VAR_TYPES)]
     ab_t, ab_s = ends(alphas_bar, timesteps)

@@ -117,6 +117,19 @@ def test_terms_equal_reference(reference_net, monkeypatch, var_type, clip):
     torch.testing.assert_close(prior, arrays['prior_bpd'], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize('moments', [None, (0.2, 0.4)])
+def test_the_prior_term_of_a_chain_that_hardly_noises(moments):
+    x_0 = torch.linspace(-1, 1, 8, dtype=torch.float64).view(1, 2, 2, 2)
+    data = moments and torch.tensor(moments)[:, None, None, None].expand(2, 2, 2, 2)
+    mean, std = moments or (0, None)
+    beta = 1e-6  # in float32, 1 - alphas_bar is off by 5%
+    variance = 1 - beta + beta if std is None else beta + (1 - beta) * std**2
+    distance = ((1 - beta) ** 0.5 * (x_0 - mean)) ** 2
+    expected = 0.5 * (beta / variance - 1 - math.log(beta / variance) + distance / variance) / math.log(2)
+    sampler = GaussianDiffusionSampler(None, beta, beta, 1, data_moments=data)
+    torch.testing.assert_close(prior_term(sampler, x_0.float()), expected.float(), rtol=1e-5, atol=1e-6)
+
+
 # --- a Gaussian data set, whose best denoiser is linear
 
 
