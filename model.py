@@ -17,36 +17,38 @@ from torch.nn import functional as F
 from torch.nn import init
 
 
-def _interleaved_table(T, ch):
+def _interleaved(t, ch):
     frequencies = torch.exp(-torch.arange(0, ch, 2) / ch * math.log(10000))
-    angles = torch.arange(T).float()[:, None] * frequencies  # [T, ch / 2]
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).view(T, ch)
+    angles = t[:, None] * frequencies  # [B, ch / 2]
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
 
 
-def _concatenated_table(T, ch):
-    frequencies = torch.exp(torch.arange(ch // 2) * (-math.log(10000) / (ch // 2 - 1)))
-    angles = torch.arange(T).float()[:, None] * frequencies  # [T, ch / 2]
+def sinusoidal(t, dim):
+    """Return [sin(w_i t)..., cos(w_i t)...] with w_i = 10000^(-i / (dim / 2 - 1)): t float [B] -> [B, dim]."""
+    half = dim // 2
+    frequencies = torch.exp(torch.arange(half, device=t.device) * (-math.log(10000) / (half - 1)))
+    angles = t[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 class Arch(NamedTuple):
     """Holds the four choices in which pytorch-ddpm's network and the authors' differ.
 
-    time_table: the function (T, ch) -> [T, ch] that gives the sinusoidal embeddings of the timesteps. norm_eps: the
-    epsilon of every GroupNorm. pad_all_sides: whether a convolution of stride 2 pads all four sides; if not, it pads
+    embed: the function (t, ch) -> [B, ch] that gives the sinusoidal embeddings of timesteps [B]. norm_eps: the epsilon
+    of every GroupNorm. pad_all_sides: whether a convolution of stride 2 pads all four sides; if not, it pads
     the right and the bottom, as TensorFlow's SAME does. attn_gain: the gain of the initial weights of the last
     projection in each attention block.
     """
 
-    time_table: Callable
+    embed: Callable
     norm_eps: float
     pad_all_sides: bool
     attn_gain: float
 
 
 ARCHS = {
-    'pytorch_ddpm': Arch(_interleaved_table, 1e-5, True, 1.0),
-    'official': Arch(_concatenated_table, 1e-6, False, 1e-5),
+    'pytorch_ddpm': Arch(_interleaved, 1e-5, True, 1.0),
+    'official': Arch(sinusoidal, 1e-6, False, 1e-5),
 }
 
 
@@ -238,10 +240,10 @@ class UNet(nn.Module):
         refuse((arch not in ARCHS, f'arch must be one of {", ".join(ARCHS)}, not {arch}'))
         check_levels(ch, ch_mult, img_channels, img_size)
         _check_blocks(ch_mult, attn, num_res_blocks, dropout)
-        time_table, norm_eps, pad_all_sides, attn_gain = ARCHS[arch]
+        embed, norm_eps, pad_all_sides, attn_gain = ARCHS[arch]
 
         tdim = ch * 4
-        self.time_embedding = TimeEmbedding(time_table(T, ch), tdim)
+        self.time_embedding = TimeEmbedding(embed(torch.arange(T).float(), ch), tdim)
         self.head = nn.Conv2d(img_channels, ch, 3, padding=1)
 
         self.downblocks = nn.ModuleList()

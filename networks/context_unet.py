@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model import check_levels, labels_or_none, sides
+from model import check_levels, labels_or_none, sides, sinusoidal
 
 
 class GELUConvBlock(nn.Sequential):
@@ -63,14 +63,6 @@ class UpBlock(nn.Module):
 
     def forward(self, x, skip):
         return self.main(torch.cat([x, skip], dim=1))
-
-
-def sinusoidal(t, dim):
-    """Return [sin(w_i t)..., cos(w_i t)...] with w_i = 10000^(-i / (dim / 2 - 1)): t float [B] -> [B, dim]."""
-    half = dim // 2
-    frequencies = torch.exp(torch.arange(half, device=t.device) * (-math.log(10000) / (half - 1)))
-    angles = t[:, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 class EmbedBlock(nn.Sequential):
