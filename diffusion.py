@@ -127,7 +127,7 @@ class GaussianDiffusionTrainer(nn.Module):
         for name, table in (
             ('sqrt_alphas_bar', alphas_bar.sqrt()),
             ('sqrt_one_minus_alphas_bar', (1 - alphas_bar).sqrt()),
-            ('snr_table', alphas_bar / (1 - alphas_bar)),
+            ('snr', alphas_bar / (1 - alphas_bar)),
         ):
             self.register_buffer(name, table.float(), persistent=False)
 
@@ -138,10 +138,6 @@ class GaussianDiffusionTrainer(nn.Module):
         if self.antithetic_t:
             t = torch.cat([t, self.T - 1 - t])[:B]
         return t, torch.randn(shape, device=device, dtype=dtype)
-
-    def snr(self, t, x_shape):
-        """alphas_bar_t / (1 - alphas_bar_t), the signal-to-noise ratio of x_t, in the shape that `extract` gives."""
-        return extract(self.snr_table, t, x_shape)
 
     def forward(self, x_0, y=None, t=None, eps=None):
         """|target - out|^2 (paper eq. 14 for epsilon) or another of `LOSSES`, unreduced, in the shape of x_0.
@@ -289,7 +285,6 @@ class GaussianDiffusionSampler(nn.Module):
     def _steps(self, timesteps):
         return solver_steps(self.alphas_bar, timesteps, self.eta, self.var_type, self.order, self.corrector)
 
-    @torch.no_grad()
     def trajectory(self, x_T, y=None, start=None, stop=0, noise=standard_normal, project=None):
         """Walk p from x_T to x_0 (Algorithm 2) and yield (t, x_t, x0_hat) after each step.
 
@@ -318,12 +313,10 @@ class GaussianDiffusionSampler(nn.Module):
         route = zip(chain, [0, *(t + 1 for t in chain)], self._steps(chain), strict=False)
         return [part for part in route if part[0] >= stop][::-1]
 
-    @torch.no_grad()
     def walk(self, x_T, y=None, start=None, stop=0, noise=standard_normal, project=None):
         """Walk as `trajectory` does, and yield each step as `Taken`, with all that it was made of."""
         yield from self._follow(self.route(start, stop), x_T, y, noise, project)
 
-    @torch.no_grad()
     def encode(self, x_0, y=None):
         """Walk the ODE of eta = 0 from x_0 to its code x_T, and yield (t, x_t, x0_hat) after each step.
 
@@ -342,6 +335,7 @@ class GaussianDiffusionSampler(nn.Module):
         for taken in self._follow(list(zip(chain, [t + 1 for t in chain[1:]], steps, strict=False)), x_0, y):
             yield taken.s, taken.x_s, taken.x0_hats[0]
 
+    @torch.no_grad()
     def _follow(self, route, x_t, y, noise=None, project=None):
         """Take the steps of a route, as `route` returns it, and yield each as `Taken`."""
         x0_hats = deque(maxlen=len(route[0][-1].c))  # the newest first

@@ -169,5 +169,6 @@ def _check(flags, net):
         if broken:
             raise ValueError(f'diffusers cannot represent this model: {why}')
     table = net.state_dict()[f'{TIME_TABLE}.weight'].cpu()
-    if not torch.allclose(table, ARCHS[flags['arch']].embed(torch.arange(len(table)).float(), table.shape[1]), atol=1e-3):
+    wanted = ARCHS[flags['arch']].embed(torch.arange(len(table)).float(), table.shape[1])
+    if not torch.allclose(table, wanted, atol=1e-3):
         raise ValueError(f'diffusers cannot represent this model: its time table is not that of --arch={flags["arch"]}')

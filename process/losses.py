@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from process.bound import variational_term
+from process.parameterisations import extract
 
 
 def _mse(trainer, x_0, x_t, t, out, target):
@@ -29,7 +30,7 @@ def _hybrid(trainer, x_0, x_t, t, out, target):
 
 def _min_snr(trainer, x_0, x_t, t, out, target):
     x0_hat = trainer.parameterisation.to_x0(out, x_t, t)
-    return trainer.snr(t, x_0.shape).clamp(max=trainer.min_snr_gamma) * (x_0 - x0_hat) ** 2
+    return extract(trainer.snr, t, x_0.shape).clamp(max=trainer.min_snr_gamma) * (x_0 - x0_hat) ** 2
 
 
 class Loss(NamedTuple):

@@ -5,6 +5,7 @@ Each comes from a registry of named functions. The keys are the choices of --sch
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 
 def _warmup(beta_1, beta_T, T, fraction):
@@ -27,8 +28,12 @@ def _zero_snr(betas):
     alpha = (1 - betas).cumprod(0).sqrt()
     ends = alpha[0], alpha[-1]
     alpha = (alpha - ends[1]) * ends[0] / (ends[0] - ends[1]).clamp(min=1e-300)  # from the same first value to 0
-    alphas_bar = alpha**2
-    return 1 - alphas_bar / torch.cat([torch.ones_like(alphas_bar[:1]), alphas_bar[:-1]])
+    return betas_of(alpha**2)
+
+
+def betas_of(alphas_bar):
+    """Return the variance of x_t given x_s for each step of a chain, 1 - ab_t / ab_s; the image has alphas_bar 1."""
+    return 1 - alphas_bar / F.pad(alphas_bar[:-1], (1, 0), value=1.0)
 
 
 # name -> function of (beta_1, beta_T, T) that returns float64 betas [T].

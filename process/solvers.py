@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from process.schedules import known
+from process.schedules import betas_of, known
 
 
 class VarType(NamedTuple):
@@ -63,8 +63,7 @@ def posterior_table(alphas_bar, timesteps, eta, var_type):
     """
     var_type = VAR_TYPES[known('var_type', var_type, VAR_TYPES)]
     ab_t, ab_s = ends(alphas_bar, timesteps)
-    beta = 1 - ab_t / ab_s
-    beta_t = (1 - alphas_bar / F.pad(alphas_bar[:-1], (1, 0), value=1.0))[torch.as_tensor(list(timesteps))]
+    beta, beta_t = betas_of(ab_t), betas_of(alphas_bar)[torch.as_tensor(list(timesteps))]
     sigma = eta * ((1 - ab_s) / (1 - ab_t) * beta).sqrt()
     cx = ((1 - ab_s - sigma**2).clamp(min=0) / (1 - ab_t)).sqrt()
     c0 = ab_s.sqrt() - ab_t.sqrt() * cx
