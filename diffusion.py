@@ -11,8 +11,8 @@ step (process/solvers.py): `x_s = cx x_t + c_0 m_0 + c_1 m_1 + ... + std z`. m_0
 x0_hat of the step before. A learned variance needs two numbers more: `log std^2 = a + b v`, where v is the second half
 of the network's channels.
 
-Tables are computed in float64 on the CPU and stay there. Steps look values up by t in float32 copies, which are buffers
-and move with the module, because some devices have no float64.
+Tables are computed in float64 on the CPU and stay there. A step has its row from them. What is looked up by t comes
+from float32 copies, which are buffers and move with the module, because some devices have no float64.
 """
 
 from collections import deque
@@ -163,8 +163,8 @@ class GaussianDiffusionSampler(nn.Module):
     `spacing` (see `spacing_for`), or the timesteps themselves. eta: in [0, 1]. order: a key of `SOLVERS`, the number of
     x0_hats that a step is made of; corrector: whether each x0_hat also corrects the step that led to it. eps_scale: as
     in `Parameterisation`. clip_denoised: clip each x0_hat to [-1, 1] as the official code does; it has no effect with
-    xprev, where the output is the mean itself. data_moments: the mean and standard deviation of x_0, a tensor [2, ...],
-    which `start` uses.
+    xprev, where the output is the mean of a step of the full chain. data_moments: the mean and standard deviation of
+    x_0, a tensor [2, ...], which `start` uses.
 
     Raise ValueError as `make_betas`, `Parameterisation`, `make_timesteps` and `solver_steps` do, if eta is outside
     [0, 1], and if there are fewer steps than a step of this order is made of.

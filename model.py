@@ -215,7 +215,7 @@ class UNet(nn.Module):
     num_classes: the number of classes if the network takes labels y int64 [B]. The embedding of a label is added to
         that of the time. y = num_classes, or y = None, means no label.
     head_dim: the number of channels of each attention head; 0 makes one head of all channels. It must divide the
-        channels of every level with attention.
+        channels of every level with attention, and those of the last level, which the middle has.
 
     Raise ValueError if the arguments do not fit together.
     """

@@ -74,9 +74,10 @@ class Uniform(nn.Module):
 class LossAware(nn.Module):
     """t ~ p_t, proportional to sqrt(E[L_t^2]), each loss weighted by 1 / (T p_t) (Nichol and Dhariwal 2021, eq. 18).
 
-    The weighted mean estimates the same mean as uniform t does, with less variance. E[L_t^2] is a running mean over
-    about the last `window` losses at t. Until every t has had `window` losses, p_t is uniform; after that, a share
-    `floor` of p_t is uniform. Everything stays on the device. A resumed run needs the buffers.
+    The weighted mean estimates the same mean as uniform t does, with less variance as far as E[L_t^2] is known: a
+    running mean over about the last `window` losses at t stands for it. Until every t has had `window` losses, p_t is
+    uniform; after that, a share `floor` of p_t is uniform. Everything stays on the device. A resumed run needs the
+    buffers.
     """
 
     def __init__(self, T, window=10, floor=1e-3):
