@@ -32,7 +32,7 @@ def denoise(config, sampler, x, y, noise, interrupted, observe=lambda t, x_t, x0
             if interrupted():
                 return None
             t, x_t = s, x_s
-    if not x_t.isfinite().all():
+    if (~x_t.isfinite()).any():
         raise FloatingPointError(
             'what the network draws with these flags is not finite: try --precision=fp32, or --guidance and '
             '--eps_scale nearer to 1'

@@ -20,8 +20,6 @@ def check(config, training=False, drawing=True):
     for key, value in vars(config).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f'{key} must be finite, not {value}')
-        if isinstance(value, str) and value.encode(errors='replace').decode() != value:
-            raise ValueError(f'--{key}={ascii(value)[1:-1]} is not UTF-8, and is kept in text files: rename it')
     if unknown := set(config.metrics) - set(METRICS):  # a checkpoint may name one that this program does not have
         raise ValueError(f'there is no metric {unknown.pop()}: --metrics takes some of {" ".join(METRICS)}')
     if training or config.eval or config.nll or config.figure:

@@ -15,7 +15,7 @@ from playwright.sync_api import sync_playwright
 COLOURS = 256  # of a picture, which is then a third of the size
 # name -> query, name of a button to press or None, and size and colours of the browser
 PICTURES = {
-    'page': ('ckpt=DIGITS/ckpt.pt&order=2&eta=0&sample_steps=20&walk=denoise12', None, 1700, 'light'),
+    'page': ('ckpt=DIGITS/ckpt.pt&order=2&eta=0&sample_steps=20&walk=denoise12', None, 1790, 'light'),
     'page_points': ('ckpt=S_CURVE/ckpt.pt&walk=denoise60', None, 960, 'dark'),
     'page_compare': ('ckpt=DIGITS/ckpt.pt&view=compare', 'Draw both from one noise', 1120, 'light'),
 }

@@ -347,7 +347,7 @@ def test_images_and_statistics_check_only_what_they_use(here, cli):
     for mode in (['--stats'], ['--eval', '--images=drawn.npz']):
         status, _, error = cli(*TINY, *unusable, CLASSIFIER, *mode)
         assert status == 0, error
-        assert cli(*TINY, *unusable, CLASSIFIER, *mode, '--sample')[0] == 2
+        assert cli(*TINY, *unusable, CLASSIFIER, *mode, '--train')[0] == 2
     status, _, error = cli('--eval', '--images=drawn.npz', '--net=point_mlp', '--dataset=moons')
     assert status == 1 and '--net=point_mlp is of points' in one_line(error)
 

@@ -206,6 +206,6 @@ def test_statistics_are_kept_by_the_address(tmp_path, monkeypatch):
 
 def test_the_card_names_the_data_set():
     config = config_of('--dataset=hf:me/digits@v1', '--export=diffusers')
-    metadata = card._metadata(config, 'run', [{'FID': 3.0, 'n': 9}])
+    metadata = card._metadata(config, 'run', [{'FID': 3.0, 'n': 9, 'weights': 'ema'}])
     assert metadata['datasets'] == ['me/digits']
     assert metadata['model-index'][0]['results'][0]['dataset'] == {'type': 'me/digits', 'name': 'me/digits'}

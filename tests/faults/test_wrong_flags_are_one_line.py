@@ -52,7 +52,6 @@ USAGE = [
     (['--figure=spiral'], 'figure'),
     (['--train', '--seed=-1'], 'seed'),
     (['--train', '--lr=nan'], 'lr must be finite'),
-    (['--train', '--dataset=digits\udcff'], r'--dataset=digits\udcff is not UTF-8'),
     (['--train', '--grad_clip=inf'], 'grad_clip must be finite'),
     (['--train', '--beta_1=nan'], 'beta_1'),
     (['--train', '--loader_timeout=-1'], 'loader_timeout'),
