@@ -126,6 +126,7 @@ def evaluate_images(config, given):
     lacking = [name for need in absent for name in score.that_need(need, config.metrics)]
     if lacking and not has_images:
         raise score.ScoreError(f'{config.images} holds statistics, but --metrics={",".join(lacking)} needs the images')
+    images = dataset.read_images(config.images, config.image_channels, config.background) if has_images else None
     feature_net = load_feature_net(config)
     compared = load_statistics(config, feature_net, checked='dataset' in given or not config.fid_cache)
     statistics = score.load_statistics(config.images, feature_net) if is_statistics else None
@@ -134,27 +135,28 @@ def evaluate_images(config, given):
         result['n'], what = statistics.made.get('n'), _describe_source(statistics)
         same = statistics.source is not None and statistics.source == compared.source
     else:
-        result, what = _score_files(config, feature_net, compared, statistics)
+        result, what = _score_files(config, *images, feature_net, compared, statistics)
         same = os.path.realpath(config.images) == (compared.source or {}).get('from')
     if same:
         logging.warning('%s is what it is compared with: a set against itself', config.images)
     return {'images': config.images} | report(config, feature_net, compared, result, what, time.monotonic() - begin)
 
 
-def _score_files(config, feature_net, compared, known=None):
+def _score_files(config, n, stream, feature_net, compared, known=None):
     """Return (scores, description of the images) for images in files. Raises DataError if they cannot be scored.
 
+    n, stream: how many images there are, and batches of them.
     known: statistics that lie beside the images, and whose moments are taken, as guided-diffusion's evaluator does.
     """
     path = config.images
-    n, stream = dataset.read_images(path, config.image_channels, config.background)
     scorer, seen = score.Scorer(feature_net, n, min(10, n), metrics=config.metrics), Seen()
     with progress.bar(desc='scoring', total=n, unit='image') as bar:
         for images in stream:
             try:
                 scorer.update(images)
             except ValueError as error:
-                raise dataset.DataError(f'{path}: {_name(path, scorer.seen)}: {error}') from error
+                remedy = '--img_size and --channels say what to compare with'
+                raise dataset.DataError(f'{path}: {_name(path, scorer.seen)}: {error}: {remedy}') from error
             seen.add(images)
             bar.update(len(images))
     seen.check(path, compared.source or {})
@@ -242,11 +244,12 @@ def report(config, feature_net, compared, result, what, seconds):
 
 
 def build_statistics(config):
-    """--stats: build the statistics of the data set if need be, and print what they were made with.
+    """--stats: build the statistics of the data set if need be, and say what they were made of.
 
     Raises as `load_statistics`.
     """
     if build.is_points(config):
         raise dataset.DataError(f'{config.dataset} is of points, which are scored without --stats: --eval is enough')
-    statistics = load_statistics(config, load_feature_net(config))
-    print(f'{statistics_path(config)}: {statistics.made or "mu and sigma alone"}')
+    feature_net = load_feature_net(config)
+    source = _describe_source(load_statistics(config, feature_net))
+    print(f'{statistics_path(config)}: {source}, {feature_net.protocol} protocol, {feature_net.precision}')

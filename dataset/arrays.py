@@ -234,5 +234,7 @@ def _explained(path, text='cannot be read as arrays of numpy'):
         yield
     except (DataError, MemoryError):
         raise
+    except FileNotFoundError as error:
+        raise DataError(f'no images at {path}: there is no such file') from error
     except Exception as error:  # a broken file can raise nearly anything
         raise DataError(f'{path} {text}: {error}') from error

@@ -39,7 +39,8 @@ def read(path):
         path = fetch(path)
     elif not os.path.exists(path):
         names = ', '.join(PUBLISHED)
-        raise FileNotFoundError(f'{path}: no such file or folder, nor one of {names}; from the Hub: {hub.PREFIX}{path}')
+        address = hub.PREFIX + (path if path.count('/') == 1 else 'OWNER/NAME')
+        raise FileNotFoundError(f'{path}: no such file or folder, nor one of {names}; from the Hub: {address}')
     run = os.path.join(path, 'ckpt.pt')
     if os.path.exists(run) or os.path.exists(previous(run)):
         path = run

@@ -175,7 +175,8 @@ def test_a_run_does_not_say_what_images_are_compared_with(here, cli, monkeypatch
         raise score.ScoreError(f'compared with {config.dataset}')
 
     monkeypatch.setattr(evaluate, 'load_feature_net', reached)
-    argv = ['--eval', '--images=images', run]
+    npz_of(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), here / 'images.npz')
+    argv = ['--eval', '--images=images.npz', run]
     status, _, error = cli(*argv)
     assert status == 2 and 'compared with --dataset, not with that of --logdir' in one_line(error)
     (here / 'flags.txt').write_text('--dataset=digits\n')
@@ -332,7 +333,8 @@ def test_images_that_the_classifier_cannot_take_are_named(here, cli):
     written(here / 'drawn', random_images(12, 8, 8))
     Image.fromarray(random_images(50, 50)).save(here / 'drawn' / 'thumb.png')
     status, _, error = cli(*TINY, '--eval', CLASSIFIER, '--images=drawn')
-    assert status == 1 and 'drawn: thumb.png: the classifier was trained on images (1, 8, 8)' in one_line(error)
+    said = 'drawn: thumb.png: the classifier was trained on images (1, 8, 8), got (1, 50, 50): --img_size'
+    assert status == 1 and said in one_line(error)
 
 
 def test_values_from_0_to_1_as_bytes_are_refused(here, cli):
@@ -406,7 +408,7 @@ def test_where_statistics_are_kept():
     'argv, phrase',
     [
         (['--images=no/such'], 'no images at no/such'),
-        (['--images=no/such.npz'], 'no/such.npz is no npz of images'),
+        (['--images=no/such.npz', '--dataset=few'], 'no images at no/such.npz: there is no such file'),  # said first
         (['--images=one.npz'], 'at least 2 images'),
         (['--images=large.npz'], 'the classifier was trained on images'),
         (['--images=float.npz'], 'arr_0 must be uint8'),

@@ -165,6 +165,7 @@ def test_a_push_commits_the_export_with_its_card(server, main_py, run, tmp_path)
         (['--import_ckpt=hf:digits'], 2, 'hf:digits is no address on the Hub'),
         (['--import_ckpt=hf:me/digits/../other'], 2, 'is no address on the Hub'),
         (['--import_ckpt=me/digits'], 1, 'from the Hub: hf:me/digits'),
+        (['--import_ckpt=digits.pt'], 1, 'from the Hub: hf:OWNER/NAME'),
     ],
 )
 def test_wrong_addresses_and_flags_are_one_line(cli, tmp_path, monkeypatch, flags, status, message):
