@@ -135,7 +135,7 @@ GROUPS = [
     Group('Labels', ('train', 'sample', 'figure'), [
         labels('labels', 'all', 'classes to draw in turn, by name or number, such as cat,dog or 0,1,2'),
         labels('guidance', 1.0, 'weight of the label: 1 conditional, 0 unconditional, more for guidance'),
-        labels('guide_by', '', 'checkpoint of a weaker model that --guidance leads away from, not no label', before=''),
+        labels('guide_by', '', 'weaker checkpoint that --guidance leads away from, in place of no label', before=''),
         labels(
             'guidance_interval',
             '',
