@@ -11,6 +11,13 @@ from absl import flags
 
 from run.config import GROUPS
 
+# how Python and absl begin to say that a value is of another kind -> the kind
+KINDS = {
+    r"\('Non-boolean argument": 'true or false',
+    r'invalid literal for int\(\)': 'a whole number',
+    'could not convert string to float': 'a number',
+}
+
 # Names of flags in other programs -> our flag.
 MEANT = {
     'batchsize': 'batch_size', 'bs': 'batch_size', 'cfg_scale': 'guidance', 'guidance_scale': 'guidance',
@@ -96,7 +103,10 @@ def _parts_of(path, within=()):
 def explain(error, known, origins):
     """Return the message of a flags.Error. For a flag that is not in `known`, suggest the one that may be meant."""
     if not isinstance(error, flags.UnrecognizedFlagError):
-        return str(error)
+        message = str(error)
+        for said, kind in KINDS.items():
+            message = re.sub(f'{said}.*', f'value should be {kind}', message, flags=re.DOTALL)
+        return message
     name = error.flagname
     lower = {other.lower(): other for other in known}
     near = [MEANT.get(name.lower()), *map(lower.get, difflib.get_close_matches(name.lower(), lower, n=2))]

@@ -15,11 +15,10 @@ def chosen(config):
     """
     if not config.num_classes:
         guides = config.guidance != 1 or config.guidance_interval
-        if config.labels != 'all' or (guides and not config.guide_by):
-            raise ValueError(
-                '--labels, --guidance and --guidance_interval need a checkpoint trained with --cond, the latter two or '
-                'a --guide_by'
-            )
+        if config.labels != 'all':
+            raise ValueError('--labels needs a checkpoint trained with --cond')
+        if guides and not config.guide_by:
+            raise ValueError('--guidance and --guidance_interval need a checkpoint trained with --cond, or --guide_by')
         return None
     if config.labels == 'all':
         return range(config.num_classes)
