@@ -249,7 +249,9 @@ def test_real_images_score_better_than_noise(here, cli):
 def test_statistics_against_statistics(here, cli):
     for split in ('train', 'test'):
         status, out, _ = cli(*TINY, '--stats', CLASSIFIER, f'--split={split}')
-        assert status == 0 and f'digits.{split}.classifier.npz' in out
+        assert (
+            status == 0 and f'digits.{split}.classifier.npz: ' in out and f'from digits, {split} split, native' in out
+        )
     status, out, _ = cli(*TINY, '--eval', CLASSIFIER, '--images=stats/digits.test.classifier.npz')
     assert status == 0 and 'FID(classifier):' in out and 'KID(classifier):' in out and 'IS(classifier)' not in out
     status, out, _ = cli(*TINY, '--eval', CLASSIFIER, '--images=stats/digits.train.classifier.npz')
