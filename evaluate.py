@@ -250,6 +250,7 @@ def build_statistics(config):
     """
     if build.is_points(config):
         raise dataset.DataError(f'{config.dataset} is of points, which are scored without --stats: --eval is enough')
-    feature_net = load_feature_net(config)
-    source = _describe_source(load_statistics(config, feature_net))
-    print(f'{statistics_path(config)}: {source}, {feature_net.protocol} protocol, {feature_net.precision}')
+    statistics = load_statistics(config, load_feature_net(config))
+    kinds = {'protocol': '{} protocol', 'precision': '{}'}
+    told = [text.format(statistics.made[key]) for key, text in kinds.items() if key in statistics.made]
+    print(f'{statistics_path(config)}: {", ".join([_describe_source(statistics), *told])}')
