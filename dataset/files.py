@@ -140,8 +140,9 @@ class ImageFiles:
         if grids:
             logging.info('%s: leaving out %s, a picture of the images beside it', self.path, ', '.join(grids))
         if unread := sorted(name for name in names if name.lower().endswith(UNREAD)):
-            text = '%s: leaving out %d files of formats that are not read, such as %s: convert them to PNG or JPEG'
-            logging.warning(text, self.path, len(unread), unread[0])
+            n = f'{len(unread)} file{"s"[: len(unread) != 1]}'
+            text = '%s: leaving out %s of formats that are not read, such as %s: convert to PNG or JPEG'
+            logging.warning(text, self.path, n, unread[0])
         return images
 
     def identity(self):
