@@ -9,7 +9,7 @@ from interop import formats, pipeline
 from interop.hub import fetch
 from interop.published import DDPM, PUBLISHED, download
 from run import build, hub
-from run.checkpoint import CheckpointError, load_weights, previous, refusing_other_forms
+from run.checkpoint import CheckpointError, exists, load_weights, refusing_other_forms
 
 
 class Source(NamedTuple):
@@ -42,7 +42,7 @@ def read(path):
         address = hub.PREFIX + (path if path.count('/') == 1 else 'OWNER/NAME')
         raise FileNotFoundError(f'{path}: no such file or folder, nor one of {names}; from the Hub: {address}')
     run = os.path.join(path, 'ckpt.pt')
-    if os.path.exists(run) or os.path.exists(previous(run)):
+    if exists(run):
         path = run
     with refusing_other_forms(path):
         if os.path.isdir(path):
